@@ -1,0 +1,415 @@
+//! Control messages: what a client may ask and what it is told.
+//!
+//! Plain data. Sizes are bytes, times are nanoseconds since the Unix epoch (`*_ns`) or milliseconds
+//! (`*_ms`) as named. Nothing here is trusted by the daemon because it decoded: ranges are checked in its
+//! `front/convert`.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// A job id as 16 raw bytes (a UUID).
+pub type Id = [u8; 16];
+
+/// The first frame of every stream, client to server.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Start a job. Followed by `Argv` frames, `Env` and `SecretEnv` frames (each kind in order, possibly
+    /// none), then, if `uploads` is set, by [`Upload`] control frames with their `File` frames, and
+    /// [`Upload::End`]. Answered by [`Reply::Accepted`] and then as `after` asks.
+    Submit(Box<Submit>),
+    /// Jobs, newest first. Answered by any number of [`Reply::Jobs`], then the stream ends.
+    List(List),
+    /// One job. Answered by [`Reply::Status`], then `Argv`, `Env` frames (secrets as `***`), then the end.
+    Status(JobRef),
+    /// Output of one job. Answered by `Stdout` and `Stderr` frames, then [`Reply::LogEnd`].
+    Log(Log),
+    /// Ask one job to stop. Answered by [`Reply::Done`].
+    Stop(Stop),
+    /// Wait until one job has ended. Answered by [`Reply::Ended`].
+    Wait(JobRef),
+    /// Read a file or directory below a job's `/work`. Answered by [`Upload`] control frames (the same
+    /// entries as an upload, in the other direction) with their `File` frames, closed by [`Upload::End`].
+    Copy(Copy),
+    /// What the server is. Answered by [`Reply::Node`].
+    Node,
+}
+
+/// A job by its id or a unique prefix of at least four characters (hex digits and dashes, lower case).
+pub type JobRef = String;
+
+/// What a client asks of a new job. Argument list and environment travel as bulk payload beside it.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+pub struct Submit {
+    /// Free text chosen by the user.
+    pub name: Option<String>,
+    /// `key`, `value` pairs in the order given.
+    pub labels: Vec<(String, String)>,
+    /// Working directory inside the job, `/work` when absent.
+    pub workdir: Option<String>,
+    /// User and group inside the job, 1000:1000 when absent.
+    pub user: Option<(u32, u32)>,
+    /// Size of `/work`; the server's default when absent.
+    pub work_bytes: Option<u64>,
+    /// Wall-clock limit.
+    pub timeout_ms: Option<u64>,
+    /// Time between SIGTERM and SIGKILL; the server's default when absent.
+    pub grace_ms: Option<u64>,
+    /// Sum of the sizes of all files that will be uploaded, and whether uploads follow at all.
+    pub uploads: Option<u64>,
+    /// What the stream carries once the job is accepted.
+    pub after: After,
+}
+
+/// What the stream of a submit carries after [`Reply::Accepted`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum After {
+    /// Nothing; it ends.
+    #[default]
+    Detach,
+    /// [`Reply::Ended`] when the job has ended.
+    Wait,
+    /// Its output as `Stdout` and `Stderr` frames, live, then [`Reply::Ended`].
+    Follow,
+}
+
+/// One entry of an upload or of a copied tree. Paths are relative, `/`-separated and have no `..`.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub enum Upload {
+    /// A directory, made if it is not there.
+    Dir {
+        /// Where, relative to `/work`.
+        path: Vec<u8>,
+        /// Permission bits (0o777).
+        mode: u32,
+    },
+    /// A file of exactly `bytes` bytes, which follow as `File` frames.
+    File {
+        /// Where, relative to `/work`.
+        path: Vec<u8>,
+        /// Permission bits (0o777).
+        mode: u32,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A symbolic link, stored as it is and never followed by the server.
+    Symlink {
+        /// Where, relative to `/work`.
+        path: Vec<u8>,
+        /// What it says.
+        target: Vec<u8>,
+    },
+    /// No more entries.
+    End,
+}
+
+/// Which jobs to list.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+pub struct List {
+    /// Only jobs in this state.
+    pub state: Option<State>,
+    /// At most so many; the server has a limit of its own.
+    pub limit: Option<u32>,
+}
+
+/// Which output of a job to send.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The job.
+    pub job: JobRef,
+    /// Which streams.
+    pub streams: Streams,
+    /// Go on until the job has ended; otherwise stop at what is there.
+    pub follow: bool,
+    /// Start at this byte of the selected streams, counted in the order in which they were captured.
+    pub offset: u64,
+    /// Only the last so many lines of what is there now, then whatever follows.
+    pub tail_lines: Option<u64>,
+    /// Only output captured at or after this time.
+    pub since_ns: Option<i64>,
+}
+
+/// Which of a job's two streams.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Streams {
+    /// Standard output and standard error.
+    #[default]
+    All,
+    /// Standard output only.
+    Stdout,
+    /// Standard error only.
+    Stderr,
+}
+
+/// How to stop a job.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The job.
+    pub job: JobRef,
+    /// The first signal: SIGTERM, or SIGINT when a person pressed Ctrl-C.
+    pub signal: StopSignal,
+}
+
+/// The first signal of a stop.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StopSignal {
+    /// SIGTERM.
+    #[default]
+    Term,
+    /// SIGINT.
+    Int,
+}
+
+/// A path below a job's `/work`.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// The job.
+    pub job: JobRef,
+    /// Relative to `/work`; empty for all of it.
+    pub path: Vec<u8>,
+}
+
+/// Control frames, server to client.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The request was refused or failed; nothing else follows.
+    Refused(Refusal),
+    /// The job exists and will run.
+    Accepted {
+        /// Its id.
+        id: Id,
+    },
+    /// Some jobs.
+    Jobs(Vec<Job>),
+    /// One job in full.
+    Status(Box<Job>),
+    /// The job has ended.
+    Ended(Box<Job>),
+    /// All output that was asked for has been sent.
+    LogEnd {
+        /// Bytes the job wrote that were not stored because of a limit.
+        dropped: u64,
+    },
+    /// Done, with the job as it is now.
+    Done(Box<Job>),
+    /// What the server is.
+    Node(Box<Node>),
+}
+
+/// Why a request was refused, for people and for programs.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The kind of refusal; the client's exit code follows from it.
+    pub code: RefusalCode,
+    /// What happened to which object, one line, lower case, no full stop.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// The kinds of refusal.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalCode {
+    /// The request itself makes no sense or is out of range.
+    Invalid,
+    /// No such object.
+    NotFound,
+    /// The certificate's role or name does not allow it.
+    NotPermitted,
+    /// The object is in the wrong state, in use, or ambiguous.
+    Conflict,
+    /// Larger than a limit.
+    TooLarge,
+    /// Not supported by this server.
+    Unsupported,
+    /// A bounded resource is exhausted; the same request may succeed later.
+    Busy,
+    /// The server tried and could not.
+    Failed,
+}
+
+/// State of a job.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Its time has not come.
+    Scheduled,
+    /// Waits for capacity.
+    Queued,
+    /// Its sandbox is being made.
+    Initializing,
+    /// Its command has passed `execve`.
+    Running,
+    /// Asked to stop, still alive.
+    Stopping,
+    /// Exit code 0.
+    Completed,
+    /// Ended in any way not named here.
+    Failed,
+    /// Ended by a stop.
+    Stopped,
+    /// Ended by its timeout.
+    Timeout,
+    /// Ended before it began.
+    Canceled,
+}
+
+/// Everything about one job but its argument list and environment.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Its id.
+    pub id: Id,
+    /// Free text chosen by the user.
+    pub name: Option<String>,
+    /// Common name of the certificate that submitted it.
+    pub owner: String,
+    /// State.
+    pub state: State,
+    /// First line of the command, at most 80 characters, for tables.
+    pub command: String,
+    /// `key`, `value` pairs in the order given.
+    pub labels: Vec<(String, String)>,
+    /// Working directory inside the job.
+    pub workdir: String,
+    /// User and group inside the job.
+    pub user: (u32, u32),
+    /// Size of `/work`.
+    pub work_bytes: u64,
+    /// What `/work` is made of.
+    pub work: Work,
+    /// Wall-clock limit.
+    pub timeout_ms: Option<u64>,
+    /// Time between SIGTERM and SIGKILL.
+    pub grace_ms: u64,
+    /// Every state entered, oldest first.
+    pub transitions: Vec<Transition>,
+    /// Why it ended, when it has.
+    pub outcome: Option<Outcome>,
+    /// Output so far.
+    pub log: LogTotals,
+}
+
+/// What a job's `/work` is made of.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A tmpfs charged to the job.
+    Memory,
+    /// A disk image.
+    Disk,
+}
+
+/// One state entered.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transition {
+    /// Which.
+    pub state: State,
+    /// Wall clock.
+    pub wall_ns: i64,
+    /// Monotonic clock of the host.
+    pub mono_ns: u64,
+}
+
+/// Why and how a job ended.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why.
+    pub reason: Reason,
+    /// Exit code of the command, when it exited.
+    pub exit_code: Option<i32>,
+    /// Signal that ended the command, when one did.
+    pub signal: Option<i32>,
+    /// CPU time of the job in user mode.
+    pub cpu_user_us: u64,
+    /// CPU time of the job in the kernel.
+    pub cpu_system_us: u64,
+    /// From `execve` to the end; zero when the command never started.
+    pub wall_ms: u64,
+    /// From the submit's acceptance to the command's `execve`.
+    pub start_micros: Option<u64>,
+}
+
+/// Why a job ended.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The command exited by itself.
+    Exited,
+    /// A signal that was not ours ended the command.
+    Signaled,
+    /// Its timeout.
+    Timeout,
+    /// Somebody asked for it.
+    Stopped {
+        /// Common name of the one who asked.
+        by: String,
+    },
+    /// Ended before it began.
+    Canceled,
+    /// Its output exceeded `limits.log_bytes` under the policy `stop`.
+    LogLimit,
+    /// Its sandbox could not be made.
+    StartFailed {
+        /// The step that failed.
+        step: String,
+        /// The kernel's error number, 0 when there is none.
+        errno: i32,
+    },
+    /// There is no such command in the job's root.
+    CommandNotFound,
+    /// The command is there but the kernel would not execute it.
+    CommandNotExecutable {
+        /// The kernel's error number.
+        errno: i32,
+    },
+    /// The daemon or its helpers died and the true end is not known.
+    HostLost,
+    /// `joblet down` ended it.
+    DaemonDown,
+}
+
+/// How much output there was. `produced = stored + dropped`, exactly.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogTotals {
+    /// Bytes of standard output in its file.
+    pub stdout_bytes: u64,
+    /// Bytes of standard error in its file.
+    pub stderr_bytes: u64,
+    /// Bytes written by the job and not stored.
+    pub dropped_bytes: u64,
+}
+
+/// What a server is.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Version of the daemon.
+    pub version: String,
+    /// Instance, 8 hex digits.
+    pub instance: String,
+    /// Host name.
+    pub hostname: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Number of shards.
+    pub shards: u32,
+    /// Jobs that have not ended.
+    pub jobs_live: u64,
+    /// The caller as the server sees it: common name.
+    pub you: String,
+    /// The caller's role.
+    pub role: String,
+    /// Size of `/work` in memory, when a submit asks for none.
+    pub work_memory_bytes: u64,
+    /// Nanoseconds from a submit's arrival to the command's `execve`: p50, p99, count since start.
+    pub start_ns: (u64, u64, u64),
+}
+
+macro_rules! control {
+    ($($message:ty),*) => {$(
+        impl $message {
+            /// Reads the message from the archive of a control frame.
+            ///
+            /// # Errors
+            /// [`crate::FrameError::Control`] when the bytes are not a valid archive of this message.
+            pub fn decode(archive: &[u8]) -> Result<Self, crate::FrameError> {
+                rkyv::from_bytes::<Self, rkyv::rancor::Failure>(archive).map_err(|_| crate::FrameError::Control)
+            }
+        }
+    )*};
+}
+control!(Request, Reply, Upload);

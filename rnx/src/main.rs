@@ -1,0 +1,2 @@
+//! rnx binary.
+fn main() {}

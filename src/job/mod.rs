@@ -1,0 +1,20 @@
+//! The vocabulary of jobs: ids, what was asked, states, outcomes, refusals, roles.
+//!
+//! Plain values that every other room may name. No I/O, no clock, no wire types; it names no room but
+//! `limits`.
+
+mod id;
+mod outcome;
+mod refusal;
+mod role;
+mod spec;
+mod state;
+mod view;
+
+pub use id::{IdError, JobId, ShardIndex};
+pub use outcome::{LogTotals, Outcome, Reason};
+pub use refusal::{Refusal, RefusalCode};
+pub use role::{Peer, Role, RoleError};
+pub use spec::{ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, User};
+pub use state::{State, Transition};
+pub use view::{Chunk, JobView, NodeView, WorkKind};

@@ -1,0 +1,116 @@
+//! What was asked of a job, checked and complete: nothing here is optional because it was forgotten.
+
+use std::time::Duration;
+
+/// Bytes that came from a user and need not be text.
+pub type ByteString = Vec<u8>;
+
+/// What the client asked for, after defaults and range checks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Free text chosen by the user.
+    pub name: Option<String>,
+    /// `key`, `value` pairs in the order given.
+    pub labels: Vec<(String, String)>,
+    /// The command and its arguments, never empty, without NUL bytes.
+    pub argv: Vec<ByteString>,
+    /// The user's environment in the order given, later ones win.
+    pub env: Vec<EnvEntry>,
+    /// Working directory, absolute.
+    pub workdir: ByteString,
+    /// User and group inside the job.
+    pub user: User,
+    /// Size of `/work`, bytes.
+    pub work_bytes: u64,
+    /// Wall-clock limit.
+    pub timeout: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// Sum of all file sizes to be uploaded, when uploads follow.
+    pub uploads: Option<u64>,
+}
+
+/// One variable of a job's environment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EnvEntry {
+    /// `[A-Za-z_][A-Za-z0-9_]*`.
+    pub name: String,
+    /// Any bytes but NUL.
+    pub value: ByteString,
+    /// Never shown, logged or stored in clear text.
+    pub is_secret: bool,
+}
+
+impl std::fmt::Debug for EnvEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = if self.is_secret { "***".into() } else { String::from_utf8_lossy(&self.value) };
+        write!(f, "{}={value}", self.name)
+    }
+}
+
+/// User and group inside a job's own user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// User id, below 65,536.
+    pub uid: u32,
+    /// Group id, below 65,536.
+    pub gid: u32,
+}
+
+/// Which of a job's two streams one piece of output is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Which streams a reader wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Streams {
+    /// Both.
+    #[default]
+    All,
+    /// Standard output only.
+    Stdout,
+    /// Standard error only.
+    Stderr,
+}
+
+impl Streams {
+    /// Whether `stream` is wanted.
+    #[must_use]
+    pub const fn includes(self, stream: Stream) -> bool {
+        match self {
+            Self::All => true,
+            Self::Stdout => matches!(stream, Stream::Stdout),
+            Self::Stderr => matches!(stream, Stream::Stderr),
+        }
+    }
+}
+
+/// Which output a reader wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Which streams.
+    pub streams: Streams,
+    /// Go on until the job has ended; otherwise stop at what is there.
+    pub follow: bool,
+    /// Start at this byte of the selected streams, counted in the order of capture.
+    pub offset: u64,
+    /// Only the last so many lines of what is there, then whatever follows.
+    pub tail_lines: Option<u64>,
+    /// Only output captured at or after this time, nanoseconds since the epoch.
+    pub since_ns: Option<i64>,
+}
+
+/// The first signal of a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StopSignal {
+    /// SIGTERM.
+    #[default]
+    Term,
+    /// SIGINT.
+    Int,
+}

@@ -1,0 +1,2 @@
+//! Joblet daemon.
+fn main() {}
