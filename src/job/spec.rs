@@ -114,3 +114,31 @@ pub enum StopSignal {
     /// SIGINT.
     Int,
 }
+
+/// One entry of a tree that is uploaded to or copied from a job's `/work`. Paths are relative to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TreeEntry {
+    /// A directory, made if it is not there.
+    Dir {
+        /// Where.
+        path: ByteString,
+        /// Permission bits, without setuid, setgid and sticky.
+        mode: u32,
+    },
+    /// A file of exactly `bytes` bytes.
+    File {
+        /// Where.
+        path: ByteString,
+        /// Permission bits, without setuid, setgid and sticky.
+        mode: u32,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A symbolic link, stored as it is and never followed.
+    Symlink {
+        /// Where.
+        path: ByteString,
+        /// What it says.
+        target: ByteString,
+    },
+}
