@@ -41,3 +41,10 @@ pub const DISK_RESERVE_DEFAULT: u64 = 1 << 30;
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 8_192;
 
 const _: () = assert!(ARGUMENT_BYTES_MAX < SUBMIT_BYTES_MAX);
+
+// ---- mailbox ----------------------------------------------------------------------------------------
+
+/// Slots of the ring from one shard to another. A caller is refused when so many calls more are backed up.
+pub const MAILBOX_SLOTS: usize = 1_024;
+/// Calls served from one ring before the other rings have their turn.
+pub const MAILBOX_TURN: usize = 256;
