@@ -48,3 +48,39 @@ const _: () = assert!(ARGUMENT_BYTES_MAX < SUBMIT_BYTES_MAX);
 pub const MAILBOX_SLOTS: usize = 1_024;
 /// Calls served from one ring before the other rings have their turn.
 pub const MAILBOX_TURN: usize = 256;
+
+// ---- copies out of /work ----------------------------------------------------------------------------
+
+/// Directories below one another that a copy descends into: one open descriptor each.
+pub const TREE_DEPTH_MAX: usize = 128;
+/// Bytes of a file read at once for a copy.
+pub const COPY_CHUNK_BYTES: usize = 256 << 10;
+/// How long a failed upload waits for the reason why the job's side is gone.
+pub const START_FAILURE_WAIT: Duration = Duration::from_secs(2);
+
+// ---- driver -----------------------------------------------------------------------------------------
+
+/// First and longest pause between tries to start helper processes.
+pub const CREW_RETRY_FIRST: Duration = Duration::from_millis(100);
+/// See [`CREW_RETRY_FIRST`].
+pub const CREW_RETRY_LAST: Duration = Duration::from_secs(5);
+/// First and longest pause while a cgroup empties.
+pub const LEAF_RETRY_FIRST: Duration = Duration::from_millis(1);
+/// See [`LEAF_RETRY_FIRST`].
+pub const LEAF_RETRY_LAST: Duration = Duration::from_millis(100);
+/// Tries to remove a cgroup whose processes are dead.
+pub const LEAF_RETRIES: u32 = 64;
+
+// ---- descriptors ------------------------------------------------------------------------------------
+
+/// Limit of open files that is assumed where the kernel does not tell.
+pub const OPEN_FILES_ASSUMED: u64 = 1_024;
+/// Descriptors of a running job in the daemon: its two pipes.
+pub const DAEMON_FILES_PER_JOB: usize = 2;
+/// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts
+/// in flight (14 each), log files that are open.
+pub const DAEMON_FILES_RESERVE: usize = 4_096;
+/// Descriptors of a running job in its keeper: two pipes, control socket, pidfd.
+pub const KEEPER_FILES_PER_JOB: usize = 4;
+/// Descriptors of a keeper that jobs may not use.
+pub const KEEPER_FILES_RESERVE: usize = 64;

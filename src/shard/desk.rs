@@ -1,0 +1,367 @@
+//! A shard's crews: the helper processes that make and hold its jobs, and how they are replaced.
+//!
+//! ```text
+//! none ─► current ─► retired (its spawner is gone, its keeper holds the jobs it has)
+//!   ▲         │
+//!   └─────────┘ a new crew is started; starts wait for it
+//! ```
+//! A recipe that the spawner never read is made again. The one it was making when it died may have begun,
+//! so that job fails: nothing is ever run twice.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashSet, VecDeque},
+    io,
+    os::fd::AsFd,
+    rc::Rc,
+    time::Instant,
+};
+
+use super::{
+    driver::Shard,
+    effect::{Event, ExecFailure, Exit, ExitStatus, StartFailure},
+};
+use crate::{
+    job::JobId,
+    limits,
+    rt::{self, Notify, Ready},
+    sandbox::{
+        crew::{Crew, CrewError},
+        init,
+        plan::Step,
+        pool::{self, NamespacePool, Namespaces},
+        wire::{EVENT_BYTES, ExitedRecord, KeeperCommand, KeeperEvent, StartedRecord},
+    },
+    sys::scm,
+};
+
+/// The crews of one shard and the namespaces that are ready.
+#[derive(Debug)]
+pub(super) struct Desk {
+    current: RefCell<Option<Rc<Link>>>,
+    /// Crews whose keeper still holds jobs.
+    retired: RefCell<Vec<Rc<Link>>>,
+    pool: RefCell<NamespacePool>,
+    has_changed: Notify,
+    next: Cell<u32>,
+    /// Why there is no crew, when starting one failed.
+    trouble: RefCell<Option<String>>,
+}
+
+/// One crew as the driver sees it.
+#[derive(Debug)]
+pub(super) struct Link {
+    number: u32,
+    crew: Crew,
+    spawner: Ready,
+    keeper: Ready,
+    maker: Ready,
+    /// Recipes the spawner has not answered for, oldest first.
+    pending: RefCell<VecDeque<(JobId, Instant)>>,
+    /// Jobs whose end this keeper will tell.
+    jobs: RefCell<HashSet<JobId>>,
+    is_stuck: Cell<bool>,
+    has_work: Notify,
+}
+
+impl Desk {
+    /// No crew yet; `pool` has the ids that this shard may lease.
+    pub(super) fn new(pool: NamespacePool) -> Self {
+        Self {
+            current: RefCell::default(),
+            retired: RefCell::default(),
+            pool: RefCell::new(pool),
+            has_changed: Notify::default(),
+            next: Cell::new(0),
+            trouble: RefCell::default(),
+        }
+    }
+
+    /// Gives back the host ids of a job that has ended.
+    pub(super) fn free_ids(&self, ids: crate::sandbox::identity::IdRange) {
+        self.pool.borrow_mut().free(ids);
+    }
+
+    /// Kills every helper. Jobs must have ended.
+    pub(super) fn shut_down(&self) {
+        for link in self.current.borrow_mut().take().into_iter().chain(self.retired.borrow_mut().drain(..)) {
+            link.crew.shut_down();
+        }
+    }
+}
+
+impl Link {
+    /// Sends one recipe; the spawner answers for it through the keeper, or dies.
+    pub(super) async fn send_start(&self, id: JobId, start: &crate::sandbox::plan::StartFds<'_>) -> io::Result<()> {
+        loop {
+            match crate::sandbox::plan::send(self.spawner.as_fd(), id, start) {
+                Ok(()) => {
+                    self.pending.borrow_mut().push_back((id, rt::now()));
+                    self.jobs.borrow_mut().insert(id);
+                    self.has_work.notify();
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.spawner.writable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Tells the keeper something. A keeper that does not listen is found dead by its own reader.
+    pub(super) fn command(self: &Rc<Self>, command: KeeperCommand) {
+        match scm::send(self.keeper.as_fd(), &command.encode(), &[]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let link = Rc::clone(self);
+                rt::spawn(async move {
+                    if link.keeper.writable().await.is_ok() {
+                        link.command(command);
+                    }
+                });
+            }
+            Err(error) => tracing::debug!(crew = self.number, %error, "the keeper took no command"),
+        }
+    }
+
+    fn answered(&self, id: JobId) {
+        self.pending.borrow_mut().retain(|(pending, _)| *pending != id);
+    }
+}
+
+impl Shard {
+    /// Puts a crew to work that was started before the shard's thread.
+    ///
+    /// # Errors
+    /// A socket that cannot be watched.
+    pub(super) fn employ(self: &Rc<Self>, crew: Crew) -> io::Result<()> {
+        let number = self.desk.next.replace(self.desk.next.get() + 1);
+        let link = Rc::new(Link {
+            number,
+            spawner: Ready::new(crew.spawner().try_clone_to_owned()?)?,
+            keeper: Ready::new(crew.keeper().try_clone_to_owned()?)?,
+            maker: Ready::new(crew.maker().try_clone_to_owned()?)?,
+            crew,
+            pending: RefCell::default(),
+            jobs: RefCell::default(),
+            is_stuck: Cell::new(false),
+            has_work: Notify::default(),
+        });
+        self.desk.trouble.replace(None);
+        self.desk.current.replace(Some(Rc::clone(&link)));
+        rt::spawn(Rc::clone(self).hear_keeper(Rc::clone(&link)));
+        rt::spawn(Rc::clone(self).hear_maker(Rc::clone(&link)));
+        rt::spawn(Rc::clone(self).watch_spawner(link));
+        self.refill();
+        self.desk.has_changed.notify();
+        Ok(())
+    }
+
+    /// The crew for a new job and fresh namespaces for it. Waits while there are none.
+    pub(super) async fn crew_and_namespaces(self: &Rc<Self>) -> Result<(Rc<Link>, Namespaces), StartFailure> {
+        loop {
+            let link = self.desk.current.borrow().clone();
+            if let Some(link) = link {
+                if let Some(namespaces) = self.desk.pool.borrow_mut().take() {
+                    self.refill();
+                    return Ok((link, namespaces));
+                }
+                if self.desk.pool.borrow().is_exhausted() {
+                    return Err(StartFailure { step: "lease host ids".to_owned(), errno: libc::EAGAIN });
+                }
+            } else if self.desk.trouble.borrow().is_some() {
+                return Err(StartFailure { step: "start helper processes".to_owned(), errno: libc::EAGAIN });
+            }
+            self.desk.has_changed.notified().await;
+        }
+    }
+
+    /// Asks the pool maker for what is missing.
+    fn refill(&self) {
+        let Some(link) = self.desk.current.borrow().clone() else { return };
+        let mut pool = self.desk.pool.borrow_mut();
+        while let Some(ids) = pool.next_request() {
+            if let Err(error) = pool::request(link.maker.as_fd(), ids) {
+                pool.request_failed(ids);
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::warn!(crew = link.number, %error, "the pool maker takes no request");
+                }
+                return;
+            }
+        }
+    }
+
+    async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
+        loop {
+            match pool::receive(link.maker.as_fd()) {
+                Ok(Some(namespaces)) => {
+                    self.desk.pool.borrow_mut().put(namespaces);
+                    self.refill();
+                    self.desk.has_changed.notify();
+                }
+                Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if link.maker.readable().await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(crew = link.number, %error, "namespaces could not be made");
+                    break;
+                }
+            }
+        }
+        self.desk.pool.borrow_mut().forget_requests();
+        self.retire(&link, "its pool maker ended");
+    }
+
+    async fn hear_keeper(self: Rc<Self>, link: Rc<Link>) {
+        let mut buffer = [0; EVENT_BYTES];
+        let mut none = Vec::new();
+        loop {
+            match scm::recv(link.keeper.as_fd(), &mut buffer, &mut none) {
+                Ok(0) => break,
+                Ok(len) => match KeeperEvent::decode(&buffer[..len]) {
+                    Ok(event) => self.on_keeper_event(&link, event),
+                    Err(error) => tracing::error!(crew = link.number, %error, "a keeper's event is malformed"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if link.keeper.readable().await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(crew = link.number, %error, "a keeper cannot be heard");
+                    break;
+                }
+            }
+        }
+        self.on_keeper_lost(&link).await;
+    }
+
+    fn on_keeper_event(self: &Rc<Self>, link: &Rc<Link>, event: KeeperEvent) {
+        match event {
+            KeeperEvent::Ready => {}
+            KeeperEvent::Born { id, pid } => {
+                link.answered(id);
+                if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
+                    body.pid = Some(pid);
+                }
+                self.feed(Event::Born(id));
+            }
+            KeeperEvent::StepFailed { id, step, errno } => {
+                link.answered(id);
+                self.kill(id);
+                self.feed(Event::StepFailed(id, StartFailure { step: Step::name(step).to_owned(), errno }));
+            }
+            KeeperEvent::Started { id, record } => self.feed(Event::Started(id, started(record))),
+            KeeperEvent::Exited { id, record } => self.feed(Event::Exited(id, exited(record))),
+            KeeperEvent::Gone { id } => {
+                link.jobs.borrow_mut().remove(&id);
+                self.feed(Event::Gone(id));
+            }
+            KeeperEvent::SpawnerGone => self.on_spawner_gone(link),
+        }
+    }
+
+    /// All births the spawner had sent have been heard: what is pending now was not made.
+    fn on_spawner_gone(self: &Rc<Self>, link: &Rc<Link>) {
+        self.retire(link, "its spawner ended");
+        let pending: Vec<JobId> = link.pending.borrow_mut().drain(..).map(|(id, _)| id).collect();
+        let mut pending = pending.into_iter();
+        if let Some(begun) = pending.next() {
+            link.jobs.borrow_mut().remove(&begun);
+            self.kill(begun);
+            let (step, errno) = if link.is_stuck.get() { ("spawner stuck in a step", libc::ETIMEDOUT) } else { ("spawner", 0) };
+            self.feed(Event::StepFailed(begun, StartFailure { step: step.to_owned(), errno }));
+        }
+        for id in pending {
+            link.jobs.borrow_mut().remove(&id);
+            self.feed(Event::Unsent(id));
+        }
+    }
+
+    /// Nobody will tell how the jobs of this keeper end: they are killed and end as lost.
+    async fn on_keeper_lost(self: &Rc<Self>, link: &Rc<Link>) {
+        self.retire(link, "its keeper ended");
+        self.desk.retired.borrow_mut().retain(|retired| !Rc::ptr_eq(retired, link));
+        link.pending.borrow_mut().clear();
+        let jobs: Vec<JobId> = link.jobs.borrow_mut().drain().collect();
+        for id in &jobs {
+            self.kill(*id);
+        }
+        for id in jobs {
+            self.wait_until_empty(id).await;
+            self.feed(Event::Orphaned(id));
+        }
+    }
+
+    /// Takes a crew off new work and starts another.
+    fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
+        let is_current = self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, link));
+        if !is_current || self.host.is_going_down() {
+            return;
+        }
+        tracing::warn!(shard = self.index, crew = link.number, why, "a crew is replaced");
+        self.desk.current.replace(None);
+        link.crew.kill_spawner();
+        link.command(KeeperCommand::Exit);
+        self.desk.retired.borrow_mut().push(Rc::clone(link));
+        let shard = Rc::clone(self);
+        rt::spawn(async move { shard.start_crew().await });
+    }
+
+    async fn start_crew(self: Rc<Self>) {
+        let mut pause = limits::CREW_RETRY_FIRST;
+        loop {
+            let host = std::sync::Arc::clone(&self.host);
+            let started: Result<Crew, CrewError> = rt::blocking(move || Crew::start(&host.crew_options())).await;
+            let trouble = match started.map(|crew| self.employ(crew)) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(shard = self.index, error = trouble, "no crew could be started");
+            self.desk.trouble.replace(Some(trouble));
+            self.desk.has_changed.notify();
+            rt::sleep(pause).await;
+            pause = (pause * 2).min(limits::CREW_RETRY_LAST);
+        }
+    }
+
+    /// Ends a spawner that has been in one step for too long.
+    async fn watch_spawner(self: Rc<Self>, link: Rc<Link>) {
+        while self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, &link)) {
+            let oldest = link.pending.borrow().front().map(|(_, since)| *since);
+            let Some(since) = oldest else {
+                link.has_work.notified().await;
+                continue;
+            };
+            if rt::now().saturating_duration_since(since) < limits::SPAWNER_STUCK {
+                rt::sleep_until(since + limits::SPAWNER_STUCK).await;
+                continue;
+            }
+            link.is_stuck.set(true);
+            link.crew.kill_spawner();
+            return;
+        }
+    }
+}
+
+fn started(record: StartedRecord) -> Result<u64, ExecFailure> {
+    let StartedRecord { step, errno, mono_ns } = record;
+    match errno {
+        0 => Ok(mono_ns),
+        libc::ENOENT | libc::ENOTDIR if step == init::STEP_EXEC => Err(ExecFailure::NotFound),
+        _ if step == init::STEP_EXEC => Err(ExecFailure::NotExecutable(errno)),
+        _ => Err(ExecFailure::Step(StartFailure { step: init::step_name(step).to_owned(), errno })),
+    }
+}
+
+fn exited(record: ExitedRecord) -> Exit {
+    let status = if libc::WIFSIGNALED(record.wait_status) {
+        ExitStatus::Signal(libc::WTERMSIG(record.wait_status))
+    } else {
+        ExitStatus::Code(libc::WEXITSTATUS(record.wait_status))
+    };
+    Exit { status, cpu_user_us: record.utime_us, cpu_system_us: record.stime_us }
+}

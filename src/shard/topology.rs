@@ -1,0 +1,375 @@
+//! How the shards come up, what they share, and how they go down together.
+//!
+//! Order matters: what was left by a former daemon goes first, helper processes start before any thread or
+//! key exists, sockets are bound in the order of the shards, then each shard gets its thread and its core.
+
+use std::{
+    io,
+    net::UdpSocket,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    path::PathBuf,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use super::{
+    core::CoreLimits,
+    desk::Desk,
+    driver::{Loads, Shard, ShardParts},
+    handle::{Handle, Settings},
+    journal::JournalWriter,
+    remote::{Call, Remote},
+};
+use crate::{
+    cgroup::{self, CgroupError},
+    config::Config,
+    host::Base,
+    job::{JobView, ShardIndex},
+    limits,
+    log::{LogError, LogRoom, LogSettings},
+    rt::{self, Bell, Ready, RunError, Rx, Sleeper, Tx},
+    sandbox::{
+        crew::{Crew, CrewError, CrewOptions},
+        identity::{IdError, IdRanges},
+        pool::NamespacePool,
+    },
+    store::journal::{self, JournalError},
+};
+
+/// What all shards share, read-only but for its counters.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) shards: usize,
+    pub(super) instance: String,
+    pub(super) hostname: String,
+    pub(super) kernel: String,
+    pub(super) settings: Settings,
+    pub(super) jobs_dir: PathBuf,
+    pub(super) work_dir: PathBuf,
+    pub(super) work_keep: Duration,
+    pub(super) tmp_bytes: u64,
+    pub(super) shm_bytes: u64,
+    /// Every core the daemon may use: what a job sees.
+    pub(super) cpus: Vec<usize>,
+    pub(super) cgroups: cgroup::Tree,
+    pub(super) loads: Loads,
+    crew: CrewOptions,
+    is_going_down: AtomicBool,
+    ready: AtomicUsize,
+}
+
+impl Host {
+    pub(super) const fn crew_options(&self) -> &CrewOptions {
+        &self.crew
+    }
+
+    pub(super) fn is_going_down(&self) -> bool {
+        self.is_going_down.load(Ordering::Relaxed)
+    }
+}
+
+/// Why the shards do not come up.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant says what was tried; the source says why it failed")]
+pub enum StartError {
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("lease host ids")]
+    Ids(#[source] IdError),
+    #[error("start the helper processes of shard {shard}")]
+    Crew {
+        shard: ShardIndex,
+        #[source]
+        source: CrewError,
+    },
+    #[error("read the journal")]
+    Journal(#[source] JournalError),
+    #[error("write the journal {}", .path.display())]
+    JournalFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("watch the file system of {}", .path.display())]
+    Disk {
+        path: PathBuf,
+        #[source]
+        source: LogError,
+    },
+    #[error("make {what}")]
+    Kernel {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("run shard {shard}")]
+    Shard {
+        shard: ShardIndex,
+        #[source]
+        source: RunError,
+    },
+}
+
+/// What the daemon brings to the shards.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// The base directory, locked by the caller.
+    pub base: &'a Base,
+    /// Configuration.
+    pub config: &'a Config,
+    /// One socket a shard, bound in this order.
+    pub sockets: Vec<UdpSocket>,
+    /// Cores the daemon may use, from before anything was pinned.
+    pub cpus: Vec<usize>,
+    /// Readable when a signal that ends the daemon has come.
+    pub signals: OwnedFd,
+    /// Called once when every shard accepts.
+    pub on_ready: fn(),
+}
+
+/// Starts the front of one shard on its thread; ends when the front has closed.
+pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> super::remote::Local<()> + Send + Sync>;
+
+/// Brings the shards up and returns when every job has ended after a signal. The threads of the shards are
+/// left where they are: the caller ends the process.
+///
+/// # Errors
+/// [`StartError`].
+pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
+    let shards = setup.sockets.len();
+    let host = Arc::new(host(&setup, shards)?);
+    let ids = IdRanges::lease(setup.base, &setup.config.ids, shards).map_err(StartError::Ids)?;
+    let crews = start_crews(&host, shards)?;
+    let histories = replay(&setup, shards)?;
+    let mailboxes = mailboxes(shards)?;
+    let (done, is_done) = mpsc::channel();
+    let mut signals = Some(setup.signals);
+    let per_shard = setup.sockets.into_iter().zip(crews).zip(ids).zip(histories).zip(mailboxes);
+    for (index, ((((socket, crew), ids), history), mailbox)) in per_shard.enumerate() {
+        let parts = ThreadParts {
+            index,
+            host: Arc::clone(&host),
+            core: core_limits(setup.config, shards),
+            log: log_settings(setup.base, setup.config, shards),
+            cpu: setup.cpus[index % setup.cpus.len()],
+            mailbox,
+            ids,
+            crew,
+            journal: open_journal(setup.base, index)?,
+            history,
+            socket,
+            front: Arc::clone(&front),
+            signals: signals.take(),
+            on_ready: setup.on_ready,
+        };
+        let done = done.clone();
+        let run = move || {
+            if let Some(result) = parts.run().transpose() {
+                let _ = done.send(result);
+            }
+        };
+        let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(run);
+        thread.map_err(|source| StartError::Kernel { what: "a shard's thread", source })?;
+    }
+    is_done.recv().unwrap_or(Ok(()))
+}
+
+fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
+    let (base, config) = (setup.base, setup.config);
+    let cgroups = cgroup::Tree::open(base.instance())?;
+    let uname = nix::sys::utsname::uname().map_err(|errno| kernel("uname", errno))?;
+    Ok(Host {
+        shards,
+        instance: base.instance().to_string(),
+        hostname: uname.nodename().to_string_lossy().into_owned(),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        settings: Settings {
+            work_memory_bytes: config.limits.work_memory_bytes,
+            work_disk_bytes: config.limits.work_bytes,
+            grace: config.jobs.grace,
+        },
+        jobs_dir: base.jobs(),
+        work_dir: base.work(),
+        work_keep: config.limits.work_keep,
+        tmp_bytes: config.limits.tmp_bytes,
+        shm_bytes: config.limits.shm_bytes,
+        cpus: setup.cpus.clone(),
+        crew: CrewOptions::new(base, &cgroups),
+        cgroups,
+        loads: (0..shards).map(|_| AtomicU32::new(0)).collect(),
+        is_going_down: AtomicBool::new(false),
+        ready: AtomicUsize::new(0),
+    })
+}
+
+fn start_crews(host: &Host, shards: usize) -> Result<Vec<Crew>, StartError> {
+    (0..shards)
+        .map(|shard| Crew::start(&host.crew).map_err(|source| StartError::Crew { shard, source }))
+        .collect()
+}
+
+/// Jobs of former daemons by the shard that owns them now. One that had not ended was lost with its daemon,
+/// and the journal is told so.
+fn replay(setup: &Setup<'_>, shards: usize) -> Result<Vec<Vec<JobView>>, StartError> {
+    let jobs = journal::restore(&setup.base.journal(), setup.config.limits.history_jobs, rt::wall_ns())
+        .map_err(StartError::Journal)?;
+    let mut histories: Vec<Vec<JobView>> = (0..shards).map(|_| Vec::new()).collect();
+    for job in jobs {
+        histories[job.id.owner(shards)].push(job);
+    }
+    Ok(histories)
+}
+
+fn open_journal(base: &Base, index: ShardIndex) -> Result<(OwnedFd, u64), StartError> {
+    let path = base.journal().join(format!("{index}.log"));
+    let open = || -> io::Result<(OwnedFd, u64)> {
+        let file = std::fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
+        let size = file.metadata()?.len();
+        Ok((file.into(), size))
+    };
+    open().map_err(|source| StartError::JournalFile { path: path.clone(), source })
+}
+
+/// One inbound and one outbound end a pair of shards, and a bell each.
+fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
+    let bells: io::Result<Vec<Arc<Bell>>> = (0..shards).map(|_| Bell::new()).collect();
+    let bells = bells.map_err(|source| StartError::Kernel { what: "a mailbox", source })?;
+    let mut boxes: Vec<Mailbox> =
+        bells.iter().map(|bell| Mailbox { bell: Arc::clone(bell), out: Vec::new(), inbound: Vec::new() }).collect();
+    for from in 0..shards {
+        for to in 0..shards {
+            if from == to {
+                boxes[from].out.push(None);
+                continue;
+            }
+            let (tx, rx) = rt::link(limits::MAILBOX_SLOTS, &bells[from], &bells[to]);
+            boxes[from].out.push(Some(tx));
+            boxes[to].inbound.push(rx);
+        }
+    }
+    Ok(boxes)
+}
+
+fn core_limits(config: &Config, shards: usize) -> CoreLimits {
+    CoreLimits {
+        live_jobs_max: live_jobs_max(shards),
+        starts_max: limits::STARTS_IN_FLIGHT_MAX,
+        history_max: config.limits.history_jobs.div_ceil(shards),
+    }
+}
+
+/// How many jobs a shard may hold with the descriptors the daemon and the shard's keeper may have.
+fn live_jobs_max(shards: usize) -> usize {
+    let open_files = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .map_or(limits::OPEN_FILES_ASSUMED, |(soft, _)| soft);
+    let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+    let daemon = open_files.saturating_sub(limits::DAEMON_FILES_RESERVE) / limits::DAEMON_FILES_PER_JOB / shards;
+    let keeper = open_files.saturating_sub(limits::KEEPER_FILES_RESERVE) / limits::KEEPER_FILES_PER_JOB;
+    daemon.min(keeper)
+}
+
+fn kernel(what: &'static str, errno: nix::Error) -> StartError {
+    StartError::Kernel { what, source: errno.into() }
+}
+
+/// One shard's ends of the mailbox.
+struct Mailbox {
+    bell: Arc<Bell>,
+    out: Vec<Option<Tx<Call>>>,
+    inbound: Vec<Rx<Call>>,
+}
+
+/// Everything that goes to a shard's thread.
+struct ThreadParts {
+    index: ShardIndex,
+    host: Arc<Host>,
+    core: CoreLimits,
+    log: LogSettings,
+    cpu: usize,
+    mailbox: Mailbox,
+    ids: IdRanges,
+    crew: Crew,
+    journal: (OwnedFd, u64),
+    history: Vec<JobView>,
+    socket: UdpSocket,
+    front: FrontStart,
+    /// The first shard hears the signals.
+    signals: Option<OwnedFd>,
+    on_ready: fn(),
+}
+
+impl ThreadParts {
+    /// Runs the shard. `None` when another shard says how it ended.
+    fn run(self) -> Result<Option<()>, StartError> {
+        let shard = self.index;
+        let options = rt::Options { cpu: Some(self.cpu), ..rt::Options::default() };
+        rt::run(options, || self.live()).map_err(|source| StartError::Shard { shard, source })?
+    }
+
+    async fn live(self) -> Result<Option<()>, StartError> {
+        let io = |what| move |source| StartError::Kernel { what, source };
+        let sleeper = Sleeper::new(&self.mailbox.bell).map_err(io("a mailbox"))?;
+        let journal_file = rt::File::from_fd(self.journal.0).map_err(io("the journal's file"))?;
+        let log = LogRoom::new(self.log).map_err(|source| StartError::Disk { path: self.host.jobs_dir.clone(), source })?;
+        let shard = Shard::new(ShardParts {
+            index: self.index,
+            host: Arc::clone(&self.host),
+            limits: self.core,
+            remote: Remote::new(self.mailbox.out),
+            desk: Desk::new(NamespacePool::new(self.ids)),
+            log,
+            journal: JournalWriter::new(),
+            history: self.history,
+        });
+        rt::spawn(shard.journal.clone().serve(journal_file, self.journal.1));
+        rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
+        rt::spawn(Rc::clone(&shard).serve_timers());
+        rt::spawn(Rc::clone(&shard).serve_kept());
+        shard.employ(self.crew).map_err(io("a crew's sockets"))?;
+        let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
+        shard.keep_front(front);
+        if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {
+            (self.on_ready)();
+        }
+        let Some(signals) = self.signals else {
+            return std::future::pending().await;
+        };
+        let signals = Ready::new(signals).map_err(io("the signal descriptor"))?;
+        signals.readable().await.map_err(io("the signal descriptor"))?;
+        self.host.is_going_down.store(true, Ordering::Relaxed);
+        shard.end_all().await;
+        Ok(Some(()))
+    }
+}
+
+impl Shard {
+    /// Ends every job of every shard, then every front, then every helper.
+    async fn end_all(self: &Rc<Self>) {
+        let each: Vec<_> = (0..self.shards)
+            .map(|index| {
+                let this = Rc::clone(self);
+                rt::spawn(async move { this.on(index, |shard| Box::pin(shard.end())).await })
+            })
+            .collect();
+        for shard in each {
+            if let Ok(Err(refusal)) = shard.await {
+                tracing::error!(%refusal, "a shard did not go down in order");
+            }
+        }
+    }
+
+    async fn end(self: Rc<Self>) {
+        Rc::clone(&self).shut_down().await;
+        self.close_front().await;
+        self.discard_kept().await;
+        self.desk.shut_down();
+    }
+}
