@@ -1,6 +1,6 @@
 //! Every bound, with its unit and its reason, and how bounds relate.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 // ---- jobs -------------------------------------------------------------------------------------------
 
@@ -84,3 +84,63 @@ pub const DAEMON_FILES_RESERVE: usize = 4_096;
 pub const KEEPER_FILES_PER_JOB: usize = 4;
 /// Descriptors of a keeper that jobs may not use.
 pub const KEEPER_FILES_RESERVE: usize = 64;
+// ---- configuration ----------------------------------------------------------------------------------
+
+/// Most shards of one daemon: the owner of a job is one byte of its id.
+pub const SHARDS_MAX: u64 = 128;
+/// `limits.log_bytes`, bytes: at least a page, at most what one file of the host can hold.
+pub const LOG_BYTES_RANGE: RangeInclusive<u64> = 4 << 10..=FILE_BYTES_MAX;
+/// `limits.disk_reserve`, bytes: 0 leaves the host nothing.
+pub const DISK_RESERVE_RANGE: RangeInclusive<u64> = 0..=1 << 50;
+/// `limits.work_memory_bytes`, `limits.tmp_bytes` and `limits.shm_bytes`, bytes: memory of the host.
+pub const MEMORY_BYTES_RANGE: RangeInclusive<u64> = 64 << 10..=1 << 40;
+/// `limits.work_bytes`, bytes: an ext4 file system needs some room for itself.
+pub const WORK_BYTES_RANGE: RangeInclusive<u64> = 16 << 20..=FILE_BYTES_MAX;
+/// Largest file of ext4 with 4 KiB blocks, bytes.
+pub const FILE_BYTES_MAX: u64 = 16 << 40;
+/// `/work` in memory unless configured, bytes.
+pub const WORK_MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
+/// `/work` on disk unless configured, bytes.
+pub const WORK_BYTES_DEFAULT: u64 = 10 << 30;
+/// `/tmp` of a job unless configured, bytes.
+pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
+/// `/dev/shm` of a job unless configured, bytes.
+pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
+/// How long the `/work` of an ended job can still be read, unless configured.
+pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
+/// Longest time that the `/work` of an ended job may be kept.
+pub const WORK_KEEP_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// `limits.history_jobs`: at least one, so that a job can be looked at when it has ended.
+pub const HISTORY_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+/// First host id of the first range: above those of useradd, subuid and systemd.
+pub const IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
+/// Ranges of [`IDS_PER_JOB`] host ids: all above the first, less the range that holds the invalid id -1.
+pub const IDS_COUNT_DEFAULT: u32 = 32_767;
+/// `ids.count`: one range a live job, and those that wait in the pools.
+pub const IDS_COUNT_RANGE: RangeInclusive<u64> = 256..=65_534;
+
+// ---- certificates -----------------------------------------------------------------------------------
+
+/// Life of the authority and of what `init` issues: nobody should be locked out of a forgotten machine.
+pub const AUTHORITY_DAYS: u32 = 3_650;
+/// Life of a client certificate unless asked for, days.
+pub const CERTIFICATE_DAYS_DEFAULT: u32 = 365;
+/// How far in the past a certificate begins: clocks of clients are off by less.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(3_600);
+/// Common name of a certificate, bytes: `ub-common-name` of RFC 5280.
+pub const PEER_NAME_BYTES_MAX: usize = 64;
+/// Name of a node in a client file, bytes.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+
+// ---- start and end of a daemon ----------------------------------------------------------------------
+
+/// Beyond the grace of its jobs, the time that `down` gives a daemon to end before it is killed.
+pub const DOWN_MARGIN: Duration = Duration::from_secs(15);
+/// Time that `down` gives the kernel to end a daemon that was killed.
+pub const DOWN_KILL_WAIT: Duration = Duration::from_secs(10);
+
+const _: () = assert!(IDS_COUNT_DEFAULT as u64 <= *IDS_COUNT_RANGE.end());
+const _: () = assert!(IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_PER_JOB as u64 <= IDS_END_MAX);
+/// End of the last range of host ids: the last 65,536 hold ids that mean "none" to system calls.
+pub const IDS_END_MAX: u64 = (1 << 32) - 65_536;
+const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
