@@ -26,7 +26,7 @@ use crate::{
     limits,
     rt::{self, Notify, Ready},
     sandbox::{
-        crew::{Crew, CrewError},
+        crew::Crew,
         init,
         plan::Step,
         pool::{self, NamespacePool, Namespaces},
@@ -42,7 +42,7 @@ pub(super) struct Desk {
     /// Crews whose keeper still holds jobs.
     retired: RefCell<Vec<Rc<Link>>>,
     pool: RefCell<NamespacePool>,
-    has_changed: Notify,
+    has_changed: rt::Event,
     next: Cell<u32>,
     /// Why there is no crew, when starting one failed.
     trouble: RefCell<Option<String>>,
@@ -71,7 +71,7 @@ impl Desk {
             current: RefCell::default(),
             retired: RefCell::default(),
             pool: RefCell::new(pool),
-            has_changed: Notify::default(),
+            has_changed: rt::Event::default(),
             next: Cell::new(0),
             trouble: RefCell::default(),
         }
@@ -98,7 +98,7 @@ impl Link {
                 Ok(()) => {
                     self.pending.borrow_mut().push_back((id, rt::now()));
                     self.jobs.borrow_mut().insert(id);
-                    self.has_work.notify();
+                    self.has_work.notify_one();
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.spawner.writable().await?,
@@ -152,13 +152,14 @@ impl Shard {
         rt::spawn(Rc::clone(self).hear_maker(Rc::clone(&link)));
         rt::spawn(Rc::clone(self).watch_spawner(link));
         self.refill();
-        self.desk.has_changed.notify();
+        self.desk.has_changed.notify_all();
         Ok(())
     }
 
     /// The crew for a new job and fresh namespaces for it. Waits while there are none.
     pub(super) async fn crew_and_namespaces(self: &Rc<Self>) -> Result<(Rc<Link>, Namespaces), StartFailure> {
         loop {
+            let changed = self.desk.has_changed.listen();
             let link = self.desk.current.borrow().clone();
             if let Some(link) = link {
                 if let Some(namespaces) = self.desk.pool.borrow_mut().take() {
@@ -171,7 +172,7 @@ impl Shard {
             } else if self.desk.trouble.borrow().is_some() {
                 return Err(StartFailure { step: "start helper processes".to_owned(), errno: libc::EAGAIN });
             }
-            self.desk.has_changed.notified().await;
+            changed.await;
         }
     }
 
@@ -196,7 +197,7 @@ impl Shard {
                 Ok(Some(namespaces)) => {
                     self.desk.pool.borrow_mut().put(namespaces);
                     self.refill();
-                    self.desk.has_changed.notify();
+                    self.desk.has_changed.notify_all();
                 }
                 Ok(None) => break,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -314,15 +315,16 @@ impl Shard {
         let mut pause = limits::CREW_RETRY_FIRST;
         loop {
             let host = std::sync::Arc::clone(&self.host);
-            let started: Result<Crew, CrewError> = rt::blocking(move || Crew::start(&host.crew_options())).await;
-            let trouble = match started.map(|crew| self.employ(crew)) {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
+            let started = rt::blocking("start a crew", move || Crew::start(host.crew_options())).await;
+            let trouble = match started.map(|started| started.map(|crew| self.employ(crew))) {
+                Ok(Ok(Ok(()))) => return,
+                Ok(Ok(Err(error))) => error.to_string(),
+                Ok(Err(error)) => chain(&error),
                 Err(error) => error.to_string(),
             };
             tracing::error!(shard = self.index, error = trouble, "no crew could be started");
             self.desk.trouble.replace(Some(trouble));
-            self.desk.has_changed.notify();
+            self.desk.has_changed.notify_all();
             rt::sleep(pause).await;
             pause = (pause * 2).min(limits::CREW_RETRY_LAST);
         }
@@ -345,6 +347,17 @@ impl Shard {
             return;
         }
     }
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn started(record: StartedRecord) -> Result<u64, ExecFailure> {

@@ -22,18 +22,20 @@ use super::{
     core::{Core, CoreLimits},
     desk::Desk,
     effect::{Effect, Event, Moment, NewJob},
+    front_door::FrontDoor,
     handle::{Settings, created_ns, unknown},
     journal::JournalWriter,
     output::Watches,
     reactor,
     remote::Remote,
+    retire::Kept,
     timers::Timers,
     topology::Host,
 };
 use crate::{
     job::{JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State},
     log::{LogRoom, Progress},
-    rt::{self, Notify, oneshot},
+    rt::{self, Notify, OneshotSender, oneshot},
 };
 
 /// One shard: its jobs, and everything that is needed to run them.
@@ -53,10 +55,12 @@ pub(crate) struct Shard {
     core: RefCell<Core>,
     queue: RefCell<VecDeque<Event>>,
     is_feeding: Cell<bool>,
-    waiters: RefCell<HashMap<JobId, Vec<oneshot::Sender<JobView>>>>,
+    waiters: RefCell<HashMap<JobId, Vec<OneshotSender<JobView>>>>,
     starts: RefCell<Histogram<u64>>,
     all_ended: Notify,
     has_all_ended: Cell<bool>,
+    pub(super) kept: Kept,
+    pub(super) front: FrontDoor,
 }
 
 /// What a shard is made from.
@@ -97,6 +101,8 @@ impl Shard {
             starts: RefCell::new(empty_histogram()),
             all_ended: Notify::default(),
             has_all_ended: Cell::new(false),
+            kept: Kept::default(),
+            front: FrontDoor::default(),
         })
     }
 
@@ -161,7 +167,7 @@ impl Shard {
             Effect::DeleteOutput(id) => self.delete_output(id),
             Effect::AllEnded => {
                 self.has_all_ended.set(true);
-                self.all_ended.notify();
+                self.all_ended.notify_one();
             }
         }
     }
@@ -227,7 +233,7 @@ impl Shard {
         if view.outcome.is_some() {
             return Ok(view);
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = oneshot();
         self.waiters.borrow_mut().entry(id).or_default().push(sender);
         receiver.await.ok_or_else(|| Refusal::new(RefusalCode::Busy, "the daemon went down before the job ended"))
     }
@@ -285,7 +291,7 @@ impl Shard {
     }
 
     pub(super) fn moment(&self) -> Moment {
-        Moment { instant: rt::now(), wall_ns: rt::wall_ns(), mono_ns: rt::mono_ns() }
+        Moment { instant: rt::now(), wall_ns: i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX), mono_ns: rt::mono_ns() }
     }
 
     /// CLOCK_MONOTONIC of an instant in the near past.

@@ -44,6 +44,10 @@ impl Handle {
         Self { shard }
     }
 
+    pub(super) const fn shard(&self) -> &Rc<Shard> {
+        &self.shard
+    }
+
     /// Configured values.
     #[must_use]
     pub fn settings(&self) -> Settings {
@@ -271,7 +275,7 @@ impl Submission {
 async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
     let owner = id.owner(shard.shards);
     let ended = shard.on(owner, move |shard| Box::pin(async move { shard.ended(id).await }));
-    crate::rt::timeout(limits::START_FAILURE_WAIT, ended).await?.ok()?.ok()
+    crate::rt::timeout(limits::START_FAILURE_WAIT, ended).await.ok()?.ok()?.ok()
 }
 
 fn start_failure(view: &JobView) -> Option<Refusal> {

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     job::JobView,
     rt::{self, Notify},
-    store::journal,
+    store,
 };
 
 /// Appends to one journal file.
@@ -32,35 +32,33 @@ impl JournalWriter {
     }
 
     pub(super) fn accepted(&self, view: &JobView) {
-        self.append(&journal::encode_accepted(view));
+        self.append(&store::encode_accepted(view));
     }
 
     pub(super) fn ended(&self, view: &JobView) {
-        self.append(&journal::encode_ended(view));
+        self.append(&store::encode_ended(view));
     }
 
     fn append(&self, record: &[u8]) {
         self.0.buffer.borrow_mut().extend_from_slice(record);
         self.0.is_idle.set(false);
-        self.0.more.notify();
+        self.0.more.notify_one();
     }
 
-    /// Appends to `file` from `offset` on, for ever. A record that cannot be written is reported; the next
-    /// one is tried all the same.
-    pub(super) async fn serve(self, file: rt::File, mut offset: u64) {
+    /// Appends to `file` (which is O_APPEND), for ever. A record that cannot be written is reported; the
+    /// next one is tried all the same.
+    pub(super) async fn serve(self, file: rt::File) {
         loop {
             let batch = std::mem::take(&mut *self.0.buffer.borrow_mut());
             if batch.is_empty() {
                 self.0.is_idle.set(true);
-                self.0.flushed.notify();
+                self.0.flushed.notify_one();
                 self.0.more.notified().await;
                 continue;
             }
-            let len = batch.len() as u64;
-            let (result, _) = file.write_all_at(batch, offset).await;
-            match result {
-                Ok(()) => offset += len,
-                Err(error) => tracing::error!(%error, bytes = len, "records of the journal are lost"),
+            let bytes = batch.len();
+            if let Err(error) = file.write_all_at(batch.into(), 0).await {
+                tracing::error!(%error, bytes, "records of the journal are lost");
             }
         }
     }

@@ -181,7 +181,11 @@ impl Shard {
         }
         let host = Arc::clone(&self.host);
         let (bytes, uid, gid) = (spec.work_bytes, ids.first() + spec.user.uid, ids.first() + spec.user.gid);
-        let image = rt::blocking(move || WorkImage::create(&host.work_dir, id, bytes, uid, gid)).await;
+        let create = move || WorkImage::create(&host.work_dir, id, bytes, uid, gid);
+        let image = rt::blocking("make a disk image", create).await.map_err(|error| {
+            tracing::warn!(job_id = %id, %error, "no disk image for /work");
+            StartFailure { step: format!("make /work: {error}"), errno: 0 }
+        })?;
         let image = image.map_err(|error| {
             tracing::warn!(job_id = %id, %error, "no disk image for /work");
             StartFailure { step: format!("make /work: {error}"), errno: error.errno() }

@@ -18,7 +18,7 @@ use super::driver::Shard;
 use crate::{
     job::{Refusal, RefusalCode, ShardIndex},
     limits,
-    rt::{self, Rx, Sleeper, Tx, oneshot},
+    rt::{self, OneshotSender, Rx, Sleeper, Tx, oneshot},
 };
 
 /// What travels: runs on the receiving shard.
@@ -33,7 +33,7 @@ type Answer = Box<dyn Any + Send>;
 pub(crate) struct Remote {
     /// To each other shard; `None` at our own place.
     out: Vec<Option<RefCell<Tx<Call>>>>,
-    pending: RefCell<HashMap<u64, oneshot::Sender<Answer>>>,
+    pending: RefCell<HashMap<u64, OneshotSender<Answer>>>,
     next: Cell<u64>,
 }
 
@@ -68,7 +68,7 @@ impl Remote {
     fn has_room_for_backlog(&self) -> bool {
         self.out.iter().flatten().any(|tx| {
             let tx = tx.borrow();
-            tx.backlog() > 0 && tx.slots() > 0
+            tx.backlog() > 0 && tx.can_flush()
         })
     }
 }
@@ -91,7 +91,7 @@ impl Shard {
                 .hint("try again in a moment"));
         }
         let token = self.remote.next.replace(self.remote.next.get() + 1);
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = oneshot();
         self.remote.pending.borrow_mut().insert(token, sender);
         let from = self.index;
         self.remote.post(
@@ -125,9 +125,11 @@ impl Shard {
             }
             self.remote.flush();
             if ran == 0 {
-                sleeper
-                    .sleep(|| inbound.iter().any(|rx| !rx.is_empty()) || self.remote.has_room_for_backlog())
-                    .await;
+                let has_work = || inbound.iter().any(|rx| !rx.is_empty()) || self.remote.has_room_for_backlog();
+                if let Err(error) = sleeper.sleep(has_work).await {
+                    tracing::error!(shard = self.index, %error, "the mailbox cannot be waited for");
+                    return;
+                }
             }
         }
     }

@@ -1,19 +1,23 @@
 //! The way every job ends: output brought home, then everything it held given back.
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Instant};
+use std::{cell::RefCell, collections::VecDeque, os::fd::OwnedFd, rc::Rc, time::Instant};
 
 use super::{driver::Shard, effect::Event, handle::unknown};
 use crate::{
     cgroup::{CgroupError, Leaf},
     job::{JobId, LogTotals, Refusal, RefusalCode, WorkKind},
-    limits, rt,
+    limits,
+    rt::{self, Notify},
     sandbox::wire::KeeperCommand,
     volume::WorkImage,
 };
 
 /// Disk images of ended jobs that may still be copied from, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Kept(std::cell::RefCell<std::collections::VecDeque<(Instant, JobId, WorkImage)>>);
+pub(super) struct Kept {
+    images: RefCell<VecDeque<(Instant, JobId, WorkImage)>>,
+    changed: Notify,
+}
 
 impl Shard {
     /// Brings all output into the files. The job's processes are dead, or never were.
@@ -98,19 +102,19 @@ impl Shard {
     }
 
     fn keep(&self, id: JobId, image: WorkImage) {
-        self.kept.0.borrow_mut().push_back((rt::now() + self.host.work_keep, id, image));
-        self.kept_changed.notify();
+        self.kept.images.borrow_mut().push_back((rt::now() + self.host.work_keep, id, image));
+        self.kept.changed.notify_one();
     }
 
     /// Discards kept images when their time is over, for ever.
     pub(super) async fn serve_kept(self: Rc<Self>) {
         loop {
-            let first = self.kept.0.borrow().front().map(|(until, ..)| *until);
+            let first = self.kept.images.borrow().front().map(|(until, ..)| *until);
             match first {
-                None => self.kept_changed.notified().await,
+                None => self.kept.changed.notified().await,
                 Some(until) if until > rt::now() => rt::sleep_until(until).await,
                 Some(_) => {
-                    let due = self.kept.0.borrow_mut().pop_front();
+                    let due = self.kept.images.borrow_mut().pop_front();
                     if let Some((_, _, image)) = due {
                         self.discard(image).await;
                     }
@@ -122,15 +126,17 @@ impl Shard {
     /// Discards all kept images now.
     pub(super) async fn discard_kept(&self) {
         loop {
-            let next = self.kept.0.borrow_mut().pop_front();
+            let next = self.kept.images.borrow_mut().pop_front();
             let Some((_, _, image)) = next else { return };
             self.discard(image).await;
         }
     }
 
     pub(super) async fn discard(&self, image: WorkImage) {
-        if let Err(error) = rt::blocking(move || image.discard()).await {
-            tracing::error!(%error, "a disk image is left to the next start");
+        match rt::blocking("discard a disk image", move || image.discard()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a disk image is left to the next start"),
+            Err(error) => tracing::error!(%error, "a disk image is left to the next start"),
         }
     }
 
@@ -138,8 +144,10 @@ impl Shard {
     pub(super) fn delete_output(self: &Rc<Self>, id: JobId) {
         let dir = self.log_dir(id);
         rt::spawn(async move {
-            if let Err(error) = rt::blocking(move || crate::log::delete(&dir)).await {
-                tracing::warn!(job_id = %id, %error, "output of a forgotten job is left");
+            match rt::blocking("delete output", move || crate::log::delete(&dir)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(job_id = %id, %error, "output of a forgotten job is left"),
+                Err(error) => tracing::warn!(job_id = %id, %error, "output of a forgotten job is left"),
             }
         });
     }
@@ -154,7 +162,7 @@ impl Shard {
         let opened = if let Some(image) = self.bodies.borrow().get(&id).and_then(|body| body.image.as_ref()) {
             Some(copy(image))
         } else {
-            self.kept.0.borrow().iter().find(|(_, kept, _)| *kept == id).map(|(.., image)| copy(image))
+            self.kept.images.borrow().iter().find(|(_, kept, _)| *kept == id).map(|(.., image)| copy(image))
         };
         if let Some(opened) = opened {
             return opened.map_err(|error| Refusal::new(RefusalCode::Failed, format!("/work of job {id}: {error}")));

@@ -35,7 +35,7 @@ impl Timers {
         let is_first = by_time.first_key_value().is_none_or(|(first, _)| key < *first);
         by_time.insert(key, (id, timer));
         if is_first {
-            self.changed.notify();
+            self.changed.notify_one();
         }
     }
 

@@ -6,7 +6,7 @@
 use std::{
     io,
     net::UdpSocket,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
     sync::{
@@ -41,7 +41,7 @@ use crate::{
         identity::{IdError, IdRanges},
         pool::NamespacePool,
     },
-    store::journal::{self, JournalError},
+    store::{self, JournalError},
 };
 
 /// What all shards share, read-only but for its counters.
@@ -90,14 +90,8 @@ pub enum StartError {
         #[source]
         source: CrewError,
     },
-    #[error("read the journal")]
-    Journal(#[source] JournalError),
-    #[error("write the journal {}", .path.display())]
-    JournalFile {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error("watch the file system of {}", .path.display())]
     Disk {
         path: PathBuf,
@@ -163,7 +157,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
             mailbox,
             ids,
             crew,
-            journal: open_journal(setup.base, index)?,
+            journal: store::open_shard(&setup.base.journal(), index)?.into(),
             history,
             socket,
             front: Arc::clone(&front),
@@ -219,23 +213,29 @@ fn start_crews(host: &Host, shards: usize) -> Result<Vec<Crew>, StartError> {
 /// Jobs of former daemons by the shard that owns them now. One that had not ended was lost with its daemon,
 /// and the journal is told so.
 fn replay(setup: &Setup<'_>, shards: usize) -> Result<Vec<Vec<JobView>>, StartError> {
-    let jobs = journal::restore(&setup.base.journal(), setup.config.limits.history_jobs, rt::wall_ns())
-        .map_err(StartError::Journal)?;
+    let dir = setup.base.journal();
+    let wall_ns = i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX);
+    let now = store::Moment { wall_ns, mono_ns: rt::mono_ns() };
+    let mut found = store::replay(&dir, now)?;
+    for damage in &found.damaged {
+        tracing::error!(path = %damage.path.display(), line = damage.line, "a line of the journal is damaged and skipped");
+    }
+    if !found.lost.is_empty() {
+        tracing::warn!(jobs = found.lost.len(), "jobs of a daemon that died are lost");
+    }
+    found.ended.append(&mut found.lost);
+    let history = store::compact(&dir, found.ended, &found.damaged, setup.config.limits.history_jobs)?;
+    for job in &history.forgotten {
+        let output = setup.base.jobs().join(job.id.to_string());
+        if let Err(error) = crate::log::delete(&output) {
+            tracing::warn!(job_id = %job.id, %error, "output of a forgotten job is left");
+        }
+    }
     let mut histories: Vec<Vec<JobView>> = (0..shards).map(|_| Vec::new()).collect();
-    for job in jobs {
+    for job in history.kept {
         histories[job.id.owner(shards)].push(job);
     }
     Ok(histories)
-}
-
-fn open_journal(base: &Base, index: ShardIndex) -> Result<(OwnedFd, u64), StartError> {
-    let path = base.journal().join(format!("{index}.log"));
-    let open = || -> io::Result<(OwnedFd, u64)> {
-        let file = std::fs::OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path)?;
-        let size = file.metadata()?.len();
-        Ok((file.into(), size))
-    };
-    open().map_err(|source| StartError::JournalFile { path: path.clone(), source })
 }
 
 /// One inbound and one outbound end a pair of shards, and a bell each.
@@ -297,7 +297,7 @@ struct ThreadParts {
     mailbox: Mailbox,
     ids: IdRanges,
     crew: Crew,
-    journal: (OwnedFd, u64),
+    journal: OwnedFd,
     history: Vec<JobView>,
     socket: UdpSocket,
     front: FrontStart,
@@ -317,7 +317,7 @@ impl ThreadParts {
     async fn live(self) -> Result<Option<()>, StartError> {
         let io = |what| move |source| StartError::Kernel { what, source };
         let sleeper = Sleeper::new(&self.mailbox.bell).map_err(io("a mailbox"))?;
-        let journal_file = rt::File::from_fd(self.journal.0).map_err(io("the journal's file"))?;
+        let journal_file = rt::File::from_fd(self.journal).map_err(io("the journal's file"))?;
         let log = LogRoom::new(self.log).map_err(|source| StartError::Disk { path: self.host.jobs_dir.clone(), source })?;
         let shard = Shard::new(ShardParts {
             index: self.index,
@@ -329,13 +329,13 @@ impl ThreadParts {
             journal: JournalWriter::new(),
             history: self.history,
         });
-        rt::spawn(shard.journal.clone().serve(journal_file, self.journal.1));
+        rt::spawn(shard.journal.clone().serve(journal_file));
         rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
         rt::spawn(Rc::clone(&shard).serve_timers());
         rt::spawn(Rc::clone(&shard).serve_kept());
         shard.employ(self.crew).map_err(io("a crew's sockets"))?;
         let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
-        shard.keep_front(front);
+        shard.front.keep(front);
         if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {
             (self.on_ready)();
         }
@@ -368,7 +368,7 @@ impl Shard {
 
     async fn end(self: Rc<Self>) {
         Rc::clone(&self).shut_down().await;
-        self.close_front().await;
+        self.front.close().await;
         self.discard_kept().await;
         self.desk.shut_down();
     }

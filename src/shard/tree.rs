@@ -23,7 +23,8 @@ use nix::{
 
 use crate::{
     job::{Refusal, RefusalCode, TreeEntry},
-    limits, rt,
+    limits,
+    rt::{self, BlockingError},
 };
 
 /// A tree that is read out of a job's `/work`.
@@ -69,7 +70,7 @@ struct Reading {
 impl Tree {
     /// Opens `path` below `work`.
     pub(super) async fn open(work: OwnedFd, path: Vec<u8>) -> Result<Self, Refusal> {
-        let walk = rt::blocking(move || Walk::open(&work, &path)).await?;
+        let walk = rt::blocking("read a tree", move || Walk::open(&work, &path)).await.map_err(busy)??;
         Ok(Self { walk: Some(walk) })
     }
 
@@ -79,11 +80,11 @@ impl Tree {
     /// A file that cannot be read or became shorter while it was read.
     pub async fn next(&mut self) -> Result<Option<TreeItem>, Refusal> {
         let Some(mut walk) = self.walk.take() else { return Ok(None) };
-        let (walk, item) = rt::blocking(move || {
+        let step = move || {
             let item = walk.step();
             (walk, item)
-        })
-        .await;
+        };
+        let (walk, item) = rt::blocking("read a tree", step).await.map_err(busy)?;
         let item = item?;
         if item.is_some() {
             self.walk = Some(walk);
@@ -228,6 +229,10 @@ impl Reading {
         self.left -= have as u64;
         Ok(Bytes::from(buffer))
     }
+}
+
+fn busy(error: BlockingError) -> Refusal {
+    Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
 }
 
 fn kind(stat: &FileStat) -> SFlag {
