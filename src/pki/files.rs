@@ -225,7 +225,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let remake = || make(dir.path(), "x", [], SystemTime::now()).unwrap();
         assert_eq!(
-            make(),
+            remake(),
             Made {
                 authority: true,
                 server: true,
@@ -243,7 +243,7 @@ mod tests {
             );
         }
         assert_eq!(
-            make(),
+            remake(),
             Made {
                 authority: false,
                 server: false,
@@ -255,7 +255,7 @@ mod tests {
         fs::remove_file(dir.path().join("server.pem")).unwrap();
         fs::remove_file(dir.path().join("endpoint.key")).unwrap();
         assert_eq!(
-            make(),
+            remake(),
             Made {
                 authority: false,
                 server: true,
@@ -266,7 +266,7 @@ mod tests {
 
         fs::remove_file(dir.path().join("ca.pem")).unwrap();
         assert_eq!(
-            make(),
+            remake(),
             Made {
                 authority: true,
                 server: true,

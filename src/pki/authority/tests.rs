@@ -74,9 +74,11 @@ fn a_client_certificate_holds_for_its_life_and_its_authority_only() {
     )
     .unwrap();
     as_client(&authority, &leaf, now + 29 * DAY).unwrap();
-    let error = |result: Result<(), Error>| match result.unwrap_err() {
-        Error::InvalidCertificate(error) => error,
-        other => panic!("{other}"),
+    let error = |result: Result<(), Error>| {
+        let Err(Error::InvalidCertificate(error)) = result else {
+            panic!("{result:?}")
+        };
+        error
     };
     assert!(matches!(
         error(as_client(&authority, &leaf, now - 2 * limits::CLOCK_SKEW)),
