@@ -35,6 +35,67 @@ pub const LOG_BYTES_DEFAULT: u64 = 1 << 30;
 /// Free space of the base directory's file system that is never used up, bytes, unless configured.
 pub const DISK_RESERVE_DEFAULT: u64 = 1 << 30;
 
+// ---- runtime ----------------------------------------------------------------------------------------
+
+/// Entries of a shard's ring. The runtime panics when one turn queues more than twice as many.
+pub const RING_ENTRIES: u32 = 4_096;
+/// Entries of a shard's second ring.
+pub const SIDE_RING_ENTRIES: u32 = 256;
+/// Kernel threads that serve both rings of a shard; without a bound there is one for each splice in flight.
+pub const RING_WORKERS: u32 = 4;
+/// Threads of a shard's blocking pool: mounts, mkfs, netlink, whole trees of files.
+pub const BLOCKING_THREADS_MAX: usize = 8;
+/// Blocking calls that wait for a thread; more are refused.
+pub const BLOCKING_QUEUE_MAX: usize = 4_096;
+/// Messages in the ring from one thread to another.
+pub const MAILBOX_MESSAGES: usize = 1_024;
+/// Messages that a shard takes out of one ring in one turn.
+pub const MAILBOX_DRAIN_MAX: usize = 256;
+
+// ---- log capture and following ----------------------------------------------------------------------
+
+/// Splices of a shard that are in flight at once: bounds how long the kernel's workers keep the shard's CPU.
+pub const SPLICES_IN_FLIGHT: usize = 4;
+/// Bytes of one splice while others want to: bounds how long a job that is killed waits for its own write.
+pub const SPLICE_BYTES: u32 = 256 << 10;
+/// Bytes of one splice when nobody else wants to.
+pub const SPLICE_ALONE_BYTES: u32 = 1 << 20;
+/// Bytes of one splice that throws away.
+pub const DISCARD_BYTES: u32 = 1 << 20;
+/// A splice that moved so many bytes is followed by the next at once: there will be more.
+pub const SPLICE_BUSY_BYTES: u64 = 64 << 10;
+/// Pause after a splice that moved fewer: batches lines, and never delays the first one.
+pub const SPLICE_PACE: Duration = Duration::from_millis(5);
+/// The same while somebody watches.
+pub const SPLICE_PACE_WATCHED: Duration = Duration::from_millis(1);
+/// Capacity of a pipe that has been found full, bytes: what `fs.pipe-max-size` allows everybody.
+pub const PIPE_BUSY_BYTES: usize = 1 << 20;
+/// Capacity of a pipe otherwise, bytes: the kernel's default.
+pub const PIPE_BYTES: usize = 64 << 10;
+/// A stream that was silent for so long closes its file and gives its big pipe back.
+pub const LOG_IDLE_CLOSE: Duration = Duration::from_secs(5);
+/// Index records that wait for a disk that takes none; output is dropped when there are more.
+pub const INDEX_PENDING_MAX: usize = 4_096;
+/// Part of the index that is free of charge, bytes; so is half of what is stored. More counts as output, so
+/// that a job which writes single bytes cannot fill the disk with their index.
+pub const INDEX_FREE_BYTES: u64 = 1 << 20;
+/// Free space is looked at again after so long.
+pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Free space is looked at again after so many bytes.
+pub const DISK_CHECK_BYTES: u64 = 64 << 20;
+/// What one splice may cost the disk beyond its bytes: a block of its stream and one of the index.
+pub const DISK_ROUNDING_BYTES: u64 = 8 << 10;
+/// Bytes that a follower reads at once.
+pub const FOLLOW_READ_BYTES: u64 = 256 << 10;
+/// Index records that a follower reads at once.
+pub const FOLLOW_READ_RECORDS: u64 = 1_024;
+/// Bytes up to which small pieces of one stream are given as one.
+pub const FOLLOW_MERGE_BYTES: u64 = 32 << 10;
+/// Pieces further apart in time than this keep their own time stamps, nanoseconds.
+pub const FOLLOW_MERGE_NS: u64 = 100_000_000;
+/// Newest blocks that followers of one shard share.
+pub const FOLLOW_SHARED_BLOCKS: usize = 4;
+
 // ---- front ------------------------------------------------------------------------------------------
 
 /// Concurrent request streams of one connection.
@@ -144,3 +205,6 @@ const _: () = assert!(IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_
 /// End of the last range of host ids: the last 65,536 hold ids that mean "none" to system calls.
 pub const IDS_END_MAX: u64 = (1 << 32) - 65_536;
 const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
+const _: () = assert!(SPLICE_BUSY_BYTES <= PIPE_BYTES as u64 && PIPE_BYTES < PIPE_BUSY_BYTES);
+const _: () = assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
+const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);

@@ -6,4 +6,7 @@
 pub mod durable;
 pub mod inherited;
 pub mod pidfd;
+pub mod pipe;
+pub mod preadv;
 pub mod scm;
+pub mod uring;
