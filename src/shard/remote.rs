@@ -18,7 +18,11 @@ use super::driver::Shard;
 use crate::{
     job::{Refusal, RefusalCode, ShardIndex},
     limits,
-    rt::{self, OneshotSender, Rx, Sleeper, Tx, oneshot},
+    rt::{
+        self, OneshotSender,
+        mail::{Rx, Sleeper, Tx},
+        oneshot,
+    },
 };
 
 /// What travels: runs on the receiving shard.

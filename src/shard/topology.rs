@@ -35,7 +35,10 @@ use crate::{
     job::{JobView, ShardIndex},
     limits,
     log::{LogError, LogRoom, LogSettings},
-    rt::{self, Bell, Ready, RunError, Rx, Sleeper, Tx},
+    rt::{
+        self, Ready, RunError,
+        mail::{Bell, Rx, Sleeper, Tx, link},
+    },
     sandbox::{
         crew::{Crew, CrewError, CrewOptions},
         identity::{IdError, IdRanges},
@@ -250,7 +253,7 @@ fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
                 boxes[from].out.push(None);
                 continue;
             }
-            let (tx, rx) = rt::link(limits::MAILBOX_SLOTS, &bells[from], &bells[to]);
+            let (tx, rx) = link(limits::MAILBOX_SLOTS, &bells[from], &bells[to]);
             boxes[from].out.push(Some(tx));
             boxes[to].inbound.push(rx);
         }
