@@ -208,3 +208,21 @@ const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
 const _: () = assert!(SPLICE_BUSY_BYTES <= PIPE_BYTES as u64 && PIPE_BYTES < PIPE_BUSY_BYTES);
 const _: () = assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
 const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);
+// ---- sandbox ----------------------------------------------------------------------------------------
+
+/// `/tmp` of a job, bytes; in memory and charged to the job.
+pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
+/// `/dev/shm` of a job, bytes; in memory and charged to the job.
+pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
+/// A plan: what a submit may carry, its own arguments and steps.
+pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
+/// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.
+pub const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
+/// One file of the host's `/etc`; larger ones are no configuration and not copied.
+pub const TEMPLATE_FILE_BYTES_MAX: u64 = 2 << 20;
+/// Depth below one entry of the host's `/etc` that is copied.
+pub const TEMPLATE_DEPTH_MAX: usize = 8;
+/// Of jobs, and of the spawners they are cloned from: they go before the daemon when memory is short.
+pub const OOM_SCORE_ADJ_JOB: i32 = 500;
+
+const _: () = assert!(TEMPLATE_FILE_BYTES_MAX < TEMPLATE_BYTES_MAX);

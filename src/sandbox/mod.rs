@@ -1,1 +1,10 @@
-//! sandbox.
+//! What isolates a job: a pure plan, the helper that walks it, and the job's PID 1.
+
+pub mod birth;
+pub mod init;
+pub mod plan;
+pub mod rootfs;
+pub mod spawner;
+pub mod start;
+#[cfg(test)]
+mod proof;

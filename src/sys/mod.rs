@@ -4,9 +4,20 @@
 #![allow(unsafe_code, reason = "this room exists to hold it; every block says why it is sound")]
 
 pub mod durable;
+pub mod inheritance;
 pub mod inherited;
 pub mod pidfd;
 pub mod pipe;
 pub mod preadv;
+pub mod affinity;
+pub mod capability;
+pub mod child;
+pub mod clone;
+pub mod descriptors;
+pub mod keyring;
+pub mod memfd;
+pub mod mount;
+pub mod process;
+pub mod raw;
 pub mod scm;
 pub mod uring;
