@@ -28,6 +28,26 @@ pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
 /// Fresh namespace pairs a shard keeps ready.
 pub const NAMESPACES_READY: usize = 64;
 
+/// Ranges of host ids that a daemon leases at once: 5,000 jobs are five leases.
+pub const ID_SLICE_RANGES: u32 = 1_024;
+/// First host id for jobs, unless configured: above systemd's and everybody's subordinate ids.
+pub const HOST_IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
+/// Slices of host ids from there, unless configured: all to the end of the id space.
+pub const HOST_ID_SLICES_DEFAULT: u32 = 32;
+/// A crew that is not ready after so long will never be.
+pub const CREW_READY: Duration = Duration::from_secs(10);
+/// A keeper without jobs that has not ended so long after it was told to is killed.
+pub const CREW_SHUT_DOWN: Duration = Duration::from_secs(2);
+
+// ---- work on disk, recovery -------------------------------------------------------------------------
+
+/// Smallest disk image for `/work`, bytes: below it a file system would be all metadata.
+pub const WORK_IMAGE_BYTES_MIN: u64 = 1 << 20;
+/// Largest disk image for `/work`, bytes: what ext4 with 4 KiB blocks holds without 64-bit block numbers.
+pub const WORK_IMAGE_BYTES_MAX: u64 = 16 << 40;
+/// How long recovery waits for killed processes to be gone; a process stuck in the kernel may take for ever.
+pub const RECOVER_WAIT: Duration = Duration::from_secs(20);
+
 // ---- log --------------------------------------------------------------------------------------------
 
 /// Output of one job that is stored, bytes, unless configured.
@@ -226,3 +246,8 @@ pub const TEMPLATE_DEPTH_MAX: usize = 8;
 pub const OOM_SCORE_ADJ_JOB: i32 = 500;
 
 const _: () = assert!(TEMPLATE_FILE_BYTES_MAX < TEMPLATE_BYTES_MAX);
+const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
+const _: () = assert!(
+    HOST_IDS_FIRST_DEFAULT as u64 + HOST_ID_SLICES_DEFAULT as u64 * ID_SLICE_RANGES as u64 * IDS_PER_JOB as u64
+        == 1 << 32
+);
