@@ -6,6 +6,8 @@
 pub const CONNECTION_SHUTDOWN: u32 = 1;
 /// The certificate names no role or no owner, so nothing could be permitted.
 pub const CONNECTION_NOT_PERMITTED: u32 = 2;
+/// The handshake took too long.
+pub const CONNECTION_TOO_SLOW: u32 = 3;
 
 /// Nothing went wrong; the rest is not needed.
 pub const STREAM_DONE: u32 = 0;

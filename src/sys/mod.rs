@@ -3,4 +3,5 @@
 //! One kernel call, one small file, one safe function with owned or borrowed descriptors and typed flags.
 #![allow(unsafe_code, reason = "this room exists to hold it; every block says why it is sound")]
 
+pub mod reuseport;
 pub mod scm;
