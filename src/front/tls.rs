@@ -14,7 +14,7 @@ use rustls::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
-    server::{VerifierBuilderError, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
     version::TLS13,
 };
 use thiserror::Error;
@@ -116,6 +116,9 @@ pub(super) fn server_config(ca_pem: &[u8], cert_pem: &[u8], key_pem: &[u8]) -> R
         .map_err(TlsError::Server)?;
     config.alpn_protocols = vec![proto_rkyv::ALPN.to_vec()];
     config.max_early_data_size = 0;
+    // A resumed session would skip the certificate's dates, and the next connection may land on another shard.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 

@@ -25,6 +25,6 @@ mod work;
 pub(crate) use endpoint::{Endpoint, RequestStream};
 pub(crate) use stream::{RecvHalf, SendHalf, StreamError};
 pub(crate) use transport::{Keys, Transport};
-pub(crate) use work::Work;
+pub(crate) use work::{Phase, Work};
 
 pub use endpoint::{Datagram, ForwardHook};

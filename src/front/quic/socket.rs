@@ -119,10 +119,12 @@ impl Socket {
 
 /// An error that only says "nothing there" or "an earlier datagram did not arrive".
 fn no_data(error: io::Error) -> io::Result<bool> {
-    use io::ErrorKind::{ConnectionRefused, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable, WouldBlock};
+    use io::ErrorKind as Kind;
+    const EARLIER: [Kind; 5] =
+        [Kind::Interrupted, Kind::ConnectionReset, Kind::ConnectionRefused, Kind::HostUnreachable, Kind::NetworkUnreachable];
     match error.kind() {
-        WouldBlock => Ok(false),
-        Interrupted | ConnectionReset | ConnectionRefused | HostUnreachable | NetworkUnreachable => Ok(true),
+        Kind::WouldBlock => Ok(false),
+        kind if EARLIER.contains(&kind) => Ok(true),
         _ => Err(error),
     }
 }

@@ -20,14 +20,15 @@ use crate::rt;
 /// Busy turns after which timers and other threads' wakes get their chance.
 const BUSY_TURNS_MAX: u32 = 16;
 
-type Pending<T> = Option<Pin<Box<dyn Future<Output = T>>>>;
+type Boxed<T> = Pin<Box<dyn Future<Output = T>>>;
+type Pending<T> = Option<Boxed<T>>;
 
 /// The three things the endpoint waits for.
 pub(super) struct Wait {
     ready: Rc<rt::Ready>,
     readable: Pending<io::Result<()>>,
     writable: Pending<io::Result<()>>,
-    timer: Option<(Instant, Pin<Box<dyn Future<Output = ()>>>)>,
+    timer: Option<(Instant, Boxed<()>)>,
 }
 
 impl fmt::Debug for Wait {
@@ -66,7 +67,7 @@ impl Wait {
             if is_blocked {
                 let start = || {
                     let ready = Rc::clone(ready);
-                    Box::pin(async move { ready.writable().await }) as Pin<Box<dyn Future<Output = _>>>
+                    Box::pin(async move { ready.writable().await }) as Boxed<_>
                 };
                 if let Poll::Ready(result) = poll_kept(&mut self.writable, start, cx) {
                     return Poll::Ready(result);
@@ -75,7 +76,7 @@ impl Wait {
             }
             let start = || {
                 let ready = Rc::clone(ready);
-                Box::pin(async move { ready.readable().await }) as Pin<Box<dyn Future<Output = _>>>
+                Box::pin(async move { ready.readable().await }) as Boxed<_>
             };
             poll_kept(&mut self.readable, start, cx)
         })
@@ -109,7 +110,7 @@ impl Wait {
 
 fn poll_kept<T>(
     kept: &mut Pending<T>,
-    start: impl FnOnce() -> Pin<Box<dyn Future<Output = T>>>,
+    start: impl FnOnce() -> Boxed<T>,
     cx: &mut Context<'_>,
 ) -> Poll<T> {
     let poll = kept.get_or_insert_with(start).as_mut().poll(cx);
