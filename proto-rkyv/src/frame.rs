@@ -39,7 +39,8 @@ pub enum Kind {
     File = 7,
 }
 
-/// The header as it is on the wire: 16 + 8 + 8 + 4 + 1 + 1 + 2 bytes, no padding.
+/// The header as it is on the wire: 16 + 8 + 8 + 4 + 1 + 1 + 2 bytes, no padding. Little-endian, so that the
+/// bytes of an id stand there in their own order.
 #[derive(Archive, Serialize)]
 struct WireHeader {
     job: u128,
@@ -132,7 +133,7 @@ impl Header {
         Ok(Self {
             kind,
             len,
-            job: wire.job.to_native().to_be_bytes(),
+            job: wire.job.to_native().to_le_bytes(),
             offset: wire.offset.to_native(),
             time_ns: wire.time_ns.to_native(),
         })
@@ -143,7 +144,7 @@ impl Header {
 #[must_use]
 pub fn header_bytes(header: &Header) -> [u8; HEADER_BYTES] {
     let wire = WireHeader {
-        job: u128::from_be_bytes(header.job),
+        job: u128::from_le_bytes(header.job),
         offset: header.offset,
         time_ns: header.time_ns,
         len: header.len,

@@ -11,12 +11,17 @@
 #![forbid(unsafe_code)]
 
 mod bulk;
+pub mod code;
 mod frame;
 mod message;
 
-pub use bulk::{BulkError, join, split};
+pub use bulk::{BulkError, count, join, split};
 pub use frame::{FrameError, HEADER_BYTES, Header, Kind, Piece, Reader, encode, header_bytes};
-pub use message::*;
+// By name: the derives also make `Archived*` and `*Resolver` types, which are nobody's business.
+pub use message::{
+    After, Copy, Id, Job, JobRef, List, Log, LogTotals, Node, Outcome, Reason, Refusal, RefusalCode, Reply,
+    Request, State, Stop, StopSignal, Streams, Submit, Transition, Upload, Work,
+};
 
 /// ALPN of version 1, the only one there is.
 pub const ALPN: &[u8] = b"joblet/1";

@@ -12,13 +12,17 @@ pub type Id = [u8; 16];
 /// The first frame of every stream, client to server.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Start a job. Followed by `Argv` frames, `Env` and `SecretEnv` frames (each kind in order, possibly
-    /// none), then, if `uploads` is set, by [`Upload`] control frames with their `File` frames, and
+    /// Start a job. Followed by `Argv`, `Env` and `SecretEnv` frames: the payloads of one kind, put
+    /// together in the order of arrival, are one list ([`crate::join`]), so an entry may straddle two
+    /// frames; later variables win, secret ones over plain ones. They end where the first [`Upload`]
+    /// control frame begins, when `uploads` is set, and where the client finishes the stream, when it is
+    /// not. Uploads are [`Upload`] control frames, each file followed by its `File` frames, closed by
     /// [`Upload::End`]. Answered by [`Reply::Accepted`] and then as `after` asks.
     Submit(Box<Submit>),
     /// Jobs, newest first. Answered by any number of [`Reply::Jobs`], then the stream ends.
     List(List),
-    /// One job. Answered by [`Reply::Status`], then `Argv`, `Env` frames (secrets as `***`), then the end.
+    /// One job. Answered by [`Reply::Status`], then `Argv` and `Env` frames (put together as in a submit;
+    /// values of secrets are `***`), then the end.
     Status(JobRef),
     /// Output of one job. Answered by `Stdout` and `Stderr` frames, then [`Reply::LogEnd`].
     Log(Log),

@@ -1,0 +1,204 @@
+//! Jobs and the node as they are shown to a peer.
+
+use proto_rkyv::{Job, Node};
+
+use crate::{
+    job::{JobView, NodeView, Outcome, Peer, Reason, Spec, State, WorkKind},
+    shard::Settings,
+};
+
+/// Width of a command in a table, characters.
+const COMMAND_CHARS_MAX: usize = 80;
+const HIDDEN: &[u8] = b"***";
+
+/// Everything about one job but its argument list and environment.
+pub(in crate::front) fn job(view: &JobView) -> Job {
+    let spec = &*view.spec;
+    Job {
+        id: view.id.to_bytes(),
+        name: spec.name.clone(),
+        owner: view.owner.clone(),
+        state: state(view.state),
+        command: command_line(spec),
+        labels: spec.labels.clone(),
+        workdir: String::from_utf8_lossy(&spec.workdir).into_owned(),
+        user: (spec.user.uid, spec.user.gid),
+        work_bytes: spec.work_bytes,
+        work: match view.work {
+            WorkKind::Memory => proto_rkyv::Work::Memory,
+            WorkKind::Disk => proto_rkyv::Work::Disk,
+        },
+        timeout_ms: spec.timeout.map(milliseconds),
+        grace_ms: milliseconds(spec.grace),
+        transitions: view
+            .transitions
+            .iter()
+            .map(|t| proto_rkyv::Transition { state: state(t.state), wall_ns: t.wall_ns, mono_ns: t.mono_ns })
+            .collect(),
+        outcome: view.outcome.as_ref().map(outcome),
+        log: proto_rkyv::LogTotals {
+            stdout_bytes: view.log.stdout_bytes,
+            stderr_bytes: view.log.stderr_bytes,
+            dropped_bytes: view.log.dropped_bytes,
+        },
+    }
+}
+
+/// First line of a command, for tables.
+fn command_line(spec: &Spec) -> String {
+    let mut line = String::new();
+    for (index, argument) in spec.argv.iter().enumerate() {
+        if index > 0 {
+            line.push(' ');
+        }
+        // A character has at most four bytes, so this much is always enough, however long the argument is.
+        let start = &argument[..argument.len().min(4 * COMMAND_CHARS_MAX)];
+        line.push_str(&String::from_utf8_lossy(start));
+        if line.len() > 4 * COMMAND_CHARS_MAX || start.contains(&b'\n') {
+            break;
+        }
+    }
+    let first = line.split('\n').next().unwrap_or_default();
+    first.chars().filter(|c| !c.is_control()).take(COMMAND_CHARS_MAX).collect()
+}
+
+/// The environment as `NAME=value` entries, values of secrets hidden.
+pub(in crate::front) fn environment(spec: &Spec) -> Vec<Vec<u8>> {
+    let value = |entry: &crate::job::EnvEntry| if entry.is_secret { HIDDEN.to_vec() } else { entry.value.clone() };
+    spec.env.iter().map(|entry| [entry.name.as_bytes(), b"=", &value(entry)].concat()).collect()
+}
+
+/// What the server is and how it sees the peer.
+pub(in crate::front) fn node(view: NodeView, peer: &Peer, settings: &Settings) -> Node {
+    Node {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: view.instance,
+        hostname: view.hostname,
+        kernel: view.kernel,
+        shards: u32::try_from(view.shards).unwrap_or(u32::MAX),
+        jobs_live: view.jobs_live,
+        you: peer.name.clone(),
+        role: peer.role.to_string(),
+        work_memory_bytes: settings.work_memory_bytes,
+        start_ns: view.start_ns,
+    }
+}
+
+fn milliseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn outcome(outcome: &Outcome) -> proto_rkyv::Outcome {
+    proto_rkyv::Outcome {
+        reason: reason(&outcome.reason),
+        exit_code: outcome.exit_code,
+        signal: outcome.signal,
+        cpu_user_us: outcome.cpu_user_us,
+        cpu_system_us: outcome.cpu_system_us,
+        wall_ms: outcome.wall_ms,
+        start_micros: outcome.start_micros,
+    }
+}
+
+fn reason(reason: &Reason) -> proto_rkyv::Reason {
+    match reason {
+        Reason::Exited => proto_rkyv::Reason::Exited,
+        Reason::Signaled => proto_rkyv::Reason::Signaled,
+        Reason::Timeout => proto_rkyv::Reason::Timeout,
+        Reason::Stopped { by } => proto_rkyv::Reason::Stopped { by: by.clone() },
+        Reason::Canceled => proto_rkyv::Reason::Canceled,
+        Reason::LogLimit => proto_rkyv::Reason::LogLimit,
+        Reason::StartFailed { step, errno } => {
+            proto_rkyv::Reason::StartFailed { step: step.clone(), errno: *errno }
+        }
+        Reason::CommandNotFound => proto_rkyv::Reason::CommandNotFound,
+        Reason::CommandNotExecutable { errno } => proto_rkyv::Reason::CommandNotExecutable { errno: *errno },
+        Reason::HostLost => proto_rkyv::Reason::HostLost,
+        Reason::DaemonDown => proto_rkyv::Reason::DaemonDown,
+    }
+}
+
+const fn state(state: State) -> proto_rkyv::State {
+    match state {
+        State::Scheduled => proto_rkyv::State::Scheduled,
+        State::Queued => proto_rkyv::State::Queued,
+        State::Initializing => proto_rkyv::State::Initializing,
+        State::Running => proto_rkyv::State::Running,
+        State::Stopping => proto_rkyv::State::Stopping,
+        State::Completed => proto_rkyv::State::Completed,
+        State::Failed => proto_rkyv::State::Failed,
+        State::Stopped => proto_rkyv::State::Stopped,
+        State::Timeout => proto_rkyv::State::Timeout,
+        State::Canceled => proto_rkyv::State::Canceled,
+    }
+}
+
+#[cfg(test)]
+pub(in crate::front) mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        job::{EnvEntry, JobId, LogTotals, Transition, User},
+        limits,
+    };
+
+    /// A job with everything at its largest.
+    pub(in crate::front) fn largest_job() -> JobView {
+        let label = |n: usize| (format!("{n:0>w$}", w = limits::LABEL_KEY_BYTES_MAX), "v".repeat(limits::LABEL_VALUE_BYTES_MAX));
+        let spec = Spec {
+            name: Some("n".repeat(limits::NAME_BYTES_MAX)),
+            labels: (0..limits::LABELS_MAX).map(label).collect(),
+            argv: vec![vec![b'x'; 100_000], b"second".to_vec()],
+            env: vec![
+                EnvEntry { name: "A".into(), value: b"b".to_vec(), is_secret: false },
+                EnvEntry { name: "TOKEN".into(), value: b"hunter2".to_vec(), is_secret: true },
+            ],
+            // Bytes that are no text grow threefold when shown.
+            workdir: [b"/".as_slice(), &[0xff; 4_094]].concat(),
+            user: User { uid: 1, gid: 2 },
+            work_bytes: 3,
+            timeout: Some(Duration::from_millis(4)),
+            grace: Duration::from_millis(5),
+            uploads: None,
+        };
+        let reason = Reason::StartFailed { step: "s".repeat(256), errno: 2 };
+        JobView {
+            id: JobId::random(),
+            owner: "o".repeat(limits::OWNER_BYTES_MAX),
+            state: State::Failed,
+            spec: Arc::new(spec),
+            work: WorkKind::Disk,
+            transitions: vec![Transition { state: State::Running, wall_ns: 1, mono_ns: 2 }; 8],
+            outcome: Some(Outcome {
+                reason, exit_code: None, signal: None, cpu_user_us: 0, cpu_system_us: 0, wall_ms: 0, start_micros: None,
+            }),
+            log: LogTotals { stdout_bytes: 1, stderr_bytes: 2, dropped_bytes: 3 },
+        }
+    }
+
+    #[test]
+    fn the_largest_job_fits_a_control_frame() {
+        let view = largest_job();
+        let shown = job(&view);
+        assert_eq!(shown.command, "x".repeat(80));
+        assert_eq!(shown.grace_ms, 5);
+        assert!(proto_rkyv::encode(&proto_rkyv::Reply::Status(Box::new(shown))).is_ok());
+    }
+
+    #[test]
+    fn a_command_is_shown_as_its_first_line() {
+        let check = |argv: &[&[u8]], expected: &str| {
+            let spec = Spec { argv: argv.iter().map(|a| a.to_vec()).collect(), ..(*largest_job().spec).clone() };
+            assert_eq!(command_line(&spec), expected);
+        };
+        check(&[b"sh", b"-c", b"echo a\necho b", b"c"], "sh -c echo a");
+        check(&[b"a\x1b[31m", b"\xff"], "a[31m \u{fffd}");
+        check(&[b"true"], "true");
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        assert_eq!(environment(&largest_job().spec), [b"A=b".to_vec(), b"TOKEN=***".to_vec()]);
+    }
+}

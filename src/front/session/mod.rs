@@ -1,0 +1,193 @@
+//! One request stream: read the request, decide whether it may, serve it, answer.
+//!
+//! ```text
+//! first frame ─► Request ─► authorise ─► serve ─► replies ─► finish
+//!      │            │           │          │
+//!      └────────────┴───────────┴──────────┴─► one Refused, finish, the rest of the stream stopped
+//! ```
+//! A session owns nothing but its stream and what it asked its shard for. When its peer goes away the session
+//! ends and all of that is dropped: a half-made submission is discarded, a follower is forgotten, the job
+//! itself goes on. Nothing a peer sends can end anything but its own session.
+
+mod copy;
+mod frames;
+mod output;
+mod race;
+mod submit;
+#[cfg(test)]
+mod tests;
+
+use std::{rc::Rc, time::Instant};
+
+use proto_rkyv::{Reply, Request, code};
+use thiserror::Error;
+
+use self::frames::{Incoming, Outgoing};
+use super::{
+    authorise::{Operation, OwnerRelation, authorise},
+    convert,
+    quic::{RequestStream, StreamError},
+};
+use crate::{
+    job::{JobId, JobView, LogQuery, Peer, Refusal, Streams},
+    limits,
+    shard::Handle,
+};
+
+/// Why a session ends before it has served its request.
+#[derive(Debug, Error, PartialEq, Eq)]
+enum Broken {
+    /// The peer is told why.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// What came is not what the protocol allows; the peer is told why.
+    #[error("{0}")]
+    Malformed(Refusal),
+    /// The peer owes bytes and does not send them.
+    #[error("the stream stalled")]
+    Stalled,
+    /// The stream is of no use any more.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl From<Refusal> for Broken {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<proto_rkyv::FrameError> for Broken {
+    fn from(error: proto_rkyv::FrameError) -> Self {
+        Self::Malformed(convert::invalid(format!("malformed request: {error}")))
+    }
+}
+
+/// Serves the request of one stream to its end.
+pub(super) async fn serve(stream: RequestStream, handle: Handle) {
+    let RequestStream { peer, send, recv, arrived } = stream;
+    let mut incoming = Incoming::new(recv);
+    let request = incoming.request().await;
+    let mut session = Session { peer, handle, arrived, incoming, outgoing: Outgoing::new(send) };
+    let served = match request {
+        Ok(request) => session.run(request).await,
+        Err(broken) => Err(broken),
+    };
+    if let Err(broken) = served {
+        tracing::debug!(peer = %session.peer.name, %broken, "request not served");
+        end(&mut session.incoming, &mut session.outgoing, broken).await;
+    }
+}
+
+/// Tells the peer why its request is not served, when it can still be told.
+async fn end(incoming: &mut Incoming, outgoing: &mut Outgoing, broken: Broken) {
+    let (refusal, code) = match broken {
+        Broken::Refused(refusal) => (refusal, code::STREAM_REFUSED),
+        Broken::Malformed(refusal) => (refusal, code::STREAM_MALFORMED),
+        Broken::Stalled => {
+            incoming.stop(code::STREAM_STALLED);
+            outgoing.reset(code::STREAM_STALLED);
+            return;
+        }
+        Broken::Stream(_) => return,
+    };
+    incoming.stop(code);
+    // A peer that does not even take the refusal has ended the session itself.
+    if outgoing.reply(&convert::refusal(refusal)).await.is_ok() {
+        outgoing.finish();
+    }
+}
+
+struct Session {
+    peer: Rc<Peer>,
+    handle: Handle,
+    arrived: Instant,
+    incoming: Incoming,
+    outgoing: Outgoing,
+}
+
+impl Session {
+    async fn run(&mut self, request: Request) -> Result<(), Broken> {
+        match request {
+            // The largest of the futures, in a box so that thousands of waiting sessions stay small.
+            Request::Submit(submit) => Box::pin(self.submit(*submit)).await?,
+            Request::List(list) => self.list(list).await?,
+            Request::Status(job) => self.status(&job).await?,
+            Request::Log(log) => Box::pin(self.log(log)).await?,
+            Request::Stop(stop) => self.stop(stop).await?,
+            Request::Wait(job) => self.wait(&job).await?,
+            Request::Copy(copy) => Box::pin(self.copy(copy)).await?,
+            Request::Node => self.node().await?,
+        }
+        self.outgoing.finish();
+        Ok(())
+    }
+
+    /// The job that `reference` means, if the peer may do `operation` to it.
+    async fn job(&self, operation: Operation, reference: &str) -> Result<JobView, Refusal> {
+        // A peer that may not even do this to its own jobs learns nothing about others'.
+        authorise(self.peer.role, operation, OwnerRelation::Own)?;
+        let id = self.handle.resolve(convert::job_ref(reference)?).await?;
+        let view = self.handle.view(id).await?;
+        authorise(self.peer.role, operation, OwnerRelation::of(&self.peer.name, &view.owner))?;
+        Ok(view)
+    }
+
+    async fn list(&mut self, list: proto_rkyv::List) -> Result<(), Broken> {
+        authorise(self.peer.role, Operation::List, OwnerRelation::Own)?;
+        let asked = list.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let jobs = self.handle.list(list.state.map(convert::state), asked.min(limits::LIST_JOBS_MAX)).await;
+        let jobs: Vec<_> = jobs.iter().map(convert::job).collect();
+        self.outgoing.jobs(&jobs).await
+    }
+
+    async fn status(&mut self, reference: &str) -> Result<(), Broken> {
+        let view = self.job(Operation::Status, reference).await?;
+        self.outgoing.reply(&Reply::Status(Box::new(convert::job(&view)))).await?;
+        self.outgoing.bulk(proto_rkyv::Kind::Argv, &view.spec.argv).await?;
+        self.outgoing.bulk(proto_rkyv::Kind::Env, &convert::environment(&view.spec)).await
+    }
+
+    async fn log(&mut self, log: proto_rkyv::Log) -> Result<(), Broken> {
+        let id = self.job(Operation::Log, &log.job).await?.id;
+        self.follow(id, convert::log_query(&log)).await?;
+        let dropped = self.handle.view(id).await?.log.dropped_bytes;
+        self.outgoing.reply(&Reply::LogEnd { dropped }).await
+    }
+
+    async fn stop(&mut self, stop: proto_rkyv::Stop) -> Result<(), Broken> {
+        let id = self.job(Operation::Stop, &stop.job).await?.id;
+        let view = self.handle.stop(id, &self.peer.name, convert::stop_signal(stop.signal)).await?;
+        self.outgoing.reply(&Reply::Done(Box::new(convert::job(&view)))).await
+    }
+
+    async fn wait(&mut self, reference: &str) -> Result<(), Broken> {
+        let id = self.job(Operation::Wait, reference).await?.id;
+        self.ended(id).await
+    }
+
+    async fn node(&mut self) -> Result<(), Broken> {
+        authorise(self.peer.role, Operation::Node, OwnerRelation::Own)?;
+        let view = self.handle.node().await;
+        let node = convert::node(view, &self.peer, &self.handle.settings());
+        self.outgoing.reply(&Reply::Node(Box::new(node))).await
+    }
+
+    /// Waits for a job's end and says how it was.
+    async fn ended(&mut self, id: JobId) -> Result<(), Broken> {
+        let view = self.outgoing.unless_gone(self.handle.ended(id)).await??;
+        self.outgoing.reply(&Reply::Ended(Box::new(convert::job(&view)))).await
+    }
+
+    /// Sends a job's output as the query asks.
+    async fn follow(&mut self, id: JobId, query: LogQuery) -> Result<(), Broken> {
+        let output = self.outgoing.unless_gone(self.handle.follow(id, query)).await??;
+        output::send(id, output, &mut self.outgoing).await
+    }
+
+    /// All output of a job as it comes, for the one who started it.
+    async fn follow_live(&mut self, id: JobId) -> Result<(), Broken> {
+        let query = LogQuery { streams: Streams::All, follow: true, offset: 0, tail_lines: None, since_ns: None };
+        self.follow(id, query).await
+    }
+}

@@ -1,0 +1,95 @@
+//! A submit: the request, its argument list and environment, its uploads, and what the stream carries then.
+
+use proto_rkyv::{After, Piece, Reply, Submit};
+
+use super::{Broken, Session, race};
+use crate::{
+    front::{
+        authorise::{Operation, OwnerRelation, authorise},
+        convert::{self, Bulk, UploadStep, Uploads},
+    },
+    limits,
+    shard::Submission,
+};
+
+impl Session {
+    pub(super) async fn submit(&mut self, submit: Submit) -> Result<(), Broken> {
+        authorise(self.peer.role, Operation::Run, OwnerRelation::Own)?;
+        let (after, announced) = (submit.after, submit.uploads);
+        let (bulk, first_upload) = self.bulk(announced.is_some()).await?;
+        let spec = convert::spec(submit, &bulk, &self.handle.settings())?;
+        drop(bulk);
+        let mut submission = self.handle.submit(&self.peer, spec, self.arrived).await?;
+        if let (Some(announced), Some(first)) = (announced, first_upload) {
+            self.uploads(&mut submission, announced, first).await?;
+        }
+        let id = submission.accept().await?;
+        self.outgoing.reply(&Reply::Accepted { id: id.to_bytes() }).await?;
+        match after {
+            After::Detach => Ok(()),
+            After::Wait => self.ended(id).await,
+            After::Follow => {
+                self.follow_live(id).await?;
+                self.ended(id).await
+            }
+        }
+    }
+
+    /// Argument list and environment: everything up to the end of the stream, or up to the first entry of an
+    /// upload, which is returned beside them.
+    async fn bulk(&mut self, has_uploads: bool) -> Result<(Bulk, Option<Piece>), Broken> {
+        let mut bulk = Bulk::default();
+        let mut kind = None;
+        loop {
+            match self.piece().await? {
+                Some(Piece::Begin(header)) => {
+                    bulk.push(header.kind, &[])?;
+                    kind = Some(header.kind);
+                }
+                Some(Piece::Data { bytes, .. }) => {
+                    let kind = kind.expect("a frame's data follows its header");
+                    bulk.push(kind, &bytes)?;
+                }
+                Some(control @ Piece::Control(_)) if has_uploads => return Ok((bulk, Some(control))),
+                Some(Piece::Control(_)) => {
+                    return Err(Broken::Malformed(convert::invalid("an upload that was not announced")));
+                }
+                None if has_uploads => return Err(truncated_upload()),
+                None => return Ok((bulk, None)),
+            }
+        }
+    }
+
+    /// Hands the uploads on as they come. Waits for the job's side, so that a slow disk slows the client down
+    /// and nothing is held here but one piece.
+    async fn uploads(&mut self, submission: &mut Submission, announced: u64, first: Piece) -> Result<(), Broken> {
+        let mut uploads = Uploads::new(announced);
+        let mut piece = first;
+        loop {
+            match uploads.step(piece)? {
+                UploadStep::Header => {}
+                UploadStep::End => return Ok(()),
+                UploadStep::Entry(entry) => {
+                    if let Some(sink) = submission.upload() {
+                        self.outgoing.unless_gone(sink.entry(&entry)).await??;
+                    }
+                }
+                UploadStep::Data(bytes) => {
+                    if let Some(sink) = submission.upload() {
+                        self.outgoing.unless_gone(sink.data(bytes)).await??;
+                    }
+                }
+            }
+            piece = self.piece().await?.ok_or_else(truncated_upload)?;
+        }
+    }
+
+    /// The next piece of what the client owes; it may not keep us waiting for ever.
+    async fn piece(&mut self) -> Result<Option<Piece>, Broken> {
+        race::within(limits::STREAM_STALL_MAX, self.incoming.next()).await.ok_or(Broken::Stalled)?
+    }
+}
+
+fn truncated_upload() -> Broken {
+    Broken::Malformed(convert::invalid("the upload ended early"))
+}
