@@ -80,7 +80,14 @@ fn deny() -> Result<()> {
 
 /// The tests run the binaries of two packages, and cargo builds those of one: so both are built first.
 fn test(filter: &[OsString]) -> Result<()> {
-    cargo(&["build", "--release", "--workspace", "--locked"])?;
+    // All targets, because that builds dependencies with the features that the tests want: once.
+    cargo(&[
+        "build",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+    ])?;
     let mut args: Vec<&OsStr> = ["test", "--release", "--workspace", "--locked"]
         .map(OsStr::new)
         .to_vec();
