@@ -306,10 +306,6 @@ const _: () = assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < 
 const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);
 // ---- sandbox ----------------------------------------------------------------------------------------
 
-/// `/tmp` of a job, bytes; in memory and charged to the job.
-pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
-/// `/dev/shm` of a job, bytes; in memory and charged to the job.
-pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
 /// A plan: what a submit may carry, its own arguments and steps.
 pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
 /// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.
@@ -326,6 +322,7 @@ const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
 const _: () = assert!(
     HOST_IDS_FIRST_DEFAULT as u64 + HOST_ID_SLICES_DEFAULT as u64 * ID_SLICE_RANGES as u64 * IDS_PER_JOB as u64
         == 1 << 32
+);
 const _: () = assert!(HANDSHAKES_BEFORE_RETRY < HANDSHAKES_MAX);
 const _: () = assert!(8 * STREAM_RECEIVE_WINDOW_BYTES <= CONNECTION_RECEIVE_WINDOW_BYTES);
 const _: () = assert!(OUTPUT_COPY_BYTES_MAX < OUTPUT_SLAB_BYTES_MAX && OUTPUT_SLAB_BYTES_MAX <= OUTPUT_BATCH_BYTES_MAX);
@@ -335,3 +332,12 @@ const _: () = assert!(
     NAME_BYTES_MAX + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16) + PATH_BYTES_MAX + 2 * OWNER_BYTES_MAX
         < 32 << 10
 );
+
+// ---- resource limits of a job -----------------------------------------------------------------------
+
+/// Open files of a job's process, soft: what select(2) can handle.
+pub const JOB_FILES_SOFT: u64 = 1_024;
+/// The same, hard; less where the daemon itself may not have so many.
+pub const JOB_FILES_HARD: u64 = 524_288;
+/// Stack of a job's main thread, soft, bytes: the kernel's default. It also bounds the argument list.
+pub const JOB_STACK_BYTES: u64 = 8 << 20;

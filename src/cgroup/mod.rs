@@ -8,6 +8,7 @@
 //! touched, and a running job costs no descriptor. A leaf serves to name all processes of a job at once: to
 //! kill them, and to know that none is left. Limits are not here yet.
 
+mod member;
 mod place;
 
 use std::{

@@ -4,7 +4,6 @@ use std::{os::fd::OwnedFd, rc::Rc};
 
 use super::desk::Link;
 use crate::{
-    cgroup::Leaf,
     log::{Capture, Progress},
     sandbox::identity::IdRange,
     volume::WorkImage,
@@ -16,7 +15,8 @@ pub(super) struct Body {
     /// How far its output is; made before anything else so that a follower can come at once.
     pub(super) progress: Rc<Progress>,
     pub(super) capture: Option<Rc<Capture>>,
-    pub(super) leaf: Option<Rc<Leaf>>,
+    /// Whether it has a cgroup.
+    pub(super) has_leaf: bool,
     pub(super) ids: Option<IdRange>,
     pub(super) image: Option<WorkImage>,
     /// Our end of init's control socket, until the go is given.
@@ -34,7 +34,7 @@ impl Body {
         Self {
             progress: Rc::default(),
             capture: None,
-            leaf: None,
+            has_leaf: false,
             ids: None,
             image: None,
             control: None,

@@ -26,10 +26,12 @@ use crate::{
     limits,
     rt::{self, Notify, Ready},
     sandbox::{
-        crew::Crew,
-        init,
+        crew::{Crew, CrewError},
+        identity::{IdRange, IdRanges},
+        init::record::step,
         plan::Step,
-        pool::{self, NamespacePool, Namespaces},
+        pool::{self, Answer, NamespacePool, Namespaces, PoolError},
+        start::{self, StartFds},
         wire::{EVENT_BYTES, ExitedRecord, KeeperCommand, KeeperEvent, StartedRecord},
     },
     sys::scm,
@@ -42,6 +44,9 @@ pub(super) struct Desk {
     /// Crews whose keeper still holds jobs.
     retired: RefCell<Vec<Rc<Link>>>,
     pool: RefCell<NamespacePool>,
+    ids: RefCell<IdRanges>,
+    /// No host ids are left: starts fail until some are given back.
+    is_out_of_ids: Cell<bool>,
     has_changed: rt::Event,
     next: Cell<u32>,
     /// Why there is no crew, when starting one failed.
@@ -52,7 +57,8 @@ pub(super) struct Desk {
 #[derive(Debug)]
 pub(super) struct Link {
     number: u32,
-    crew: Crew,
+    /// Taken when the crew is ended.
+    crew: RefCell<Option<Crew>>,
     spawner: Ready,
     keeper: Ready,
     maker: Ready,
@@ -65,12 +71,14 @@ pub(super) struct Link {
 }
 
 impl Desk {
-    /// No crew yet; `pool` has the ids that this shard may lease.
-    pub(super) fn new(pool: NamespacePool) -> Self {
+    /// No crew yet; `ids` are the host ids of this shard's jobs.
+    pub(super) fn new(ids: IdRanges) -> Self {
         Self {
             current: RefCell::default(),
             retired: RefCell::default(),
-            pool: RefCell::new(pool),
+            pool: RefCell::default(),
+            ids: RefCell::new(ids),
+            is_out_of_ids: Cell::new(false),
             has_changed: rt::Event::default(),
             next: Cell::new(0),
             trouble: RefCell::default(),
@@ -78,23 +86,30 @@ impl Desk {
     }
 
     /// Gives back the host ids of a job that has ended.
-    pub(super) fn free_ids(&self, ids: crate::sandbox::identity::IdRange) {
-        self.pool.borrow_mut().free(ids);
+    pub(super) fn free_ids(&self, ids: IdRange) {
+        self.ids.borrow_mut().free(ids);
+        if self.is_out_of_ids.replace(false) {
+            self.has_changed.notify_all();
+        }
     }
 
-    /// Kills every helper. Jobs must have ended.
-    pub(super) fn shut_down(&self) {
-        for link in self.current.borrow_mut().take().into_iter().chain(self.retired.borrow_mut().drain(..)) {
-            link.crew.shut_down();
+    /// Ends every helper. Jobs must have ended.
+    pub(super) async fn shut_down(&self) {
+        let current = self.current.borrow_mut().take();
+        let retired = std::mem::take(&mut *self.retired.borrow_mut());
+        for link in current.into_iter().chain(retired) {
+            if let Some(crew) = link.crew.borrow_mut().take() {
+                report(rt::blocking("end a crew", move || crew.shut_down()).await);
+            }
         }
     }
 }
 
 impl Link {
     /// Sends one recipe; the spawner answers for it through the keeper, or dies.
-    pub(super) async fn send_start(&self, id: JobId, start: &crate::sandbox::plan::StartFds<'_>) -> io::Result<()> {
+    pub(super) async fn send_start(&self, id: JobId, start: &StartFds<'_>) -> io::Result<()> {
         loop {
-            match crate::sandbox::plan::send(self.spawner.as_fd(), id, start) {
+            match start::send(self.spawner.as_fd(), id, start) {
                 Ok(()) => {
                     self.pending.borrow_mut().push_back((id, rt::now()));
                     self.jobs.borrow_mut().insert(id);
@@ -123,6 +138,17 @@ impl Link {
         }
     }
 
+    /// Kills the spawner and the pool maker; the keeper and its jobs are not touched.
+    fn kill_makers(&self) {
+        if let Some(crew) = &*self.crew.borrow() {
+            for helper in [&crew.spawner, &crew.maker] {
+                if let Err(error) = helper.kill() {
+                    tracing::error!(crew = self.number, error = chain(&error), "a helper could not be killed");
+                }
+            }
+        }
+    }
+
     fn answered(&self, id: JobId) {
         self.pending.borrow_mut().retain(|(pending, _)| *pending != id);
     }
@@ -137,10 +163,10 @@ impl Shard {
         let number = self.desk.next.replace(self.desk.next.get() + 1);
         let link = Rc::new(Link {
             number,
-            spawner: Ready::new(crew.spawner().try_clone_to_owned()?)?,
-            keeper: Ready::new(crew.keeper().try_clone_to_owned()?)?,
-            maker: Ready::new(crew.maker().try_clone_to_owned()?)?,
-            crew,
+            spawner: Ready::new(crew.spawner.socket.try_clone()?)?,
+            keeper: Ready::new(crew.keeper.socket.try_clone()?)?,
+            maker: Ready::new(crew.maker.socket.try_clone()?)?,
+            crew: RefCell::new(Some(crew)),
             pending: RefCell::default(),
             jobs: RefCell::default(),
             is_stuck: Cell::new(false),
@@ -166,7 +192,7 @@ impl Shard {
                     self.refill();
                     return Ok((link, namespaces));
                 }
-                if self.desk.pool.borrow().is_exhausted() {
+                if self.desk.is_out_of_ids.get() {
                     return Err(StartFailure { step: "lease host ids".to_owned(), errno: libc::EAGAIN });
                 }
             } else if self.desk.trouble.borrow().is_some() {
@@ -180,39 +206,70 @@ impl Shard {
     fn refill(&self) {
         let Some(link) = self.desk.current.borrow().clone() else { return };
         let mut pool = self.desk.pool.borrow_mut();
-        while let Some(ids) = pool.next_request() {
+        let mut ranges = self.desk.ids.borrow_mut();
+        while pool.wanted() > 0 {
+            let ids = match ranges.allocate() {
+                Ok(ids) => ids,
+                Err(error) => {
+                    if pool.ready() == 0 && !self.desk.is_out_of_ids.replace(true) {
+                        tracing::warn!(shard = self.index, %error, "jobs cannot be started");
+                    }
+                    return;
+                }
+            };
             if let Err(error) = pool::request(link.maker.as_fd(), ids) {
-                pool.request_failed(ids);
+                ranges.free(ids);
                 if error.kind() != io::ErrorKind::WouldBlock {
                     tracing::warn!(crew = link.number, %error, "the pool maker takes no request");
                 }
                 return;
             }
+            pool.note_requested(ids);
         }
     }
 
     async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
         loop {
             match pool::receive(link.maker.as_fd()) {
-                Ok(Some(namespaces)) => {
-                    self.desk.pool.borrow_mut().put(namespaces);
-                    self.refill();
-                    self.desk.has_changed.notify_all();
-                }
-                Ok(None) => break,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Some(answer)) => self.take_namespaces(answer).await,
+                Ok(None) => {
                     if link.maker.readable().await.is_err() {
                         break;
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(crew = link.number, %error, "namespaces could not be made");
+                    if error.kind() != io::ErrorKind::UnexpectedEof {
+                        tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
+                    }
                     break;
                 }
             }
         }
-        self.desk.pool.borrow_mut().forget_requests();
+        if self.is_current(&link) {
+            for ids in self.desk.pool.borrow_mut().forget_requested() {
+                self.desk.ids.borrow_mut().free(ids);
+            }
+        }
         self.retire(&link, "its pool maker ended");
+    }
+
+    async fn take_namespaces(&self, answer: Answer) {
+        let put = self.desk.pool.borrow_mut().put(answer);
+        match put {
+            Ok(()) => self.desk.has_changed.notify_all(),
+            Err(error) => {
+                tracing::warn!(shard = self.index, error = chain(&error), "namespaces could not be made");
+                if let PoolError::Make { ids, .. } = error {
+                    self.desk.ids.borrow_mut().free(ids);
+                    rt::sleep(limits::CREW_RETRY_FIRST).await;
+                }
+            }
+        }
+        self.refill();
+    }
+
+    fn is_current(&self, link: &Rc<Link>) -> bool {
+        self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, link))
     }
 
     async fn hear_keeper(self: Rc<Self>, link: Rc<Link>) {
@@ -294,17 +351,23 @@ impl Shard {
             self.wait_until_empty(id).await;
             self.feed(Event::Orphaned(id));
         }
+        let crew = link.crew.borrow_mut().take();
+        if let Some(crew) = crew {
+            report(rt::blocking("reap a keeper", move || crew.shut_down()).await);
+        }
     }
 
     /// Takes a crew off new work and starts another.
     fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
-        let is_current = self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, link));
-        if !is_current || self.host.is_going_down() {
+        if !self.is_current(link) || self.host.is_ended() {
             return;
         }
         tracing::warn!(shard = self.index, crew = link.number, why, "a crew is replaced");
         self.desk.current.replace(None);
-        link.crew.kill_spawner();
+        for ids in self.desk.pool.borrow_mut().forget_requested() {
+            self.desk.ids.borrow_mut().free(ids);
+        }
+        link.kill_makers();
         link.command(KeeperCommand::Exit);
         self.desk.retired.borrow_mut().push(Rc::clone(link));
         let shard = Rc::clone(self);
@@ -315,7 +378,7 @@ impl Shard {
         let mut pause = limits::CREW_RETRY_FIRST;
         loop {
             let host = std::sync::Arc::clone(&self.host);
-            let started = rt::blocking("start a crew", move || Crew::start(host.crew_options())).await;
+            let started = rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
             let trouble = match started.map(|started| started.map(|crew| self.employ(crew))) {
                 Ok(Ok(Ok(()))) => return,
                 Ok(Ok(Err(error))) => error.to_string(),
@@ -332,7 +395,7 @@ impl Shard {
 
     /// Ends a spawner that has been in one step for too long.
     async fn watch_spawner(self: Rc<Self>, link: Rc<Link>) {
-        while self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, &link)) {
+        while self.is_current(&link) {
             let oldest = link.pending.borrow().front().map(|(_, since)| *since);
             let Some(since) = oldest else {
                 link.has_work.notified().await;
@@ -343,14 +406,22 @@ impl Shard {
                 continue;
             }
             link.is_stuck.set(true);
-            link.crew.kill_spawner();
+            link.kill_makers();
             return;
         }
     }
 }
 
+fn report(ended: Result<Result<(), CrewError>, rt::BlockingError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(error = chain(&error), "a crew did not end"),
+        Err(error) => tracing::error!(error = chain(&error), "a crew did not end"),
+    }
+}
+
 /// An error with what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -364,9 +435,9 @@ fn started(record: StartedRecord) -> Result<u64, ExecFailure> {
     let StartedRecord { step, errno, mono_ns } = record;
     match errno {
         0 => Ok(mono_ns),
-        libc::ENOENT | libc::ENOTDIR if step == init::STEP_EXEC => Err(ExecFailure::NotFound),
-        _ if step == init::STEP_EXEC => Err(ExecFailure::NotExecutable(errno)),
-        _ => Err(ExecFailure::Step(StartFailure { step: init::step_name(step).to_owned(), errno })),
+        libc::ENOENT | libc::ENOTDIR if step == step::EXECUTE => Err(ExecFailure::NotFound),
+        _ if step == step::EXECUTE => Err(ExecFailure::NotExecutable(errno)),
+        _ => Err(ExecFailure::Step(StartFailure { step: Step::name(u16::from(step)).to_owned(), errno })),
     }
 }
 

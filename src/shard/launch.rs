@@ -20,22 +20,23 @@ use nix::{
 
 use super::{
     body::Body,
-    desk::Link,
+    desk::{Link, chain},
     driver::Shard,
     effect::{Event, StartFailure},
 };
 use crate::{
-    cgroup::{CgroupError, Leaf},
+    cgroup::CgroupError,
     job::{JobId, Refusal, RefusalCode, Spec, WorkKind},
     log::Capture,
     rt,
     sandbox::{
         identity::IdRange,
-        plan::{Plan, PlanSpec, StartFds, WorkMount},
+        plan::{Plan, PlanSpec, Work},
         pool::Namespaces,
+        start::StartFds,
         wire::{GO, KeeperCommand},
     },
-    volume::WorkImage,
+    volume::{WorkImage, WorkOptions},
 };
 
 /// Both ends of the pipe of one of a job's streams.
@@ -92,12 +93,12 @@ impl Shard {
         id: JobId,
         spec: &Spec,
         link: &Rc<Link>,
-        leaf: &Rc<Leaf>,
+        leaf: &OwnedFd,
         namespaces: &Namespaces,
         work: Option<OwnedFd>,
     ) -> Result<(), StartFailure> {
         let plan = self.plan(id, spec, namespaces.ids, work.is_some())?;
-        let gid = namespaces.ids.first() + spec.user.gid;
+        let gid = namespaces.ids.base() + spec.user.gid;
         let stdout = pipe(gid).map_err(|errno| failure("make the stdout pipe", errno))?;
         let stderr = pipe(gid).map_err(|errno| failure("make the stderr pipe", errno))?;
         let (control, control_init) =
@@ -144,27 +145,27 @@ impl Shard {
     }
 
     fn plan(&self, id: JobId, spec: &Spec, ids: IdRange, has_disk: bool) -> Result<OwnedFd, StartFailure> {
-        let plan = Plan::build(&PlanSpec {
-            uid: spec.user.uid,
-            gid: spec.user.gid,
-            ids_first: ids.first(),
-            workdir: spec.workdir.clone(),
-            work: if has_disk { WorkMount::Tree } else { WorkMount::Tmpfs { bytes: spec.work_bytes } },
+        let plan = Plan::new(&PlanSpec {
+            user: spec.user,
+            ids_base: ids.base(),
+            workdir: &spec.workdir,
+            work: if has_disk { Work::Tree } else { Work::Tmpfs { bytes: spec.work_bytes } },
             tmp_bytes: self.host.tmp_bytes,
             shm_bytes: self.host.shm_bytes,
-            argv: spec.argv.clone(),
-            env: environment(id, spec),
-            cpus: self.host.cpus.clone(),
+            argv: &spec.argv,
+            env: &environment(id, spec),
+            cpus: &self.host.cpus,
+            rlimits: &self.host.rlimits,
             has_uploads: spec.uploads.is_some(),
         })
         .map_err(|error| StartFailure { step: format!("plan: {error}"), errno: 0 })?;
         plan.seal().map_err(|error| failure_io("seal the plan", &error))
     }
 
-    fn make_leaf(&self, id: JobId) -> Result<Rc<Leaf>, StartFailure> {
-        let leaf = self.host.cgroups.create_leaf(id).map_err(|error| cgroup_failure(&error))?;
-        let leaf = Rc::new(leaf);
-        self.with_body(id, |body| body.leaf = Some(Rc::clone(&leaf)))?;
+    /// The job's cgroup; its directory is open only until the job is born in it.
+    fn make_leaf(&self, id: JobId) -> Result<OwnedFd, StartFailure> {
+        let leaf = self.host.cgroups.create(id).map_err(|error| cgroup_failure(&error))?;
+        self.with_body(id, |body| body.has_leaf = true)?;
         Ok(leaf)
     }
 
@@ -180,17 +181,17 @@ impl Shard {
             return Ok(None);
         }
         let host = Arc::clone(&self.host);
-        let (bytes, uid, gid) = (spec.work_bytes, ids.first() + spec.user.uid, ids.first() + spec.user.gid);
-        let create = move || WorkImage::create(&host.work_dir, id, bytes, uid, gid);
+        let (bytes, uid, gid) = (spec.work_bytes, ids.base() + spec.user.uid, ids.base() + spec.user.gid);
+        let create = move || WorkImage::create(&WorkOptions { base_dir: &host.base_dir, job: id, bytes, uid, gid });
         let image = rt::blocking("make a disk image", create).await.map_err(|error| {
             tracing::warn!(job_id = %id, %error, "no disk image for /work");
             StartFailure { step: format!("make /work: {error}"), errno: 0 }
         })?;
         let image = image.map_err(|error| {
             tracing::warn!(job_id = %id, %error, "no disk image for /work");
-            StartFailure { step: format!("make /work: {error}"), errno: error.errno() }
+            StartFailure { step: format!("make /work: {}", chain(&error)), errno: 0 }
         })?;
-        let tree = image.tree().try_clone_to_owned().map_err(|error| failure_io("make /work", &error))?;
+        let tree = image.tree.try_clone().map_err(|error| failure_io("make /work", &error))?;
         self.with_body(id, |body| body.image = Some(image))?;
         Ok(Some(tree))
     }
@@ -199,14 +200,14 @@ impl Shard {
     async fn undo_former(self: &Rc<Self>, id: JobId) {
         let former = self.bodies.borrow_mut().get_mut(&id).map(|body| {
             body.control = None;
-            (body.capture.take(), body.leaf.take(), body.ids.take(), body.image.take())
+            (body.capture.take(), std::mem::take(&mut body.has_leaf), body.ids.take(), body.image.take())
         });
-        if let Some((capture, leaf, ids, image)) = former {
+        if let Some((capture, had_leaf, ids, image)) = former {
             if let Some(capture) = capture {
                 let _ = capture.drain().await;
             }
-            if let Some(leaf) = leaf {
-                self.remove_leaf(&leaf).await;
+            if had_leaf {
+                self.remove_leaf(id).await;
             }
             if let Some(ids) = ids {
                 self.desk.free_ids(ids);
@@ -241,11 +242,12 @@ impl Shard {
 
     /// Kills every process of a job.
     pub(super) fn kill(&self, id: JobId) {
-        let leaf = self.bodies.borrow().get(&id).and_then(|body| body.leaf.clone());
-        if let Some(leaf) = leaf
-            && let Err(error) = leaf.kill()
-        {
-            tracing::error!(job_id = %id, %error, "a job could not be killed");
+        if !self.bodies.borrow().get(&id).is_some_and(|body| body.has_leaf) {
+            return;
+        }
+        match self.host.cgroups.kill(id) {
+            Ok(()) | Err(CgroupError::Missing(_)) => {}
+            Err(error) => tracing::error!(job_id = %id, %error, "a job could not be killed"),
         }
     }
 }
@@ -291,5 +293,5 @@ fn failure_io(step: &str, error: &std::io::Error) -> StartFailure {
 }
 
 fn cgroup_failure(error: &CgroupError) -> StartFailure {
-    StartFailure { step: format!("make the cgroup: {error}"), errno: 0 }
+    StartFailure { step: format!("make the cgroup: {}", chain(error)), errno: 0 }
 }

@@ -1,10 +1,10 @@
 //! The way every job ends: output brought home, then everything it held given back.
 
-use std::{cell::RefCell, collections::VecDeque, os::fd::OwnedFd, rc::Rc, time::Instant};
+use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::Rc, time::Instant};
 
 use super::{driver::Shard, effect::Event, handle::unknown};
 use crate::{
-    cgroup::{CgroupError, Leaf},
+    cgroup::CgroupError,
     job::{JobId, LogTotals, Refusal, RefusalCode, WorkKind},
     limits,
     rt::{self, Notify},
@@ -39,17 +39,14 @@ impl Shard {
 
     /// Waits until no process is left in a job's cgroup, killing what is.
     pub(super) async fn wait_until_empty(&self, id: JobId) {
-        let leaf = self.bodies.borrow().get(&id).and_then(|body| body.leaf.clone());
-        let Some(leaf) = leaf else { return };
+        if !self.bodies.borrow().get(&id).is_some_and(|body| body.has_leaf) {
+            return;
+        }
         let mut pause = limits::LEAF_RETRY_FIRST;
         loop {
-            match leaf.populated() {
-                Ok(false) => return,
-                Ok(true) => {
-                    if let Err(error) = leaf.kill() {
-                        tracing::error!(job_id = %id, %error, "a job could not be killed");
-                    }
-                }
+            match self.host.cgroups.populated(id) {
+                Ok(false) | Err(CgroupError::Missing(_)) => return,
+                Ok(true) => self.kill(id),
                 Err(error) => {
                     tracing::error!(job_id = %id, %error, "a job's cgroup cannot be read");
                     return;
@@ -69,8 +66,8 @@ impl Shard {
         }
         let shard = Rc::clone(self);
         rt::spawn(async move {
-            if let Some(leaf) = &body.leaf {
-                shard.remove_leaf(leaf).await;
+            if body.has_leaf {
+                shard.remove_leaf(id).await;
             }
             if let Some(ids) = body.ids {
                 shard.desk.free_ids(ids);
@@ -82,23 +79,23 @@ impl Shard {
     }
 
     /// Removes a leaf. Its processes are dead; the kernel may need a moment to let go of them.
-    pub(super) async fn remove_leaf(&self, leaf: &Leaf) {
+    pub(super) async fn remove_leaf(&self, id: JobId) {
         let mut pause = limits::LEAF_RETRY_FIRST;
         for _ in 0..limits::LEAF_RETRIES {
-            match leaf.remove() {
-                Ok(()) => return,
+            match self.host.cgroups.remove(id) {
+                Ok(()) | Err(CgroupError::Missing(_)) => return,
                 Err(CgroupError::Busy { .. }) => {
-                    let _ = leaf.kill();
+                    let _ = self.host.cgroups.kill(id);
                     rt::sleep(pause).await;
                     pause = (pause * 2).min(limits::LEAF_RETRY_LAST);
                 }
                 Err(error) => {
-                    tracing::error!(%error, "a cgroup could not be removed");
+                    tracing::error!(job_id = %id, %error, "a cgroup could not be removed");
                     return;
                 }
             }
         }
-        tracing::error!(leaf = ?leaf, "a cgroup stays busy and is left to the next start");
+        tracing::error!(job_id = %id, "a cgroup stays busy and is left to the next start");
     }
 
     fn keep(&self, id: JobId, image: WorkImage) {
@@ -133,10 +130,9 @@ impl Shard {
     }
 
     pub(super) async fn discard(&self, image: WorkImage) {
-        match rt::blocking("discard a disk image", move || image.discard()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a disk image is left to the next start"),
-            Err(error) => tracing::error!(%error, "a disk image is left to the next start"),
+        // Dropping it here would unmount on the shard's own thread.
+        if let Err(error) = rt::blocking("discard a disk image", move || image.discard()).await {
+            tracing::error!(%error, "a disk image is left to the next start");
         }
     }
 
@@ -158,7 +154,7 @@ impl Shard {
         let gone = |why: &str| {
             Refusal::new(RefusalCode::Conflict, format!("/work of job {id} {why}"))
         };
-        let copy = |image: &WorkImage| image.tree().try_clone_to_owned();
+        let copy = |image: &WorkImage| image.tree.try_clone();
         let opened = if let Some(image) = self.bodies.borrow().get(&id).and_then(|body| body.image.as_ref()) {
             Some(copy(image))
         } else {
@@ -174,14 +170,13 @@ impl Shard {
                 WorkKind::Disk => gone("has been discarded"),
             });
         }
-        let (pid, leaf) = {
-            let bodies = self.bodies.borrow();
-            let body = bodies.get(&id);
-            (body.and_then(|body| body.pid), body.and_then(|body| body.leaf.clone()))
-        };
-        let (Some(pid), Some(leaf)) = (pid, leaf) else { return Err(gone("does not exist yet")) };
+        let pid = self.bodies.borrow().get(&id).and_then(|body| body.pid);
+        let Some(pid) = pid else { return Err(gone("does not exist yet")) };
         // The pid may have been reused, so the process must be in the job's cgroup after its root was opened.
-        let root = crate::host::open_job_dir(pid, "work").map_err(|_| gone("is gone: the job is just ending"))?;
-        if leaf.contains(pid) { Ok(root) } else { Err(gone("is gone: the job is just ending")) }
+        let work = File::open(format!("/proc/{pid}/root/work")).map_err(|_| gone("is gone: the job is just ending"))?;
+        match self.host.cgroups.holds(id, pid) {
+            true => Ok(work.into()),
+            false => Err(gone("is gone: the job is just ending")),
+        }
     }
 }

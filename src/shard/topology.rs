@@ -6,7 +6,7 @@
 use std::{
     io,
     net::UdpSocket,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     rc::Rc,
     sync::{
@@ -41,10 +41,11 @@ use crate::{
     },
     sandbox::{
         crew::{Crew, CrewError, CrewOptions},
-        identity::{IdError, IdRanges},
-        pool::NamespacePool,
+        identity::{IdError, IdRanges, LEASE_DIRECTORY, LeaseOptions},
+        plan::Rlimit,
     },
     store::{self, JournalError},
+    sys::affinity::CpuMask,
 };
 
 /// What all shards share, read-only but for its counters.
@@ -56,26 +57,29 @@ pub(super) struct Host {
     pub(super) kernel: String,
     pub(super) settings: Settings,
     pub(super) jobs_dir: PathBuf,
-    pub(super) work_dir: PathBuf,
+    pub(super) base_dir: PathBuf,
     pub(super) work_keep: Duration,
     pub(super) tmp_bytes: u64,
     pub(super) shm_bytes: u64,
     /// Every core the daemon may use: what a job sees.
-    pub(super) cpus: Vec<usize>,
+    pub(super) cpus: CpuMask,
+    pub(super) rlimits: Vec<Rlimit>,
     pub(super) cgroups: cgroup::Tree,
     pub(super) loads: Loads,
-    crew: CrewOptions,
-    is_going_down: AtomicBool,
+    helpers_procs: OwnedFd,
+    scratch_dir: PathBuf,
+    is_ended: AtomicBool,
     ready: AtomicUsize,
 }
 
 impl Host {
-    pub(super) const fn crew_options(&self) -> &CrewOptions {
-        &self.crew
+    pub(super) fn crew_options(&self) -> CrewOptions<'_> {
+        CrewOptions { scratch_dir: &self.scratch_dir, helpers_procs: self.helpers_procs.as_fd() }
     }
 
-    pub(super) fn is_going_down(&self) -> bool {
-        self.is_going_down.load(Ordering::Relaxed)
+    /// Whether every job has ended for good, so that a helper that ends is not replaced.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Relaxed)
     }
 }
 
@@ -143,7 +147,7 @@ pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> super::remote::Local<()> 
 pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
     let shards = setup.sockets.len();
     let host = Arc::new(host(&setup, shards)?);
-    let ids = IdRanges::lease(setup.base, &setup.config.ids, shards).map_err(StartError::Ids)?;
+    let ids = lease_ids(&setup, shards)?;
     let crews = start_crews(&host, shards)?;
     let histories = replay(&setup, shards)?;
     let mailboxes = mailboxes(shards)?;
@@ -181,7 +185,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
 
 fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
     let (base, config) = (setup.base, setup.config);
-    let cgroups = cgroup::Tree::open(base.instance())?;
+    let cgroups = cgroup::Tree::open(&base.instance().to_string())?;
     let uname = nix::sys::utsname::uname().map_err(|errno| kernel("uname", errno))?;
     Ok(Host {
         shards,
@@ -194,22 +198,49 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
             grace: config.jobs.grace,
         },
         jobs_dir: base.jobs(),
-        work_dir: base.work(),
+        base_dir: base.root().to_owned(),
         work_keep: config.limits.work_keep,
         tmp_bytes: config.limits.tmp_bytes,
         shm_bytes: config.limits.shm_bytes,
-        cpus: setup.cpus.clone(),
-        crew: CrewOptions::new(base, &cgroups),
+        cpus: CpuMask::from_cpus(setup.cpus.iter().copied()),
+        rlimits: rlimits(),
+        helpers_procs: cgroups.helpers_procs()?,
+        scratch_dir: base.run(),
         cgroups,
         loads: (0..shards).map(|_| AtomicU32::new(0)).collect(),
-        is_going_down: AtomicBool::new(false),
+        is_ended: AtomicBool::new(false),
         ready: AtomicUsize::new(0),
     })
 }
 
+/// Host ids of each shard's jobs: every shard leases slices of its own, more as it needs them.
+fn lease_ids(setup: &Setup<'_>, shards: usize) -> Result<Vec<IdRanges>, StartError> {
+    let options = LeaseOptions {
+        directory: PathBuf::from(LEASE_DIRECTORY),
+        instance: setup.base.instance().to_string(),
+        base_dir: setup.base.root().to_owned(),
+        first: setup.config.ids.first,
+        slices: setup.config.ids.count.div_ceil(limits::ID_SLICE_RANGES),
+    };
+    (0..shards).map(|_| IdRanges::lease(options.clone()).map_err(StartError::Ids)).collect()
+}
+
+/// What a job may use of what is counted by process: the kernel's own defaults, whatever the daemon has.
+fn rlimits() -> Vec<Rlimit> {
+    let hard = |resource| nix::sys::resource::getrlimit(resource).map_or(libc::RLIM_INFINITY, |(_, hard)| hard);
+    let files = hard(nix::sys::resource::Resource::RLIMIT_NOFILE).min(limits::JOB_FILES_HARD);
+    let stack = hard(nix::sys::resource::Resource::RLIMIT_STACK);
+    vec![
+        Rlimit { resource: libc::RLIMIT_NOFILE, soft: limits::JOB_FILES_SOFT.min(files), hard: files },
+        // A core dump would go wherever the host's core_pattern says, with the host's rights.
+        Rlimit { resource: libc::RLIMIT_CORE, soft: 0, hard: 0 },
+        Rlimit { resource: libc::RLIMIT_STACK, soft: limits::JOB_STACK_BYTES.min(stack), hard: stack },
+    ]
+}
+
 fn start_crews(host: &Host, shards: usize) -> Result<Vec<Crew>, StartError> {
     (0..shards)
-        .map(|shard| Crew::start(&host.crew).map_err(|source| StartError::Crew { shard, source }))
+        .map(|shard| Crew::start(&host.crew_options()).map_err(|source| StartError::Crew { shard, source }))
         .collect()
 }
 
@@ -327,7 +358,7 @@ impl ThreadParts {
             host: Arc::clone(&self.host),
             limits: self.core,
             remote: Remote::new(self.mailbox.out),
-            desk: Desk::new(NamespacePool::new(self.ids)),
+            desk: Desk::new(self.ids),
             log,
             journal: JournalWriter::new(),
             history: self.history,
@@ -347,7 +378,7 @@ impl ThreadParts {
         };
         let signals = Ready::new(signals).map_err(io("the signal descriptor"))?;
         signals.readable().await.map_err(io("the signal descriptor"))?;
-        self.host.is_going_down.store(true, Ordering::Relaxed);
+        tracing::info!("a signal came: every job is stopped, as `joblet down` does");
         shard.end_all().await;
         Ok(Some(()))
     }
@@ -373,6 +404,6 @@ impl Shard {
         Rc::clone(&self).shut_down().await;
         self.front.close().await;
         self.discard_kept().await;
-        self.desk.shut_down();
+        self.desk.shut_down().await;
     }
 }
