@@ -31,6 +31,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proto_rkyv::{Job, State};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -65,6 +66,9 @@ const SMOKE: Size = Size {
 
 /// Requests at a time while the sustained rate is measured.
 const IN_FLIGHT: usize = 64;
+
+/// Mounts that are added to the host for a moment.
+const MOUNTS: usize = 1_000;
 
 fn main() -> ExitCode {
     let is_real = std::env::args().any(|arg| arg == "--bench");
@@ -109,6 +113,8 @@ struct Samples {
     product: [Histogram<u64>; 2],
     inside: [Histogram<u64>; 2],
     floor: [Histogram<u64>; 2],
+    /// Without and with many more mounts on the host.
+    mounts: [Histogram<u64>; 2],
     product_rates: Vec<f64>,
     floor_rates: Vec<f64>,
 }
@@ -124,6 +130,7 @@ fn measure(size: Size) -> Value {
         product: histograms(),
         inside: histograms(),
         floor: histograms(),
+        mounts: histograms(),
         product_rates: Vec::new(),
         floor_rates: Vec::new(),
     };
@@ -153,6 +160,7 @@ fn measure(size: Size) -> Value {
             samples
                 .product_rates
                 .push(f64::from(jobs) / begin.elapsed().as_secs_f64());
+            beside_mounts(&wire, &argv, size, &mut samples).await;
         }
     });
     drop(daemon);
@@ -180,6 +188,21 @@ async fn one_by_one(
         samples.inside[kind]
             .record(job.outcome.unwrap().start_micros.unwrap() * 1_000)
             .unwrap();
+    }
+}
+
+/// The same start twice: as the host is, and with [`MOUNTS`] more mounts on it.
+async fn beside_mounts(wire: &Wire, argv: &[&str], size: Size, samples: &mut Samples) {
+    for with in [0, 1] {
+        let mounts = (with == 1).then(Mounts::make);
+        for _ in 0..size.serial / 2 {
+            let begin = mono_ns();
+            let job = wire.run(argv).await.unwrap();
+            samples.mounts[with]
+                .record(running_ns(&job) - begin)
+                .unwrap();
+        }
+        drop(mounts);
     }
 }
 
@@ -251,6 +274,7 @@ fn report(size: Size, mut samples: Samples) -> Value {
             "floor_us": { "p50": p50(&samples.floor[kind]), "p99": p99(&samples.floor[kind]) },
         })
     };
+    let mounts = p50(&samples.mounts[1]) / p50(&samples.mounts[0]);
     let over = |kind: usize| p50(&samples.product[kind]) / p50(&samples.floor[kind]);
     json!({
         "machine": machine(),
@@ -264,6 +288,7 @@ fn report(size: Size, mut samples: Samples) -> Value {
             "paced_submit_execve_p50_over_floor": over(PACED),
             "paced_submit_execve_p99_ms": p99(&samples.product[PACED]) / 1e3,
             "jobs_per_second_over_floor": rate / floor_rate,
+            "submit_execve_p50_with_1000_mounts": mounts,
         },
     })
 }
@@ -353,5 +378,37 @@ impl StaticCommand {
 impl Drop for StaticCommand {
     fn drop(&mut self) {
         fs::remove_file(&self.0).unwrap();
+    }
+}
+
+/// Many mounts in the host's own mount namespace, below one that is detached with all of them.
+#[derive(Debug)]
+struct Mounts(PathBuf);
+
+impl Mounts {
+    fn make() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("joblet-bench-")
+            .tempdir()
+            .unwrap()
+            .keep();
+        let none = None::<&str>;
+        mount(Some("tmpfs"), &dir, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        // Made before anything is mounted below it, so that all are taken away should this fail half-way.
+        let mounts = Self(dir);
+        mount(none, &mounts.0, none, MsFlags::MS_PRIVATE, none).unwrap();
+        for index in 0..MOUNTS {
+            let point = mounts.0.join(index.to_string());
+            fs::create_dir(&point).unwrap();
+            mount(Some(&point), &point, none, MsFlags::MS_BIND, none).unwrap();
+        }
+        mounts
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+        fs::remove_dir(&self.0).unwrap();
     }
 }

@@ -10,6 +10,9 @@ const JOBS: usize = 200;
 /// `argv[0]` of the process that is the jobs' parent.
 const KEEPER: &str = "joblet-keeper";
 
+/// Short name of the process that makes sandboxes.
+const SPAWNER: &str = "joblet-spawner";
+
 #[test]
 fn the_daemon_is_killed_while_jobs_run_and_the_next_one_accounts_for_them() {
     let Some(daemon) = start() else { return };
@@ -64,6 +67,43 @@ fn a_killed_spawner_is_replaced_and_running_jobs_do_not_notice() {
         let here = thread::available_parallelism().unwrap().get().to_string();
         Waiting::when(run.code == 0 && run.text().trim() == here, || {
             format!("{run:?}")
+        })
+    });
+    for _ in 0..20 {
+        daemon.job(["true"]).assert_code(0);
+    }
+    for id in &ids {
+        assert_eq!(daemon.state(id), "RUNNING");
+    }
+}
+
+#[test]
+fn a_stuck_spawner_is_replaced_and_nobody_else_notices() {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, 20);
+    let spawners: Vec<Process> = keepers(&daemon)
+        .iter()
+        .flat_map(|keeper| keeper.children())
+        .filter(|process| process.short_name() == SPAWNER)
+        .collect();
+    assert!(!spawners.is_empty(), "no keeper has a child {SPAWNER}");
+    // A stopped process answers as little as one that waits in a path that hangs.
+    for spawner in &spawners {
+        spawner.signal(nix::sys::signal::Signal::SIGSTOP);
+    }
+    let started: Vec<_> = (0..8)
+        .map(|_| daemon.client().args(["job", "run", "true"]).spawn())
+        .collect();
+    for run in started {
+        let output = run.finish();
+        assert!(matches!(output.code, 0 | 125), "{output:?}");
+    }
+    wait_until(SHORT, "the stuck ones are gone", || {
+        let alive: Vec<_> = spawners.iter().filter(|p| p.is_alive()).collect();
+        // Only a shard that is asked for something notices that its spawner is stuck.
+        let run = daemon.job(["true"]);
+        Waiting::when(alive.is_empty() && run.code == 0, || {
+            format!("{alive:?} {run:?}")
         })
     });
     for _ in 0..20 {

@@ -46,6 +46,12 @@ impl Process {
         String::from_utf8_lossy(raw.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
     }
 
+    /// Its short name, which a process that was forked and not executed gives itself.
+    pub(crate) fn short_name(self) -> String {
+        let text = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        text.trim_end().to_owned()
+    }
+
     /// Direct children.
     pub(crate) fn children(self) -> Vec<Self> {
         let table = parents();

@@ -113,3 +113,32 @@ fn quiet<S: AsRef<std::ffi::OsStr>>(program: S) -> Command {
         .stderr(Stdio::null());
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::promises::{Promise, judge};
+
+    const TABLE: &str = "| name | bound |\n|---|---|\n| `a_over_b` | ≤ 2.0 | words | x |\n| `rate` | ≥ 0.5 | |\n\
+                         | free words | ≤ 1 |\n| `no_bound` | soon |\nprose\n";
+
+    #[test]
+    fn rows_with_a_name_and_a_bound_are_promises() {
+        let promises = Promise::read(TABLE);
+        let shown: Vec<String> = promises.iter().map(Promise::to_string).collect();
+        assert_eq!(shown, ["a_over_b ≤ 2", "rate ≥ 0.5"]);
+    }
+
+    #[test]
+    fn both_sides_of_each_bound_are_judged() {
+        let promises = Promise::read(TABLE);
+        let check = |measured: &[(&str, f64)], lines: usize, holds: bool| {
+            let judged = judge(&promises, measured);
+            assert_eq!((judged.0.len(), judged.1), (lines, holds), "{measured:?}");
+        };
+        check(&[("a_over_b", 2.0), ("rate", 0.5)], 2, true);
+        check(&[("a_over_b", 2.01)], 1, false);
+        check(&[("rate", 0.49)], 1, false);
+        check(&[("rate", f64::NAN)], 1, false);
+        check(&[("nobody_promised", 9.0)], 0, true);
+    }
+}
