@@ -1,4 +1,4 @@
-//! Configuration in two steps: [`raw`] is what was typed, [`Config`] is what it means.
+//! Configuration in two steps: `raw` is what was typed, [`Config`] is what it means.
 //!
 //! Everything is checked before anything starts: an unknown key or a value out of range is refused with its
 //! full name, its value and what is allowed. The bounds stand in `limits`. A key that is not written has the

@@ -125,11 +125,13 @@ mod tests {
         let mut child = Command::new("flock")
             .arg("--no-fork")
             .arg(&lock)
-            .args(["sh", "-c", "echo locked; exec cat"])
+            .arg("cat")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // What comes back has been through cat: by then it holds the lock and nobody else runs there.
+        io::Write::write_all(child.stdin.as_mut().unwrap(), b"locked\n").unwrap();
         let mut line = [0; 7];
         io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
