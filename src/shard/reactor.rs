@@ -162,7 +162,7 @@ fn on_started(core: &mut Core, now: Moment, id: JobId, result: Result<u64, ExecF
         Ok(at) => {
             alive.started_mono_ns = Some(at);
             if alive.cause.is_none() {
-                job.enter(State::Running, now);
+                job.enter(State::Running, stamped(now, at));
                 if let Some(timeout) = job.spec.timeout {
                     out.push(Effect::SetTimer(id, Timer::Timeout, now.instant + timeout));
                 }
@@ -303,8 +303,8 @@ fn finish(core: &mut Core, now: Moment, id: JobId, alive: &Alive, log: LogTotals
             && !job.transitions.iter().any(|transition| transition.state == State::Running)
         {
             // It was being ended when word came that it had started: the record shows both.
-            let wall_ns = now.wall_ns - i64::try_from(now.mono_ns.saturating_sub(at)).unwrap_or(0);
-            let running = crate::job::Transition { state: State::Running, wall_ns, mono_ns: at };
+            let Moment { wall_ns, mono_ns, .. } = stamped(now, at);
+            let running = crate::job::Transition { state: State::Running, wall_ns, mono_ns };
             job.transitions.insert(1.min(job.transitions.len()), running);
         }
         job.enter(state, now);
@@ -342,6 +342,12 @@ fn on_shutdown(core: &mut Core, now: Moment, out: &mut Vec<Effect>) {
     for id in live {
         on_stop(core, now, id, Cause::DaemonDown, StopSignal::Term, out);
     }
+}
+
+/// The moment of something that init stamped with `mono_ns`, a little before `now`.
+fn stamped(now: Moment, mono_ns: u64) -> Moment {
+    let ago = i64::try_from(now.mono_ns.saturating_sub(mono_ns)).unwrap_or(0);
+    Moment { wall_ns: now.wall_ns - ago, mono_ns, ..now }
 }
 
 const fn number(signal: StopSignal) -> i32 {
