@@ -1,4 +1,4 @@
-//! Capacity of a pipe.
+//! Capacity and contents of a pipe.
 
 use std::{io, os::fd::AsRawFd};
 
@@ -32,6 +32,22 @@ pub fn set_capacity(pipe: &impl AsRawFd, bytes: usize) -> io::Result<usize> {
     checked(unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) })
 }
 
+/// Bytes that `pipe` holds now.
+///
+/// Takes the pipe's mutex, so it waits for a splice that is running on it.
+///
+/// # Errors
+/// `ENOTTY` when it is neither pipe nor socket.
+///
+/// # Source
+/// pipe(7), "FIONREAD".
+pub fn available(pipe: &impl AsRawFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int through its argument, which is a live local of that type.
+    checked(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    checked(bytes)
+}
+
 fn checked(answer: libc::c_int) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
@@ -42,7 +58,10 @@ mod tests {
 
     #[test]
     fn a_pipe_grows_and_shrinks_to_whole_powers_of_two() {
-        let (read, _write) = nix::unistd::pipe().unwrap();
+        let (read, write) = nix::unistd::pipe().unwrap();
+        assert_eq!(available(&read).unwrap(), 0);
+        nix::unistd::write(&write, b"abc").unwrap();
+        assert_eq!(available(&read).unwrap(), 3);
         assert_eq!(capacity(&read).unwrap(), 65_536);
         assert_eq!(set_capacity(&read, 1 << 20).unwrap(), 1 << 20);
         assert_eq!(capacity(&read).unwrap(), 1 << 20);
