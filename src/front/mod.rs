@@ -95,7 +95,7 @@ impl Front {
         handle: Handle,
         forward: ForwardHook,
     ) -> Result<Self, FrontError> {
-        let accept = move |stream| rt::spawn(session::serve(stream, handle.clone()));
+        let accept = move |stream| drop(rt::spawn(session::serve(stream, handle.clone())));
         Self::with_accept(socket, (shard, shards), config, forward, Box::new(accept))
     }
 

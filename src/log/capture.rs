@@ -72,7 +72,7 @@ impl Recorder {
     }
 
     /// Begins, or goes on with, the capture of a job. `from` is what [`super::recover`] found, or the default
-    /// for a new job.
+    /// for a new job; `progress` is moved on as output arrives.
     ///
     /// # Errors
     /// [`LogError::Pipe`].
@@ -82,8 +82,10 @@ impl Recorder {
         pipes: Pipes,
         limits: Limits,
         from: &Recovered,
+        progress: Rc<Progress>,
     ) -> Result<Capture, LogError> {
-        let shared = Rc::new(Shared::new(self.clone(), id, limits, from));
+        progress.update(from.snapshot());
+        let shared = Rc::new(Shared::new(self.clone(), id, limits, from, progress));
         let streams = [(Stream::Stdout, pipes.stdout), (Stream::Stderr, pipes.stderr)];
         for (stream, pipe) in streams {
             let pipe = Rc::new(Ready::new(pipe).map_err(LogError::Pipe)?);
@@ -153,7 +155,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn new(recorder: Rc<Recorder>, id: JobId, limits: Limits, from: &Recovered) -> Self {
+    fn new(recorder: Rc<Recorder>, id: JobId, limits: Limits, from: &Recovered, progress: Rc<Progress>) -> Self {
         Self {
             files: JobFiles::new(&recorder.base, id),
             recorder,
@@ -164,7 +166,7 @@ impl Shared {
             reserved_bytes: Cell::new(0),
             last_time_ns: Cell::new(from.last_time_ns),
             index: Index::new(from),
-            progress: Progress::new(from.snapshot()),
+            progress,
             phase: Cell::new(Phase::Capturing),
             phase_changed: Event::new(),
             settled: Event::new(),
@@ -269,7 +271,8 @@ impl Shared {
     }
 }
 
-/// The capture of one job. Dropping it leaves what is in the pipes where it is and ends its progress.
+/// The capture of one job. Dropping it leaves what is in the pipes where it is; its progress is ended by whoever
+/// made that.
 pub struct Capture(Rc<Shared>);
 
 impl fmt::Debug for Capture {
@@ -340,7 +343,6 @@ impl Drop for Capture {
         if self.0.phase.get() == Phase::Capturing {
             self.0.enter(Phase::Abandoned);
         }
-        self.0.progress.end();
     }
 }
 

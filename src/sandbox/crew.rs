@@ -419,7 +419,13 @@ pub fn helper_main(setup: OwnedFd) -> ! {
     drop(setup);
     match role {
         Ok(Role::Keeper { daemon, births }) => keeper::run(daemon, births),
-        Ok(Role::Spawner { daemon, keeper, options }) => spawner::run(daemon, keeper, options),
+        Ok(Role::Spawner { daemon, keeper, options }) => match spawner::run(daemon, keeper, &options) {
+            Ok(()) => exit_now(0),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "joblet-spawner: {error}: {:?}", std::error::Error::source(&error));
+                exit_now(EXIT_SETUP)
+            }
+        },
         Ok(Role::Maker { daemon }) => pool::run_maker(daemon),
         Err(_) => exit_now(EXIT_SETUP),
     }

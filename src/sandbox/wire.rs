@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::job::JobId;
+use crate::{job::JobId, sandbox::init::record::Record};
 
 /// Version of events and commands.
 pub const VERSION: u8 = 1;
@@ -109,8 +109,20 @@ impl ExitedRecord {
     }
 }
 
+/// As init wrote it; when it saw the end is not passed on, the keeper's word of that comes as soon.
+impl From<Record> for InitRecord {
+    fn from(record: Record) -> Self {
+        match record {
+            Record::Started { step, errno, mono_ns } => Self::Started(StartedRecord { step, errno, mono_ns }),
+            Record::Exited { wait_status, utime_us, stime_us, maxrss_kb, .. } => {
+                Self::Exited(ExitedRecord { wait_status, utime_us, stime_us, maxrss_kb })
+            }
+        }
+    }
+}
+
 impl InitRecord {
-    /// Reads one message of init.
+    /// Reads a record as a keeper's event carries it.
     ///
     /// # Errors
     /// [`WireError`] when it is none.

@@ -12,7 +12,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashSet, VecDeque},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     rc::Rc,
     time::Instant,
 };
@@ -59,15 +59,28 @@ pub(super) struct Link {
     number: u32,
     /// Taken when the crew is ended.
     crew: RefCell<Option<Crew>>,
-    spawner: Ready,
-    keeper: Ready,
-    maker: Ready,
+    spawner: Channel,
+    keeper: Channel,
+    maker: Channel,
     /// Recipes the spawner has not answered for, oldest first.
     pending: RefCell<VecDeque<(JobId, Instant)>>,
     /// Jobs whose end this keeper will tell.
     jobs: RefCell<HashSet<JobId>>,
     is_stuck: Cell<bool>,
     has_work: Notify,
+}
+
+/// A helper's socket: what is sent and received through, and what is waited for.
+#[derive(Debug)]
+struct Channel {
+    fd: OwnedFd,
+    ready: Ready,
+}
+
+impl Channel {
+    fn new(socket: &OwnedFd) -> io::Result<Self> {
+        Ok(Self { fd: socket.try_clone()?, ready: Ready::new(socket.try_clone()?)? })
+    }
 }
 
 impl Desk {
@@ -109,14 +122,14 @@ impl Link {
     /// Sends one recipe; the spawner answers for it through the keeper, or dies.
     pub(super) async fn send_start(&self, id: JobId, start: &StartFds<'_>) -> io::Result<()> {
         loop {
-            match start::send(self.spawner.as_fd(), id, start) {
+            match start::send(self.spawner.fd.as_fd(), id, start) {
                 Ok(()) => {
                     self.pending.borrow_mut().push_back((id, rt::now()));
                     self.jobs.borrow_mut().insert(id);
                     self.has_work.notify_one();
                     return Ok(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.spawner.writable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.spawner.ready.writable().await?,
                 Err(error) => return Err(error),
             }
         }
@@ -124,12 +137,12 @@ impl Link {
 
     /// Tells the keeper something. A keeper that does not listen is found dead by its own reader.
     pub(super) fn command(self: &Rc<Self>, command: KeeperCommand) {
-        match scm::send(self.keeper.as_fd(), &command.encode(), &[]) {
+        match scm::send(self.keeper.fd.as_fd(), &command.encode(), &[]) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let link = Rc::clone(self);
                 rt::spawn(async move {
-                    if link.keeper.writable().await.is_ok() {
+                    if link.keeper.ready.writable().await.is_ok() {
                         link.command(command);
                     }
                 });
@@ -163,9 +176,9 @@ impl Shard {
         let number = self.desk.next.replace(self.desk.next.get() + 1);
         let link = Rc::new(Link {
             number,
-            spawner: Ready::new(crew.spawner.socket.try_clone()?)?,
-            keeper: Ready::new(crew.keeper.socket.try_clone()?)?,
-            maker: Ready::new(crew.maker.socket.try_clone()?)?,
+            spawner: Channel::new(&crew.spawner.socket)?,
+            keeper: Channel::new(&crew.keeper.socket)?,
+            maker: Channel::new(&crew.maker.socket)?,
             crew: RefCell::new(Some(crew)),
             pending: RefCell::default(),
             jobs: RefCell::default(),
@@ -217,7 +230,7 @@ impl Shard {
                     return;
                 }
             };
-            if let Err(error) = pool::request(link.maker.as_fd(), ids) {
+            if let Err(error) = pool::request(link.maker.fd.as_fd(), ids) {
                 ranges.free(ids);
                 if error.kind() != io::ErrorKind::WouldBlock {
                     tracing::warn!(crew = link.number, %error, "the pool maker takes no request");
@@ -230,10 +243,10 @@ impl Shard {
 
     async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
         loop {
-            match pool::receive(link.maker.as_fd()) {
+            match pool::receive(link.maker.fd.as_fd()) {
                 Ok(Some(answer)) => self.take_namespaces(answer).await,
                 Ok(None) => {
-                    if link.maker.readable().await.is_err() {
+                    if link.maker.ready.readable().await.is_err() {
                         break;
                     }
                 }
@@ -276,14 +289,14 @@ impl Shard {
         let mut buffer = [0; EVENT_BYTES];
         let mut none = Vec::new();
         loop {
-            match scm::recv(link.keeper.as_fd(), &mut buffer, &mut none) {
+            match scm::recv(link.keeper.fd.as_fd(), &mut buffer, &mut none) {
                 Ok(0) => break,
                 Ok(len) => match KeeperEvent::decode(&buffer[..len]) {
                     Ok(event) => self.on_keeper_event(&link, event),
                     Err(error) => tracing::error!(crew = link.number, %error, "a keeper's event is malformed"),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if link.keeper.readable().await.is_err() {
+                    if link.keeper.ready.readable().await.is_err() {
                         break;
                     }
                 }

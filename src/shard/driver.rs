@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     job::{JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State},
-    log::{LogRoom, Progress},
+    log::{Progress, Recorder},
     rt::{self, Notify, OneshotSender, oneshot},
 };
 
@@ -46,7 +46,7 @@ pub(crate) struct Shard {
     pub(super) host: Arc<Host>,
     pub(super) remote: Remote,
     pub(super) desk: Desk,
-    pub(super) log: LogRoom,
+    pub(super) recorder: Rc<Recorder>,
     pub(super) timers: Timers,
     pub(super) watches: Watches,
     pub(super) journal: JournalWriter,
@@ -71,7 +71,7 @@ pub(super) struct ShardParts {
     pub(super) limits: CoreLimits,
     pub(super) remote: Remote,
     pub(super) desk: Desk,
-    pub(super) log: LogRoom,
+    pub(super) recorder: Rc<Recorder>,
     pub(super) journal: JournalWriter,
     /// Ended jobs of former daemons that this shard owns, oldest first.
     pub(super) history: Vec<JobView>,
@@ -89,7 +89,7 @@ impl Shard {
             host: parts.host,
             remote: parts.remote,
             desk: parts.desk,
-            log: parts.log,
+            recorder: parts.recorder,
             timers: Timers::default(),
             watches: Watches::default(),
             journal: parts.journal,

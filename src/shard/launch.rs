@@ -27,7 +27,7 @@ use super::{
 use crate::{
     cgroup::CgroupError,
     job::{JobId, Refusal, RefusalCode, Spec, WorkKind},
-    log::Capture,
+    log::{Capture, Pipes, Policy, Recovered},
     rt,
     sandbox::{
         identity::IdRange,
@@ -128,20 +128,20 @@ impl Shard {
             body.control = Some(control);
             Rc::clone(&body.progress)
         })?;
-        let capture = Capture::start(&self.log, self.log_dir(id), stdout.read, stderr.read, progress)
-            .map_err(|error| failure_io("watch the output pipes", &error))?;
+        let pipes = Pipes { stdout: stdout.read, stderr: stderr.read };
+        let capture = self.recorder.capture(id, pipes, self.host.log_limits, &Recovered::default(), progress);
+        let capture = Rc::new(capture.map_err(|error| StartFailure { step: chain(&error), errno: 0 })?);
         self.with_body(id, |body| body.capture = Some(Rc::clone(&capture)))?;
-        self.watch_log_limit(id, capture);
+        self.watch_log_limit(id, &capture);
         Ok(())
     }
 
-    fn watch_log_limit(self: &Rc<Self>, id: JobId, capture: Rc<Capture>) {
-        let shard = Rc::downgrade(self);
-        capture.on_limit(move || {
-            if let Some(shard) = shard.upgrade() {
-                shard.feed(Event::LogLimit(id));
-            }
-        });
+    fn watch_log_limit(self: &Rc<Self>, id: JobId, capture: &Rc<Capture>) {
+        if self.host.log_limits.policy == Policy::Drop {
+            return;
+        }
+        let shard = Rc::clone(self);
+        capture.on_limit(move || shard.feed(Event::LogLimit(id)));
     }
 
     fn plan(&self, id: JobId, spec: &Spec, ids: IdRange, has_disk: bool) -> Result<OwnedFd, StartFailure> {

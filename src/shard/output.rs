@@ -9,7 +9,7 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use super::{driver::Shard, handle::unknown};
+use super::{desk::chain, driver::Shard, handle::unknown};
 use crate::{
     job::{Chunk, JobId, LogQuery, Refusal, RefusalCode, ShardIndex},
     log::{Follower, LogError, Progress, Snapshot},
@@ -44,12 +44,13 @@ impl Output {
     pub(super) async fn open(shard: &Rc<Shard>, id: JobId, query: LogQuery) -> Result<Self, Refusal> {
         let owner = id.owner(shard.shards);
         let (progress, mirror) = if owner == shard.index {
-            (shard.progress(id).ok_or_else(|| unknown(&id.to_string()))?, None)
+            (shard.progress(id).await?, None)
         } else {
             let mirror = shard.mirror(id, owner).await?;
             (Rc::clone(&mirror.progress), Some(mirror))
         };
-        let follower = Follower::open(shard.log_dir(id), query, progress).map_err(|error| unreadable(id, &error))?;
+        let follower = Follower::open(&shard.log_dir(id), query, progress).await;
+        let follower = follower.map_err(|error| unreadable(id, &error))?;
         Ok(Self { follower, _mirror: mirror })
     }
 
@@ -59,22 +60,22 @@ impl Output {
     /// A file of the log that cannot be read.
     pub async fn next(&mut self) -> Result<Option<Chunk>, Refusal> {
         let next = self.follower.next().await;
-        next.map_err(|error| Refusal::new(RefusalCode::Failed, error.to_string()))
+        next.map_err(|error| Refusal::new(RefusalCode::Failed, chain(&error)))
     }
 }
 
 fn unreadable(id: JobId, error: &LogError) -> Refusal {
-    Refusal::new(RefusalCode::Failed, format!("log of job {id}: {error}"))
+    Refusal::new(RefusalCode::Failed, format!("log of job {id}: {}", chain(error)))
 }
 
 impl Shard {
     /// The progress of a job of ours: live, or at its end.
-    fn progress(&self, id: JobId) -> Option<Rc<Progress>> {
+    async fn progress(&self, id: JobId) -> Result<Rc<Progress>, Refusal> {
         if let Some(progress) = self.live_progress(id) {
-            return Some(progress);
+            return Ok(progress);
         }
-        let log = self.view(id)?.log;
-        Some(Rc::new(Progress::ended(log)))
+        self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        Progress::from_files(&self.log_dir(id)).await.map_err(|error| unreadable(id, &error))
     }
 
     /// One mirror a foreign job, fed by its owner while anybody holds it.
@@ -84,26 +85,23 @@ impl Shard {
         }
         let from = self.index;
         let first = self
-            .on(owner, move |there| Box::pin(async move { there.forward_progress(id, from) }))
-            .await?
-            .ok_or_else(|| unknown(&id.to_string()))?;
+            .on(owner, move |there| Box::pin(async move { there.forward_progress(id, from).await }))
+            .await??;
         // Another reader may have been here while we waited.
         if let Some(mirror) = self.watches.mirrors.borrow().get(&id).and_then(Weak::upgrade) {
             return Ok(mirror);
         }
-        let progress = Rc::new(Progress::default());
-        progress.update(first);
-        let mirror = Rc::new(Mirror { progress, id, shard: Rc::downgrade(self) });
+        let mirror = Rc::new(Mirror { progress: Progress::new(first), id, shard: Rc::downgrade(self) });
         self.watches.mirrors.borrow_mut().insert(id, Rc::downgrade(&mirror));
         Ok(mirror)
     }
 
     /// Sends every change of an own job's progress to shard `to` until it ends or nobody listens there.
-    fn forward_progress(self: &Rc<Self>, id: JobId, to: ShardIndex) -> Option<Snapshot> {
-        let progress = self.progress(id)?;
+    async fn forward_progress(self: &Rc<Self>, id: JobId, to: ShardIndex) -> Result<Snapshot, Refusal> {
+        let progress = self.progress(id).await?;
         let first = progress.snapshot();
-        if first.ended {
-            return Some(first);
+        if first.is_ended {
+            return Ok(first);
         }
         let wanted = Rc::new(Cell::new(true));
         if let Some(former) = self.watches.forwarded.borrow_mut().insert((id, to), Rc::clone(&wanted)) {
@@ -111,10 +109,15 @@ impl Shard {
         }
         let shard = Rc::clone(self);
         rt::spawn(async move {
-            let _watching = progress.watch();
+            let _watching = progress.watching();
             let mut last = first;
-            while wanted.get() && !last.ended {
-                last = progress.changed(&last).await;
+            while wanted.get() && !last.is_ended {
+                let version = progress.version();
+                if progress.snapshot() == last {
+                    progress.changed(version).await;
+                    continue;
+                }
+                last = progress.snapshot();
                 shard.remote.post(to, Box::new(move |there| there.update_mirror(id, last)));
             }
             let mut forwarded = shard.watches.forwarded.borrow_mut();
@@ -122,7 +125,7 @@ impl Shard {
                 forwarded.remove(&(id, to));
             }
         });
-        Some(first)
+        Ok(first)
     }
 
     fn update_mirror(&self, id: JobId, snapshot: Snapshot) {

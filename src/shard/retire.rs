@@ -2,11 +2,12 @@
 
 use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::Rc, time::Instant};
 
-use super::{driver::Shard, effect::Event, handle::unknown};
+use super::{desk::chain, driver::Shard, effect::Event, handle::unknown};
 use crate::{
     cgroup::CgroupError,
     job::{JobId, LogTotals, Refusal, RefusalCode, WorkKind},
     limits,
+    log::JobFiles,
     rt::{self, Notify},
     sandbox::wire::KeeperCommand,
     volume::WorkImage,
@@ -31,7 +32,7 @@ impl Shard {
                 None => LogTotals::default(),
             };
             if let Some(body) = shard.bodies.borrow().get(&id) {
-                body.progress.end(totals);
+                body.progress.end();
             }
             shard.feed(Event::Drained(id, totals));
         });
@@ -138,12 +139,10 @@ impl Shard {
 
     /// Removes a job's output.
     pub(super) fn delete_output(self: &Rc<Self>, id: JobId) {
-        let dir = self.log_dir(id);
+        let files = JobFiles::new(&self.host.base_dir, id);
         rt::spawn(async move {
-            match rt::blocking("delete output", move || crate::log::delete(&dir)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(job_id = %id, %error, "output of a forgotten job is left"),
-                Err(error) => tracing::warn!(job_id = %id, %error, "output of a forgotten job is left"),
+            if let Err(error) = files.remove().await {
+                tracing::warn!(job_id = %id, error = chain(&error), "output of a forgotten job is left");
             }
         });
     }

@@ -30,11 +30,11 @@ use super::{
 };
 use crate::{
     cgroup::{self, CgroupError},
-    config::Config,
+    config::{Config, LogPolicy},
     host::Base,
     job::{JobView, ShardIndex},
     limits,
-    log::{LogError, LogRoom, LogSettings},
+    log::{self, DiskGuard, JobFiles, LogError, Policy, Recorder},
     rt::{
         self, Ready, RunError,
         mail::{Bell, Rx, Sleeper, Tx, link},
@@ -59,6 +59,8 @@ pub(super) struct Host {
     pub(super) jobs_dir: PathBuf,
     pub(super) base_dir: PathBuf,
     pub(super) work_keep: Duration,
+    pub(super) log_limits: log::Limits,
+    pub(super) disk: Arc<DiskGuard>,
     pub(super) tmp_bytes: u64,
     pub(super) shm_bytes: u64,
     /// Every core the daemon may use: what a job sees.
@@ -159,7 +161,6 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
             index,
             host: Arc::clone(&host),
             core: core_limits(setup.config, shards),
-            log: log_settings(setup.base, setup.config, shards),
             cpu: setup.cpus[index % setup.cpus.len()],
             mailbox,
             ids,
@@ -200,6 +201,15 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         jobs_dir: base.jobs(),
         base_dir: base.root().to_owned(),
         work_keep: config.limits.work_keep,
+        log_limits: log::Limits {
+            bytes: config.limits.log_bytes,
+            policy: match config.limits.log_policy {
+                LogPolicy::Drop => Policy::Drop,
+                LogPolicy::Stop => Policy::Stop,
+            },
+        },
+        disk: DiskGuard::new(base.root(), config.limits.disk_reserve)
+            .map_err(|source| StartError::Disk { path: base.root().to_owned(), source })?,
         tmp_bytes: config.limits.tmp_bytes,
         shm_bytes: config.limits.shm_bytes,
         cpus: CpuMask::from_cpus(setup.cpus.iter().copied()),
@@ -257,11 +267,20 @@ fn replay(setup: &Setup<'_>, shards: usize) -> Result<Vec<Vec<JobView>>, StartEr
     if !found.lost.is_empty() {
         tracing::warn!(jobs = found.lost.len(), "jobs of a daemon that died are lost");
     }
+    for job in &mut found.lost {
+        // What it wrote until the daemon died is in its files; index and files are made to agree.
+        match log::recover(JobFiles::new(setup.base.root(), job.id).dir(), rt::wall_ns()) {
+            Ok(recovered) => job.log = recovered.totals,
+            Err(error) => tracing::error!(job_id = %job.id, %error, "the log of a lost job cannot be read"),
+        }
+    }
     found.ended.append(&mut found.lost);
     let history = store::compact(&dir, found.ended, &found.damaged, setup.config.limits.history_jobs)?;
     for job in &history.forgotten {
-        let output = setup.base.jobs().join(job.id.to_string());
-        if let Err(error) = crate::log::delete(&output) {
+        let files = JobFiles::new(setup.base.root(), job.id);
+        if let Err(error) = std::fs::remove_dir_all(files.dir())
+            && error.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(job_id = %job.id, %error, "output of a forgotten job is left");
         }
     }
@@ -326,7 +345,6 @@ struct ThreadParts {
     index: ShardIndex,
     host: Arc<Host>,
     core: CoreLimits,
-    log: LogSettings,
     cpu: usize,
     mailbox: Mailbox,
     ids: IdRanges,
@@ -352,14 +370,15 @@ impl ThreadParts {
         let io = |what| move |source| StartError::Kernel { what, source };
         let sleeper = Sleeper::new(&self.mailbox.bell).map_err(io("a mailbox"))?;
         let journal_file = rt::File::from_fd(self.journal).map_err(io("the journal's file"))?;
-        let log = LogRoom::new(self.log).map_err(|source| StartError::Disk { path: self.host.jobs_dir.clone(), source })?;
+        let recorder = Recorder::new(&self.host.base_dir, Arc::clone(&self.host.disk));
+        let recorder = recorder.map_err(|source| StartError::Disk { path: self.host.jobs_dir.clone(), source })?;
         let shard = Shard::new(ShardParts {
             index: self.index,
             host: Arc::clone(&self.host),
             limits: self.core,
             remote: Remote::new(self.mailbox.out),
             desk: Desk::new(self.ids),
-            log,
+            recorder,
             journal: JournalWriter::new(),
             history: self.history,
         });

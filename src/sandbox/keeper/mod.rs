@@ -42,6 +42,7 @@ use crate::{
     job::JobId,
     sandbox::{
         birth::{Birth, StepFailure},
+        init::record::{RECORD_BYTES, Record},
         wire::{self, COMMAND_BYTES, InitRecord, KeeperCommand, KeeperEvent},
     },
     sys::{
@@ -367,9 +368,9 @@ impl Keeper {
         let Some(control) = &job.control else { return };
         let mut records = Vec::new();
         let closed = loop {
-            let mut buffer = [0; wire::EXITED_BYTES + 1];
+            let mut buffer = [0; RECORD_BYTES + 1];
             match receive(control.as_fd(), &mut buffer) {
-                Received::Message(length) => records.extend(InitRecord::decode(&buffer[..length])),
+                Received::Message(length) => records.extend(Record::decode(&buffer[..length]).map(InitRecord::from)),
                 Received::Nothing => break false,
                 Received::Closed => break true,
             }

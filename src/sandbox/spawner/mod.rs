@@ -152,7 +152,12 @@ impl Spawner {
         };
         let birth = Birth { id: start.id, pid: born.as_ref().map_or(0, |born| born.pid), failure };
         let pidfd = born.as_ref().map(|born| born.pidfd.as_fd());
-        birth::send(self.keeper.as_fd(), &birth, pidfd, start.keeper_fds()).map_err(|error| {
+        let [stdout, stderr, control] = start.keeper_fds();
+        let sent = match pidfd {
+            Some(pidfd) => birth::send(self.keeper.as_fd(), &birth, &[pidfd, stdout, stderr, control]),
+            None => birth::send(self.keeper.as_fd(), &birth, &[]),
+        };
+        sent.map_err(|error| {
             // Nobody will ever reap or release it. Best effort: it may have ended already.
             if let Some(pidfd) = pidfd {
                 let _ = process::signal(pidfd, libc::SIGKILL);
