@@ -178,10 +178,8 @@ impl Tree {
     /// [`CgroupError::Make`] when it cannot be opened.
     pub fn helpers_procs(&self) -> Result<OwnedFd, CgroupError> {
         let name = format!("{HELPERS}/cgroup.procs");
-        self.open_at(&name, OFlag::O_WRONLY).map_err(|source| CgroupError::Make {
-            path: self.path.join(name),
-            source,
-        })
+        self.open_at(&name, OFlag::O_WRONLY)
+            .map_err(|source| CgroupError::Make { path: self.path.join(name), source })
     }
 
     /// Makes the leaf of a job and opens its directory, for CLONE_INTO_CGROUP; close it when the job is born.
@@ -190,7 +188,8 @@ impl Tree {
     /// [`CgroupError::Exists`], [`CgroupError::Make`].
     pub fn create(&self, job: JobId) -> Result<OwnedFd, CgroupError> {
         let name = job.to_string();
-        let make = |error: io::Error| CgroupError::Make { path: self.path.join(job.to_string()), source: error };
+        let make =
+            |error: io::Error| CgroupError::Make { path: self.path.join(job.to_string()), source: error };
         match mkdirat(&self.dir, name.as_str(), Mode::from_bits_retain(0o755)) {
             Ok(()) => {}
             Err(Errno::EEXIST) => return Err(CgroupError::Exists(job)),
@@ -343,8 +342,9 @@ fn directory_name(instance: &str) -> Result<String, CgroupError> {
 
 /// Names the job when what failed is that it has no leaf.
 fn missing(job: JobId, error: CgroupError) -> CgroupError {
-    let (CgroupError::Make { source, .. } | CgroupError::Read { source, .. } | CgroupError::Write { source, .. }) =
-        &error
+    let (CgroupError::Make { source, .. }
+    | CgroupError::Read { source, .. }
+    | CgroupError::Write { source, .. }) = &error
     else {
         return error;
     };

@@ -29,8 +29,8 @@ impl Place {
     pub fn find() -> Result<Self, CgroupError> {
         let read = |path: &str, source| CgroupError::Read { path: path.into(), source };
         let mounts = mountinfo::read().map_err(|source| read("/proc/self/mountinfo", source))?;
-        let membership = fs::read_to_string("/proc/self/cgroup")
-            .map_err(|source| read("/proc/self/cgroup", source))?;
+        let membership =
+            fs::read_to_string("/proc/self/cgroup").map_err(|source| read("/proc/self/cgroup", source))?;
         let own = own_path(&membership);
         let mut found: Vec<_> = mounts
             .into_iter()
@@ -55,7 +55,9 @@ fn own_path(membership: &str) -> PathBuf {
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
         .map(PathBuf::from)
-        .filter(|path| path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_))))
+        .filter(|path| {
+            path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+        })
         .unwrap_or_else(|| PathBuf::from("/"))
 }
 

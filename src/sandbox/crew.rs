@@ -433,7 +433,7 @@ pub fn helper_main(setup: OwnedFd) -> ! {
 
 /// Returns three times: in each of the processes that it makes of this one.
 fn set_up(setup: &OwnedFd) -> Result<Role, (HelperStep, io::Error)> {
-    close_others(setup.as_fd()).map_err(|error| (HelperStep::Detach, error))?;
+    close_others(&[setup.as_fd()]).map_err(|error| (HelperStep::Detach, error))?;
     let Some(([keeper, spawner, maker], scratch_dir)) = await_setup(setup) else { exit_now(EXIT_SETUP) };
     detach().map_err(|error| (HelperStep::Detach, error))?;
     let (births, announce) = pair().map_err(|error| (HelperStep::Sockets, error))?;
@@ -520,7 +520,8 @@ mod tests {
     /// When this binary is executed by [`Crew::start_as`], this is where it becomes the helper.
     #[test]
     fn the_helper_of_these_tests() {
-        let executed = getsockopt(&io::stdin(), sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket);
+        let executed =
+            getsockopt(&io::stdin(), sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket);
         if executed {
             helper_main(setup_from_stdin().unwrap());
         }
@@ -548,8 +549,13 @@ mod tests {
         }
     }
 
+    /// A field of the status of a helper: under the test harness it is not the first thread of its process.
     fn status(pid: u32, field: &str) -> String {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let status = tasks
+            .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+            .find(|status| status.starts_with("Name:\tjoblet-"))
+            .unwrap();
         let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_once('\t').unwrap().1.trim().to_owned()
     }
@@ -603,16 +609,22 @@ mod tests {
         crew.kill_spawner().unwrap();
         ended(&crew.spawner);
         assert!(!crew.is_alive());
-        let (spawner, maker) = (crew.spawner.pid, crew.maker.pidfd.try_clone().unwrap());
+        let maker = crew.maker.pidfd.try_clone().unwrap();
+        let spawner = PathBuf::from(format!("/proc/{}", crew.spawner.pid));
         let keeper = crew.retire().unwrap();
         assert!(readable(keeper.socket.as_fd(), Duration::from_secs(20)).unwrap());
         let mut buffer = [0; EVENT_BYTES];
         scm::recv(keeper.socket.as_fd(), &mut buffer, &mut Vec::new()).unwrap();
         assert_eq!(KeeperEvent::decode(&buffer), Ok(KeeperEvent::SpawnerGone));
         assert!(readable(maker.as_fd(), Duration::from_secs(20)).unwrap());
+        for _ in 0..2_000 {
+            if spawner.exists() {
+                assert!(!readable(keeper.pidfd.as_fd(), Duration::from_millis(10)).unwrap());
+            }
+        }
+        assert!(!spawner.exists(), "the keeper reaps it");
         assert!(!keeper.has_ended());
         keeper.end_keeper().unwrap();
-        assert!(!Path::new(&format!("/proc/{spawner}")).exists());
     }
 
     #[test]
@@ -630,7 +642,8 @@ mod tests {
     #[test]
     fn what_cannot_start_is_an_error_and_leaves_no_process() {
         let scratch = Scratch::new();
-        let options = CrewOptions { scratch_dir: Path::new("relative"), helpers_procs: scratch.procs.as_fd() };
+        let options =
+            CrewOptions { scratch_dir: Path::new("relative"), helpers_procs: scratch.procs.as_fd() };
         assert!(matches!(Crew::start(&options), Err(CrewError::Scratch(_))));
         let children = || {
             let path = format!("/proc/self/task/{}/children", nix::unistd::gettid());
@@ -638,8 +651,7 @@ mod tests {
         };
         let before = children();
         let read_only = File::open("/dev/null").unwrap();
-        let options =
-            CrewOptions { scratch_dir: scratch.directory.path(), helpers_procs: read_only.as_fd() };
+        let options = CrewOptions { scratch_dir: scratch.directory.path(), helpers_procs: read_only.as_fd() };
         assert!(matches!(Crew::start_as(&options, &AS_HELPER), Err(CrewError::Join { .. })));
         let options =
             CrewOptions { scratch_dir: scratch.directory.path(), helpers_procs: scratch.procs.as_fd() };

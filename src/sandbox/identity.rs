@@ -146,8 +146,7 @@ impl IdRanges {
         for path in SUBORDINATE_FILES {
             check_overlap(&options, Path::new(path))?;
         }
-        let mut ranges =
-            Self { options, leased: Vec::new(), free: VecDeque::new(), used: HashSet::new() };
+        let mut ranges = Self { options, leased: Vec::new(), free: VecDeque::new(), used: HashSet::new() };
         ranges.grow()?;
         Ok(ranges)
     }
@@ -228,8 +227,7 @@ pub fn release_all(directory: &Path, instance: &str) -> Result<usize, IdError> {
     let mut removed = 0;
     for entry in fs::read_dir(directory).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if is_slice_name(path.file_name()) && Lease::read(&path)?.is_some_and(|lease| lease.is_of(instance))
-        {
+        if is_slice_name(path.file_name()) && Lease::read(&path)?.is_some_and(|lease| lease.is_of(instance)) {
             remove(&path)?;
             removed += 1;
         }
@@ -408,8 +406,7 @@ mod tests {
     fn a_full_slice_is_followed_by_another_and_all_are_released() {
         let host = Host::new();
         let mut ranges = IdRanges::lease(LeaseOptions { slices: 2, ..host.daemon("aaaa") }).unwrap();
-        let all: HashSet<IdRange> =
-            (0..2 * ID_SLICE_RANGES).map(|_| ranges.allocate().unwrap()).collect();
+        let all: HashSet<IdRange> = (0..2 * ID_SLICE_RANGES).map(|_| ranges.allocate().unwrap()).collect();
         assert_eq!(all.len(), ranges.in_use());
         assert!(matches!(ranges.allocate(), Err(IdError::Exhausted { .. })));
         ranges.free(*all.first().unwrap());
@@ -492,9 +489,11 @@ mod tests {
         check(&format!("bob:{end}:1")).unwrap();
         check(&format!("bob:{}:65536", FIRST - 65_536)).unwrap();
         check(&format!("bob:{FIRST}:0")).unwrap();
-        for line in
-            [format!("bob:{}:1", end - 1), format!("bob:{}:65537", FIRST - 65_536), format!("b:0:{}", 1_u64 << 32)]
-        {
+        for line in [
+            format!("bob:{}:1", end - 1),
+            format!("bob:{}:65537", FIRST - 65_536),
+            format!("b:0:{}", 1_u64 << 32),
+        ] {
             let error = check(&line).unwrap_err();
             assert!(matches!(error, IdError::Overlap { line: 3, .. }), "{line}: {error}");
         }

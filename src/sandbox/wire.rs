@@ -363,8 +363,11 @@ mod tests {
     }
 
     fn started() -> impl Strategy<Value = StartedRecord> {
-        (any::<u8>(), any::<i32>(), any::<u64>())
-            .prop_map(|(step, errno, mono_ns)| StartedRecord { step, errno, mono_ns })
+        (any::<u8>(), any::<i32>(), any::<u64>()).prop_map(|(step, errno, mono_ns)| StartedRecord {
+            step,
+            errno,
+            mono_ns,
+        })
     }
 
     fn exited() -> impl Strategy<Value = ExitedRecord> {
@@ -382,8 +385,11 @@ mod tests {
         prop_oneof![
             Just(KeeperEvent::Ready),
             (ids(), any::<u32>()).prop_map(|(id, pid)| KeeperEvent::Born { id, pid }),
-            (ids(), any::<u16>(), any::<i32>())
-                .prop_map(|(id, step, errno)| KeeperEvent::StepFailed { id, step, errno }),
+            (ids(), any::<u16>(), any::<i32>()).prop_map(|(id, step, errno)| KeeperEvent::StepFailed {
+                id,
+                step,
+                errno
+            }),
             (ids(), started()).prop_map(|(id, record)| KeeperEvent::Started { id, record }),
             (ids(), exited()).prop_map(|(id, record)| KeeperEvent::Exited { id, record }),
             ids().prop_map(|id| KeeperEvent::Gone { id }),

@@ -49,8 +49,7 @@ pub fn mount_detached(kind: &CStr, source: &CStr, options: &[MountOption<'_>]) -
     configure(&context, FSCONFIG_CMD_CREATE, None, None)?;
     let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
     // SAFETY: fsmount takes a descriptor that is open and two integers.
-    let mount =
-        unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) };
+    let mount = unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) };
     descriptor(mount)
 }
 

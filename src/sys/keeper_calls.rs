@@ -82,9 +82,8 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 pub fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let no_info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: the descriptor is open for the length of the call, and a null siginfo means "as kill(2)".
-    let sent = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, no_info, 0)
-    };
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, no_info, 0) };
     match sent {
         0 => Ok(()),
         _ => match io::Error::last_os_error() {
@@ -109,23 +108,33 @@ pub fn lower_priority(nice: i32) -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor from 3 up but `kept`, which must be one of those: what a parent left open by
-/// mistake. Only for the first moments of a process, when nothing else owns a descriptor.
+/// Closes every descriptor from 3 up but `kept`: what a parent left open by mistake. Only for the first
+/// moments of a process, when nothing else owns a descriptor.
 ///
 /// # Errors
 /// `ENOSYS` before Linux 5.9.
 ///
 /// # Source
 /// close_range(2).
-pub fn close_others(kept: BorrowedFd<'_>) -> io::Result<()> {
-    let kept = kept.as_raw_fd().unsigned_abs();
-    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
-        // SAFETY: close_range takes integers; by this function's contract nobody owns what it closes.
-        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
-            return Err(io::Error::last_os_error());
+pub fn close_others(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept {
+        if first < kept {
+            close_range(first, kept - 1)?;
         }
+        first = first.max(kept + 1);
     }
-    Ok(())
+    close_range(first, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: close_range takes integers; by the contract of our caller nobody owns what it closes.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[repr(C)]
@@ -172,8 +181,11 @@ pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
     }
     let bits: u64 = kept.iter().map(|capability| 1 << capability).sum();
     let half = |word: u64| u32::try_from(word & u64::from(u32::MAX)).expect("masked to 32 bits");
-    let data = [half(bits), half(bits >> 32)]
-        .map(|word| CapData { effective: word, permitted: word, inheritable: 0 });
+    let data = [half(bits), half(bits >> 32)].map(|word| CapData {
+        effective: word,
+        permitted: word,
+        inheritable: 0,
+    });
     let header = CapHeader { version: CAP_VERSION, pid: 0 };
     // SAFETY: header and both data words live through the call and have the layout of version 3.
     let set = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };

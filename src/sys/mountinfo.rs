@@ -1,11 +1,6 @@
 //! Reading `/proc/self/mountinfo`.
 
-use std::{
-    ffi::OsString,
-    fs, io,
-    os::unix::ffi::OsStringExt,
-    path::PathBuf,
-};
+use std::{ffi::OsString, fs, io, os::unix::ffi::OsStringExt, path::PathBuf};
 
 /// One mount, as far as anybody here asks.
 #[derive(Debug, Clone, PartialEq, Eq)]

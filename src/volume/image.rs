@@ -323,7 +323,7 @@ mod tests {
             assert!(written <= 16 * MIB, "more than the size");
         };
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        assert!(written >= 15 * MIB, "{written} of 16 MiB usable");
+        assert!(written >= 14 * MIB, "{written} of 16 MiB usable");
         assert_eq!(file.metadata().unwrap().size(), written);
         drop(file);
         image.discard();
@@ -352,7 +352,7 @@ mod tests {
     fn a_discarded_disk_leaves_no_device_and_one_in_use_stays_until_its_last_user() {
         let base = TempDir::new().unwrap();
         let image = WorkImage::create(&options(&base, 8 * MIB)).unwrap();
-        assert_eq!(devices(&base), [image.device.clone()]);
+        assert_eq!(devices(&base), std::slice::from_ref(&image.device));
         let used = open(&image, "file", OFlag::O_CREAT | OFlag::O_RDWR);
         image.discard();
         assert_eq!(devices(&base).len(), 1, "a file of it is open");
@@ -382,7 +382,7 @@ mod tests {
         drop(crashed);
         until_gone(&ours);
         assert_eq!(clean(ours.path()).unwrap(), Cleaned::default());
-        assert_eq!(devices(&theirs), [other.device.clone()]);
+        assert_eq!(devices(&theirs), std::slice::from_ref(&other.device));
         assert_eq!(clean(Path::new("/nonexistent")).unwrap(), Cleaned::default());
         other.discard();
         until_gone(&theirs);

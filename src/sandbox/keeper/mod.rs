@@ -145,6 +145,7 @@ impl Keeper {
             // Told to, or alone with nothing to hold: no daemon will ever ask for it.
             let alone = self.daemon.is_none() && self.births.is_none();
             if (self.leaving || alone) && self.table.is_empty() {
+                self.reap_unknown();
                 return Ok(());
             }
             let timeout = self.reap_pause_ms.map_or(EpollTimeout::NONE, EpollTimeout::from);
@@ -324,8 +325,7 @@ impl Keeper {
             && let Err(error) = self.epoll.add(pidfd, readable(Side::Pidfd))
         {
             let _ = pidfd_kill(pidfd.as_fd());
-            job.origin =
-                Origin::Failed(StepFailure { step: wire::STEP_TAKE_OVER, errno: error as i32 });
+            job.origin = Origin::Failed(StepFailure { step: wire::STEP_TAKE_OVER, errno: error as i32 });
             job.pidfd = None;
             job.gone = true;
             self.reap_pause_ms.get_or_insert(REAP_PAUSE_MS.0);

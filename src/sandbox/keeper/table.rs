@@ -274,13 +274,15 @@ mod tests {
             note(drain(&mut table, usize::MAX));
             for (id, events) in &told {
                 let job = table.get_mut(table.seat(*id).unwrap()).unwrap();
-                prop_assert!(matches!(events[0], KeeperEvent::Born { .. }));
+                let first_is_birth = matches!(events[0], KeeperEvent::Born { .. });
+                prop_assert!(first_is_birth);
                 let count = 1 + usize::from(job.started.is_some()) + usize::from(job.exited.is_some())
                     + usize::from(job.gone);
                 prop_assert_eq!(events.len(), count);
                 for (at, event) in events.iter().enumerate() {
                     prop_assert!(!events[..at].contains(event));
-                    prop_assert!(!matches!(event, KeeperEvent::Gone { .. }) || at == events.len() - 1);
+                    let last = matches!(event, KeeperEvent::Gone { .. });
+                    prop_assert!(!last || at == events.len() - 1);
                 }
             }
         }

@@ -25,8 +25,8 @@ use crate::{
     sandbox::identity::IdRange,
     sys::{
         keeper_calls::{
-            CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, exit_now, keep_capabilities,
-            lower_priority,
+            CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_PTRACE, exit_now,
+            keep_capabilities, lower_priority,
         },
         netlo::loopback_up,
         scm,

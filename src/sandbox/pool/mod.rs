@@ -162,9 +162,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Answer>> {
     };
     let answer = match (message::decode_answer(&buffer[..length]), <[OwnedFd; 2]>::try_from(fds)) {
         (Some((ids, None)), Ok([user, net])) => Answer::Made(Namespaces { user, net, ids }),
-        (Some((ids, Some((step, errno)))), Err(fds)) if fds.is_empty() => {
-            Answer::Failed { ids, step, errno }
-        }
+        (Some((ids, Some((step, errno)))), Err(fds)) if fds.is_empty() => Answer::Failed { ids, step, errno },
         _ => return Err(io::ErrorKind::InvalidData.into()),
     };
     Ok(Some(answer))
