@@ -27,15 +27,7 @@ pub struct ResetError {
 /// # Source
 /// execve(2), "Effect on process attributes"; fork(2).
 pub fn reset() -> Result<(), ResetError> {
-    for signo in 1..=libc::SIGRTMAX() {
-        if matches!(signo, libc::SIGKILL | libc::SIGSTOP) {
-            continue;
-        }
-        // SAFETY: the default disposition is always a valid one; no handler of ours needs to survive.
-        if unsafe { libc::signal(signo, libc::SIG_DFL) } == libc::SIG_ERR {
-            return Err(ResetError { what: "signal dispositions", source: io::Error::last_os_error() });
-        }
-    }
+    reset_dispositions().map_err(|source| ResetError { what: "signal dispositions", source })?;
     let check = |what, result: Result<(), Errno>| result.map_err(|error| ResetError { what, source: error.into() });
     check("signal mask", nix::sys::signal::SigSet::empty().thread_set_mask())?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -51,4 +43,20 @@ pub fn reset() -> Result<(), ResetError> {
         Ok(_) | Err(Errno::EPERM) => Ok(()), // EPERM: leads its group already.
         Err(error) => check("session", Err(error)),
     }
+}
+
+/// Past libc, which keeps two signals to itself and would leave those as they came.
+fn reset_dispositions() -> io::Result<()> {
+    /// Size of the kernel's signal set, bytes.
+    const SIGSET_BYTES: usize = 8;
+    /// The kernel's sigaction: handler (0: the default), flags, restorer, mask.
+    const DEFAULT: [u64; 4] = [0; 4];
+    for signo in (1..=64).filter(|signo| !matches!(*signo, libc::SIGKILL | libc::SIGSTOP)) {
+        let old = std::ptr::null_mut::<u64>();
+        // SAFETY: a whole sigaction that lives until the call returns; the old one is not asked for. No handler
+        // of ours is needed any more.
+        let done = unsafe { libc::syscall(libc::SYS_rt_sigaction, signo, DEFAULT.as_ptr(), old, SIGSET_BYTES) };
+        Errno::result(done)?;
+    }
+    Ok(())
 }

@@ -27,12 +27,13 @@ pub fn fork_child(child: impl FnOnce() -> Infallible) -> io::Result<Pid> {
     // SAFETY: the child runs ordinary code, which is what one thread may do after fork; for several see above.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            let _guard = ExitOnUnwind;
-            let never = child();
-            match never {}
-        }
+        ForkResult::Child => never_return(child),
     }
+}
+
+fn never_return(child: impl FnOnce() -> Infallible) -> ! {
+    let _guard = ExitOnUnwind;
+    match child() {}
 }
 
 /// Keeps a panic in a forked child from unwinding into the parent's frames.

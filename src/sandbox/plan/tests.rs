@@ -89,7 +89,8 @@ fn what_cannot_be_is_refused_by_name() {
         has_uploads: false,
     };
     assert_eq!(Plan::new(&spec), Err(PlanError::NoProcessor));
-    assert_eq!(Plan::new(&PlanSpec { rlimits: &[ALL[0]; 17], ..spec }), Err(PlanError::Rlimits { count: 17 }));
+    let one = CpuMask::from_cpus([0]);
+    assert_eq!(Plan::new(&PlanSpec { rlimits: &[ALL[0]; 17], cpus: &one, ..spec }), Err(PlanError::Rlimits { count: 17 }));
 }
 
 #[test]

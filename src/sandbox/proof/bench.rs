@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sched::{CloneFlags, unshare},
     sys::{
         signal::Signal,
@@ -112,7 +113,12 @@ impl Bench {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("a signal");
             match spawner::run(daemon_end, keeper_end, &options) {
                 Ok(()) => procs::exit_now(0),
-                Err(error) => panic!("spawner: {error}: {:?}", std::error::Error::source(&error)),
+                Err(error) => {
+                    // Past the capture of the test's output, which has a lock.
+                    let text = format!("spawner: {error}: {:?}\n", std::error::Error::source(&error));
+                    let _ = nix::unistd::write(std::io::stderr(), text.as_bytes());
+                    procs::exit_now(1)
+                }
             }
         });
         Self { daemon, keeper, spawner: spawner.unwrap(), _scratch: scratch }
@@ -202,9 +208,12 @@ impl Running {
     /// The next record; `None` when init has gone.
     pub(super) fn record(&self) -> Option<Record> {
         let mut bytes = [0; RECORD_BYTES];
-        match recv(self.fds.control.as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap() {
-            0 => None,
-            count => Some(Record::decode(&bytes[..count]).expect("a record")),
+        match recv(self.fds.control.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+            Ok(0) => None,
+            Ok(count) => Some(Record::decode(&bytes[..count]).expect("a record")),
+            // It has ended without reading go. Said once, before what is still queued.
+            Err(Errno::ECONNRESET) => self.record(),
+            Err(error) => panic!("{error}"),
         }
     }
 
@@ -269,7 +278,12 @@ impl Drop for Cgroup {
         if self.0.exists() {
             let kill = OpenOptions::new().write(true).open(self.0.join("cgroup.kill"));
             let _ = kill.and_then(|mut file| file.write_all(b"1"));
-            let _ = fs::remove_dir(&self.0);
+            // The killed need a moment to leave; a test has failed, so nobody counts the turns.
+            let gone = || fs::remove_dir(&self.0).is_ok();
+            let _ = (0..10_000).any(|_| {
+                std::thread::yield_now();
+                gone()
+            });
         }
     }
 }

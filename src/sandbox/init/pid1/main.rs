@@ -59,18 +59,14 @@ unsafe extern "C" fn start(block: *const usize) -> ! {
     calls::block_all_signals();
     if job.has_uploads {
         if let Err(errno) = upload::run(&job) {
-            report(Record::Started { step: step::UPLOAD, errno, mono_ns: calls::monotonic_ns() });
-            calls::exit(1);
+            fail(step::UPLOAD, errno);
         }
         calls::close(fd::UPLOAD);
     }
     let Some(early) = wait_for_go() else { calls::exit(0) };
     let pid = match command::start(&job) {
         Ok(pid) => pid,
-        Err((step, errno)) => {
-            report(Record::Started { step, errno, mono_ns: calls::monotonic_ns() });
-            calls::exit(1);
-        }
+        Err((step, errno)) => fail(step, errno),
     };
     report(Record::Started { step: step::EXECUTE, errno: 0, mono_ns: calls::monotonic_ns() });
     for signo in 1..=64 {
@@ -179,6 +175,15 @@ fn reap(command: i32) {
             calls::exit(0);
         }
     }
+}
+
+/// Reports that there will be no command, and ends.
+fn fail(step: u8, errno: i32) -> ! {
+    // What lies unread when we end would turn up as an error before our report does.
+    let mut message = [0_u8; 2];
+    while calls::receive(fd::CONTROL, &mut message, calls::MSG_DONTWAIT).is_ok_and(|count| count > 0) {}
+    report(Record::Started { step, errno, mono_ns: calls::monotonic_ns() });
+    calls::exit(1)
 }
 
 /// Best effort: a keeper that is gone learns nothing, and the job does not suffer for it.
