@@ -38,7 +38,7 @@ fn sizes_count_in_1024_and_take_decimals() {
     check("2.", 2);
     check("10 MB", 10 << 20);
     check("7B", 7);
-    check("16777215.999TB", ((16_777_215_999u128 << 40) / 1_000) as u64);
+    check("16777215.999TB", u64::try_from((16_777_215_999u128 << 40) / 1_000).unwrap());
 }
 
 #[test]
