@@ -112,7 +112,7 @@ fn arguments_may_straddle_frames_and_have_a_limit() {
 fn an_upload_arrives_whole() {
     let (server, mut told) = scripted(vec![accepted(), reply(&Reply::Ended(job(Reason::Exited, Some(0), None)))]);
     let dir = tempfile::tempdir().unwrap();
-    let big: Vec<u8> = (0..5_000_000u32).map(|at| (at * 31 >> 3) as u8).collect();
+    let big: Vec<u8> = (0..5_000_000u32).map(|at| ((at * 31) >> 3) as u8).collect();
     std::fs::create_dir(dir.path().join("d")).unwrap();
     std::io::Write::write_all(&mut std::fs::File::create(dir.path().join("d/big")).unwrap(), &big).unwrap();
     std::os::unix::fs::symlink("big", dir.path().join("d/link")).unwrap();
