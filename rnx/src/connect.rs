@@ -324,7 +324,8 @@ impl ConnectError {
             _ if says("notvalidforname") => Distrust::WrongName,
             44 => Distrust::Revoked,
             45 => Distrust::Expired,
-            48 => Distrust::UnknownIssuer,
+            // 51 when the other authority has the name of the right one, and only the signature tells.
+            48 | 51 => Distrust::UnknownIssuer,
             116 => Distrust::Missing,
             other => Distrust::Other(other),
         };
