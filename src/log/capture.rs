@@ -89,7 +89,7 @@ impl Recorder {
         let streams = [(Stream::Stdout, pipes.stdout), (Stream::Stderr, pipes.stderr)];
         for (stream, pipe) in streams {
             let pipe = Rc::new(Ready::new(pipe).map_err(LogError::Pipe)?);
-            shared.running.set(shared.running.get() + 1);
+            shared.begin_stream();
             drop(rt::spawn(stream::capture(StreamTask { job: shared.clone(), pipe, stream })));
         }
         Ok(Capture(shared))
@@ -260,6 +260,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn begin_stream(&self) {
+        self.running.set(self.running.get() + 1);
+    }
+
     pub(super) fn end_stream(&self) {
         self.running.set(self.running.get() - 1);
         self.settled.notify_all();
@@ -306,6 +310,11 @@ impl Capture {
     #[must_use]
     pub fn files(&self) -> &JobFiles {
         &self.0.files
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> Rc<Shared> {
+        self.0.clone()
     }
 
     /// Ends when output has exceeded the limit under [`Policy::Stop`]; at once if it has before.

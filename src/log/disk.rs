@@ -184,7 +184,8 @@ mod tests {
         // Another writer of this machine may move the free space meanwhile: the ceiling seen first counts.
         let ceiling = guard.ceiling.load(SeqCst);
         assert!(ceiling < 64 << 20, "{ceiling}");
-        let grants: Vec<_> = std::iter::from_fn(|| Some(guard.try_take(3 << 20)).filter(|n| *n > 0)).collect();
+        let grants: Vec<_> =
+            std::iter::from_fn(|| Some(guard.try_take(3 << 20)).filter(|n| *n > 0)).collect();
         let charged: u64 = grants.iter().map(|n| n + limits::DISK_ROUNDING_BYTES).sum();
         assert!(charged <= ceiling && ceiling - charged <= limits::DISK_ROUNDING_BYTES);
     }

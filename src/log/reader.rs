@@ -21,7 +21,7 @@ use super::{
 use crate::{
     job::{Stream, Streams},
     limits,
-    rt::{File, OpenHow},
+    rt::{File, Gate, OpenHow},
 };
 
 pub(super) struct Reader {
@@ -31,6 +31,8 @@ pub(super) struct Reader {
     stderr: RefCell<Option<Rc<File>>>,
     newest_records: RefCell<Option<(u64, Rc<[Record]>)>>,
     newest: RefCell<VecDeque<(Stream, u64, Bytes)>>,
+    /// One opens, the others wait and share.
+    opening: Gate,
     /// Reads of streams that were made, not shared.
     pub(super) reads: Cell<u64>,
 }
@@ -50,6 +52,7 @@ impl Reader {
             stderr: RefCell::default(),
             newest_records: RefCell::default(),
             newest: RefCell::default(),
+            opening: Gate::new(1),
             reads: Cell::new(0),
         }
     }
@@ -101,7 +104,7 @@ impl Reader {
         let raw = raw.map_err(|source| LogError::Read { path: index_path(&self.dir), source })?;
         let decoded: Option<Rc<[Record]>> = raw.chunks_exact(RECORD_BYTES).map(Record::decode).collect();
         let records = decoded.filter(|r| r.len() as u64 == count).ok_or_else(|| self.corrupt(first))?;
-        if is_fresh && count > 1 {
+        if is_fresh {
             self.newest_records.replace(Some((first, records.clone())));
         }
         Ok(records)
@@ -115,11 +118,11 @@ impl Reader {
         len: u64,
         is_fresh: bool,
     ) -> Result<Bytes, LogError> {
+        let path = stream_path(&self.dir, stream);
+        let file = self.open(self.slot(stream), &path).await?;
         if is_fresh && let Some(bytes) = self.known(stream, offset, len) {
             return Ok(bytes);
         }
-        let path = stream_path(&self.dir, stream);
-        let file = Self::open(self.slot(stream), &path).await?;
         let size = usize::try_from(len).expect("callers ask for a bounded number");
         let read = file.read_range(offset, size, is_fresh).await;
         let bytes = Bytes::from(read.map_err(|source| LogError::Read { path: path.clone(), source })?);
@@ -150,7 +153,7 @@ impl Reader {
     }
 
     async fn index_file(&self) -> Result<Rc<File>, LogError> {
-        Self::open(&self.index, &index_path(&self.dir)).await
+        self.open(&self.index, &index_path(&self.dir)).await
     }
 
     fn slot(&self, stream: Stream) -> &RefCell<Option<Rc<File>>> {
@@ -160,7 +163,11 @@ impl Reader {
         }
     }
 
-    async fn open(slot: &RefCell<Option<Rc<File>>>, path: &Path) -> Result<Rc<File>, LogError> {
+    async fn open(&self, slot: &RefCell<Option<Rc<File>>>, path: &Path) -> Result<Rc<File>, LogError> {
+        if let Some(file) = &*slot.borrow() {
+            return Ok(file.clone());
+        }
+        let _pass = self.opening.enter().await;
         if let Some(file) = &*slot.borrow() {
             return Ok(file.clone());
         }

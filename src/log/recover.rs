@@ -131,9 +131,7 @@ impl Index<'_> {
         found.last_time_ns = last.map_or(0, |record| record.time_ns);
         self.write(0, &Header { dropped_bytes: found.totals.dropped_bytes }.encode())?;
         let path = self.path.to_path_buf();
-        self.file
-            .set_len(position_of(found.records))
-            .map_err(|source| LogError::Write { path, source })?;
+        self.file.set_len(position_of(found.records)).map_err(|source| LogError::Write { path, source })?;
         let ends = last.as_ref().map_or(Ends::default(), Ends::after);
         self.add_rest(&mut found, ends, sizes, now_ns)?;
         found.totals.stdout_bytes = sizes.stdout;
@@ -268,8 +266,7 @@ mod tests {
 
     #[test]
     fn an_index_that_is_missing_or_unreadable_is_made_anew() {
-        let (found, after) =
-            recovered(&Case { stdout: 3, stderr: 0, records: &[], torn: 0, dropped: 0 });
+        let (found, after) = recovered(&Case { stdout: 3, stderr: 0, records: &[], torn: 0, dropped: 0 });
         assert_eq!((found.records, after[0].len), (1, 3));
         let dir = tempfile::tempdir().unwrap();
         #[expect(clippy::disallowed_methods, reason = "a test lays out files")]

@@ -143,7 +143,9 @@ impl Pool {
                     let index = state.workers.len() - 1;
                     state.idle.push(index);
                 }
-                Err(source) if state.workers.is_empty() => return Err(BlockingError::Thread { what, source }),
+                Err(source) if state.workers.is_empty() => {
+                    return Err(BlockingError::Thread { what, source });
+                }
                 Err(_) => {} // Those there are will get to it.
             }
         }

@@ -109,7 +109,8 @@ fn start_local(cpus: CpuSet) -> io::Result<Local> {
 }
 
 fn local<T>(pick: impl FnOnce(&Local) -> T) -> T {
-    LOCAL.with_borrow(|local| pick(local.as_ref().expect("only code inside `run` asks for the shard's parts")))
+    LOCAL
+        .with_borrow(|local| pick(local.as_ref().expect("only code inside `run` asks for the shard's parts")))
 }
 
 /// The second ring of this shard.

@@ -77,8 +77,7 @@ impl<T> SideRing<T> {
     /// # Source
     /// io_uring_setup(2); io_uring_register(2), "IORING_REGISTER_IOWQ_MAX_WORKERS".
     pub fn new(entries: u32, workers: u32) -> io::Result<Self> {
-        let ring: IoUring =
-            IoUring::builder().setup_single_issuer().setup_coop_taskrun().build(entries)?;
+        let ring: IoUring = IoUring::builder().setup_single_issuer().setup_coop_taskrun().build(entries)?;
         ring.submitter().register_iowq_max_workers(&mut [workers, workers])?;
         Ok(Self { ring, slots: Vec::new(), free: Vec::new() })
     }
