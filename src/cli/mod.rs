@@ -12,13 +12,12 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     net::SocketAddr,
-    os::fd::RawFd,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use joblet::{config::Overrides, job::Role, limits, sys::inherited};
+use joblet::{config::Overrides, job::Role, limits};
 
 /// Runs Linux jobs that nobody has to trust.
 #[derive(Debug, Parser)]
@@ -57,13 +56,9 @@ enum Verb {
     Doctor,
     /// Print the version.
     Version,
-    /// Hold the jobs of one shard; started by the daemon itself.
+    /// Hold the jobs of one shard; started by the daemon itself, with a socket on standard input.
     #[command(hide = true)]
-    Keeper {
-        /// The inherited socket.
-        #[arg(long, default_value_t = 3)]
-        fd: RawFd,
-    },
+    Keeper,
 }
 
 /// Flags of `init`.
@@ -121,12 +116,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             bail!("doctor is not in this version; joblet serve names what this machine lacks")
         }
         Verb::Version => give(concat!("joblet ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()),
-        Verb::Keeper { fd } => {
-            let socket = inherited::take(fd).with_context(|| {
-                format!("descriptor {fd} is no inherited socket; only joblet serve starts keepers")
-            })?;
-            wiring::keeper(socket)
-        }
+        Verb::Keeper => wiring::keeper(),
     }
 }
 

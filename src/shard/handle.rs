@@ -48,6 +48,18 @@ impl Handle {
         &self.shard
     }
 
+    /// The number of this shard, from 0.
+    #[must_use]
+    pub fn shard_index(&self) -> ShardIndex {
+        self.shard.index
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shard_count(&self) -> usize {
+        self.shard.shards
+    }
+
     /// Configured values.
     #[must_use]
     pub fn settings(&self) -> Settings {

@@ -28,7 +28,7 @@ use crate::{
     cgroup::CgroupError,
     job::{JobId, Refusal, RefusalCode, Spec, WorkKind},
     log::{Capture, Pipes, Policy, Recovered},
-    rt,
+    rt::{self, Either},
     sandbox::{
         identity::IdRange,
         plan::{Plan, PlanSpec, Work},
@@ -140,8 +140,18 @@ impl Shard {
         if self.host.log_limits.policy == Policy::Drop {
             return;
         }
-        let shard = Rc::clone(self);
-        capture.on_limit(move || shard.feed(Event::LogLimit(id)));
+        let (shard, capture) = (Rc::clone(self), Rc::clone(capture));
+        rt::spawn(async move {
+            let progress = capture.progress();
+            let has_ended = async {
+                while !progress.snapshot().is_ended {
+                    progress.changed(progress.version()).await;
+                }
+            };
+            if let Either::Left(()) = rt::or(capture.limit_hit(), has_ended).await {
+                shard.feed(Event::LogLimit(id));
+            }
+        });
     }
 
     fn plan(&self, id: JobId, spec: &Spec, ids: IdRange, has_disk: bool) -> Result<OwnedFd, StartFailure> {

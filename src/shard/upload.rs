@@ -69,7 +69,7 @@ impl UploadSink {
     }
 
     /// No more entries: waits until everything is written.
-    pub(super) async fn finish(mut self) -> Result<(), Refusal> {
+    pub(super) async fn finish(self) -> Result<(), Refusal> {
         self.check_complete()?;
         self.send_all(&header(END, 0, &[], &[], 0)).await?;
         let mut answer = [0; ANSWER_BYTES];

@@ -11,7 +11,6 @@ pub mod descriptors;
 pub mod detached;
 pub mod durable;
 pub mod inheritance;
-pub mod inherited;
 pub mod keeper_calls;
 pub mod keyring;
 pub mod loopdev;
