@@ -78,7 +78,11 @@ pub fn send(
     pidfd: Option<BorrowedFd<'_>>,
     others: [BorrowedFd<'_>; 3],
 ) -> io::Result<()> {
-    debug_assert_eq!(pidfd.is_some(), birth.pid != 0, "a process has both or none");
+    debug_assert_eq!(
+        pidfd.is_some(),
+        birth.pid != 0,
+        "a process has both or none"
+    );
     let failure = birth.failure.unwrap_or(StepFailure { step: 0, errno: 0 });
     let mut message = [0; MESSAGE_BYTES];
     message[..2].copy_from_slice(&VERSION.to_le_bytes());
@@ -106,16 +110,31 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Birth, BirthFds)>, Birt
     }
     let [v0, v1, s0, s1, p0, p1, p2, p3, e0, e1, e2, e3, id @ ..] = message;
     let pid = u32::from_le_bytes([p0, p1, p2, p3]);
-    let (step, errno) = (u16::from_le_bytes([s0, s1]), i32::from_le_bytes([e0, e1, e2, e3]));
+    let (step, errno) = (
+        u16::from_le_bytes([s0, s1]),
+        i32::from_le_bytes([e0, e1, e2, e3]),
+    );
     let expected = if pid == 0 { 3 } else { 4 };
     if bytes != MESSAGE_BYTES || u16::from_le_bytes([v0, v1]) != VERSION || fds.len() != expected {
-        return Err(BirthError::Malformed { bytes, fds: fds.len() });
+        return Err(BirthError::Malformed {
+            bytes,
+            fds: fds.len(),
+        });
     }
     let mut fds = fds.into_iter();
     let mut next = || fds.next().expect("as many as were counted above");
     let failure = (step != 0).then_some(StepFailure { step, errno });
-    let birth = Birth { id: JobId::from_bytes(id), pid, failure };
-    let fds = BirthFds { pidfd: (pid != 0).then(&mut next), stdout: next(), stderr: next(), control: next() };
+    let birth = Birth {
+        id: JobId::from_bytes(id),
+        pid,
+        failure,
+    };
+    let fds = BirthFds {
+        pidfd: (pid != 0).then(&mut next),
+        stdout: next(),
+        stderr: next(),
+        control: next(),
+    };
     Ok(Some((birth, fds)))
 }
 
@@ -138,8 +157,16 @@ mod tests {
         let kind = SockType::SeqPacket;
         let (a, b) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let others = [a.as_fd(), b.as_fd(), a.as_fd()];
-        let alive = Birth { id: JobId::random(), pid: 7, failure: None };
-        let dead = Birth { id: JobId::random(), pid: 0, failure: Some(StepFailure { step: 2, errno: 11 }) };
+        let alive = Birth {
+            id: JobId::random(),
+            pid: 7,
+            failure: None,
+        };
+        let dead = Birth {
+            id: JobId::random(),
+            pid: 0,
+            failure: Some(StepFailure { step: 2, errno: 11 }),
+        };
         for (birth, pidfd) in [(alive, Some(b.as_fd())), (dead, None)] {
             send(a.as_fd(), &birth, pidfd, others).unwrap();
             let (got, fds) = receive(b.as_fd()).unwrap().unwrap();
@@ -147,7 +174,10 @@ mod tests {
             assert_eq!(fds.pidfd().is_some(), pidfd.is_some());
         }
         scm::send(a.as_fd(), &[1; MESSAGE_BYTES], &others).unwrap();
-        assert!(matches!(receive(b.as_fd()), Err(BirthError::Malformed { .. })));
+        assert!(matches!(
+            receive(b.as_fd()),
+            Err(BirthError::Malformed { .. })
+        ));
         drop(a);
         assert!(receive(b.as_fd()).unwrap().is_none());
     }

@@ -3,8 +3,8 @@
 pub mod birth;
 pub mod init;
 pub mod plan;
+#[cfg(test)]
+mod proof;
 pub mod rootfs;
 pub mod spawner;
 pub mod start;
-#[cfg(test)]
-mod proof;
