@@ -43,10 +43,8 @@ pub fn reset() -> Result<(), ResetError> {
     )?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     // SAFETY: numbers only. 0 is PER_LINUX.
-    check(
-        "personality",
-        Errno::result(unsafe { libc::personality(0) }).map(drop),
-    )?;
+    let personality = Errno::result(unsafe { libc::personality(0) });
+    check("personality", personality.map(drop))?;
     // SAFETY: numbers only; 0, 0 is the calling process. EACCES: lowered from outside, see above.
     match Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }) {
         Ok(_) | Err(Errno::EACCES | Errno::EPERM) => {}
