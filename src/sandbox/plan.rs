@@ -34,8 +34,10 @@ const HEADER_BYTES: usize = 24;
 /// Our own arguments before the command's: name, numbers, working directory.
 const INIT_ARGUMENTS: usize = 3;
 /// What init needs: to become the command's user, to signal it, to empty its bounding set. Nothing else.
-const INIT_CAPABILITIES: Capabilities =
-    Capabilities::SETUID.and(Capabilities::SETGID).and(Capabilities::SETPCAP).and(Capabilities::KILL);
+const INIT_CAPABILITIES: Capabilities = Capabilities::SETUID
+    .and(Capabilities::SETGID)
+    .and(Capabilities::SETPCAP)
+    .and(Capabilities::KILL);
 /// Group `tty` of the job's `/etc/group`, which owns pseudo terminals.
 const TTY_GID: u32 = 5;
 /// Bytes of a tmpfs for which one inode is allowed: the kernel's memory for it counts against the job.
@@ -100,7 +102,10 @@ pub enum PlanError {
         bytes: usize,
     },
     /// More in total than we take.
-    #[error("arguments and environment have {bytes} bytes; at most {} are possible", limits::SUBMIT_BYTES_MAX)]
+    #[error(
+        "arguments and environment have {bytes} bytes; at most {} are possible",
+        limits::SUBMIT_BYTES_MAX
+    )]
     TooLarge {
         /// Their sum, a NUL each included.
         bytes: usize,
@@ -192,12 +197,23 @@ impl Plan {
         let init = init::user_beside(spec.user.uid);
         let tmp = tmpfs_options(spec.tmp_bytes, "mode=1777");
         let shm = tmpfs_options(spec.shm_bytes, "mode=1777");
-        let pts = c_string(format!("newinstance,ptmxmode=0666,mode=0620,gid={}", base + TTY_GID));
+        let pts = c_string(format!(
+            "newinstance,ptmxmode=0666,mode=0620,gid={}",
+            base + TTY_GID
+        ));
         let work = match spec.work {
-            Work::Tmpfs { bytes } => Some(tmpfs_options(bytes, &format!("mode=0755,uid={owner},gid={group}"))),
+            Work::Tmpfs { bytes } => Some(tmpfs_options(
+                bytes,
+                &format!("mode=0755,uid={owner},gid={group}"),
+            )),
             Work::Tree => None,
         };
-        let mask: Vec<u8> = spec.cpus.words().iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mask: Vec<u8> = spec
+            .cpus
+            .words()
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
 
         let mut steps = vec![
             Step::CgroupNamespace, // after the birth in the cgroup, or the job would see its path
@@ -205,11 +221,18 @@ impl Plan {
             Step::MountTmp { options: &tmp },
             Step::MountShm { options: &shm },
             Step::MountPts { options: &pts },
-            work.as_deref().map_or(Step::AttachWork, |options| Step::MountWork { options }),
+            work.as_deref()
+                .map_or(Step::AttachWork, |options| Step::MountWork { options }),
             Step::EnterNet,
         ];
         steps.extend(spec.rlimits.iter().copied().map(Step::Rlimit));
-        steps.extend([Step::Affinity { mask: &mask }, Step::Stdin, Step::Stdout, Step::Stderr, Step::Control]);
+        steps.extend([
+            Step::Affinity { mask: &mask },
+            Step::Stdin,
+            Step::Stdout,
+            Step::Stderr,
+            Step::Control,
+        ]);
         steps.extend(spec.has_uploads.then_some(Step::Upload));
         steps.extend([
             Step::EnterUser, // the last moment of real root
@@ -221,10 +244,17 @@ impl Plan {
             Step::Execute,
         ]);
 
-        let numbers = format!("{} {} {}", spec.user.uid, spec.user.gid, u8::from(spec.has_uploads));
+        let numbers = format!(
+            "{} {} {}",
+            spec.user.uid,
+            spec.user.gid,
+            u8::from(spec.has_uploads)
+        );
         let ours: [&[u8]; INIT_ARGUMENTS] = [b"joblet-init", numbers.as_bytes(), spec.workdir];
         let arguments = ours.into_iter().chain(spec.argv.iter().map(Vec::as_slice));
-        Ok(Self { bytes: encode(&steps, arguments, spec.env.iter().map(Vec::as_slice)) })
+        Ok(Self {
+            bytes: encode(&steps, arguments, spec.env.iter().map(Vec::as_slice)),
+        })
     }
 
     /// The plan as a sealed memory file, close-on-exec.
@@ -247,12 +277,23 @@ fn check(spec: &PlanSpec<'_>) -> Result<(), PlanError> {
         return Err(PlanError::NoCommand);
     }
     let workdir = (Text::Workdir, spec.workdir);
-    let arguments = spec.argv.iter().enumerate().map(|(index, text)| (Text::Argument(index), text.as_slice()));
-    let variables = spec.env.iter().enumerate().map(|(index, text)| (Text::Variable(index), text.as_slice()));
+    let arguments = spec
+        .argv
+        .iter()
+        .enumerate()
+        .map(|(index, text)| (Text::Argument(index), text.as_slice()));
+    let variables = spec
+        .env
+        .iter()
+        .enumerate()
+        .map(|(index, text)| (Text::Variable(index), text.as_slice()));
     let mut bytes = 0;
     for (text, value) in [workdir].into_iter().chain(arguments).chain(variables) {
         if value.len() >= limits::ARGUMENT_BYTES_MAX {
-            return Err(PlanError::TooLong { text, bytes: value.len() });
+            return Err(PlanError::TooLong {
+                text,
+                bytes: value.len(),
+            });
         }
         if value.contains(&0) {
             return Err(PlanError::Nul(text));
@@ -265,18 +306,27 @@ fn check(spec: &PlanSpec<'_>) -> Result<(), PlanError> {
     if !spec.workdir.starts_with(b"/") {
         return Err(PlanError::WorkdirRelative);
     }
-    if let Some(id) = [spec.user.uid, spec.user.gid].into_iter().find(|id| *id >= limits::IDS_PER_JOB) {
+    if let Some(id) = [spec.user.uid, spec.user.gid]
+        .into_iter()
+        .find(|id| *id >= limits::IDS_PER_JOB)
+    {
         return Err(PlanError::Id { id });
     }
     // The last host id is no id: it means "unchanged" to setresuid(2).
     if spec.ids_base.checked_add(limits::IDS_PER_JOB).is_none() {
-        return Err(PlanError::IdsBase { base: spec.ids_base });
+        return Err(PlanError::IdsBase {
+            base: spec.ids_base,
+        });
     }
     let work_bytes = match spec.work {
         Work::Tmpfs { bytes } => bytes,
         Work::Tree => 1,
     };
-    let sizes = [("/tmp", spec.tmp_bytes), ("/dev/shm", spec.shm_bytes), ("/work", work_bytes)];
+    let sizes = [
+        ("/tmp", spec.tmp_bytes),
+        ("/dev/shm", spec.shm_bytes),
+        ("/work", work_bytes),
+    ];
     if let Some((target, _)) = sizes.into_iter().find(|(_, bytes)| *bytes == 0) {
         return Err(PlanError::NoSize { target });
     }
@@ -284,13 +334,18 @@ fn check(spec: &PlanSpec<'_>) -> Result<(), PlanError> {
         return Err(PlanError::NoProcessor);
     }
     if spec.rlimits.len() > 16 {
-        return Err(PlanError::Rlimits { count: spec.rlimits.len() });
+        return Err(PlanError::Rlimits {
+            count: spec.rlimits.len(),
+        });
     }
     Ok(())
 }
 
 fn tmpfs_options(bytes: u64, rest: &str) -> CString {
-    c_string(format!("size={bytes},nr_inodes={},{rest}", (bytes / BYTES_PER_INODE).max(INODES_MIN)))
+    c_string(format!(
+        "size={bytes},nr_inodes={},{rest}",
+        (bytes / BYTES_PER_INODE).max(INODES_MIN)
+    ))
 }
 
 fn c_string(text: String) -> CString {
@@ -321,7 +376,11 @@ fn encode<'a>(
     let mut bytes = Vec::with_capacity(HEADER_BYTES + steps_bytes.len() + strings.len());
     bytes.extend(MAGIC.to_le_bytes());
     bytes.extend(VERSION.to_le_bytes());
-    bytes.extend(u16::try_from(steps.len()).expect("at most 16 limits and 22 others").to_le_bytes());
+    bytes.extend(
+        u16::try_from(steps.len())
+            .expect("at most 16 limits and 22 others")
+            .to_le_bytes(),
+    );
     bytes.extend(argument_count.to_le_bytes());
     bytes.extend(variable_count.to_le_bytes());
     bytes.extend(small(steps_bytes.len()).to_le_bytes());
@@ -349,9 +408,16 @@ impl<'a> DecodedPlan<'a> {
     /// # Errors
     /// [`DecodeError`].
     pub fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(DecodeError::Length)?;
+        let (header, rest) = bytes
+            .split_first_chunk::<HEADER_BYTES>()
+            .ok_or(DecodeError::Length)?;
         let word = |index: usize| {
-            let raw = [header[index], header[index + 1], header[index + 2], header[index + 3]];
+            let raw = [
+                header[index],
+                header[index + 1],
+                header[index + 2],
+                header[index + 3],
+            ];
             u32::from_le_bytes(raw)
         };
         let size = |index: usize| usize::try_from(word(index)).map_err(|_| DecodeError::Length);
@@ -360,7 +426,9 @@ impl<'a> DecodedPlan<'a> {
             return Err(DecodeError::Version);
         }
         let (argument_count, variable_count) = (size(8)?, size(12)?);
-        let (mut step_bytes, strings) = rest.split_at_checked(size(16)?).ok_or(DecodeError::Length)?;
+        let (mut step_bytes, strings) = rest
+            .split_at_checked(size(16)?)
+            .ok_or(DecodeError::Length)?;
         if strings.len() != size(20)? {
             return Err(DecodeError::Length);
         }
@@ -380,7 +448,11 @@ impl<'a> DecodedPlan<'a> {
         if !strings.0.is_empty() || arguments.len() <= INIT_ARGUMENTS {
             return Err(DecodeError::Strings);
         }
-        Ok(Self { steps, arguments, variables })
+        Ok(Self {
+            steps,
+            arguments,
+            variables,
+        })
     }
 
     /// Whether a mount for `/work` has to come with the start.
@@ -397,7 +469,9 @@ impl<'a> DecodedPlan<'a> {
 }
 
 /// Tags that every plan has, in order. Beside them: `/work` one way or the other, limits, the upload socket.
-const MANDATORY: [u16; 18] = [10, 20, 22, 24, 26, 40, 52, 60, 62, 64, 66, 80, 82, 84, 86, 88, 90, 100];
+const MANDATORY: [u16; 18] = [
+    10, 20, 22, 24, 26, 40, 52, 60, 62, 64, 66, 80, 82, 84, 86, 88, 90, 100,
+];
 
 fn check_order(steps: &[Step<'_>]) -> Result<(), DecodeError> {
     for pair in steps.windows(2) {

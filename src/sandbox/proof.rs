@@ -3,10 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::{
-        fd::OwnedFd,
-        unix::net::UnixStream,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
 use super::{
@@ -25,7 +22,11 @@ use bench::{Bench, Report, Request};
 /// Runs a script as uid 1000 and returns its output, which it must have written without complaint.
 fn output(script: &str) -> String {
     let report = Bench::new().run(&Request::shell(script));
-    assert_eq!((report.code(), report.stderr.as_str()), (0, ""), "{script}: {report:?}");
+    assert_eq!(
+        (report.code(), report.stderr.as_str()),
+        (0, ""),
+        "{script}: {report:?}"
+    );
     report.stdout
 }
 
@@ -37,10 +38,25 @@ fn run(request: &Request) -> Report {
 fn an_exit_code_and_both_streams_arrive() {
     let report = run(&Request::shell("echo out; echo err >&2; exit 7"));
     assert_eq!(report.code(), 7);
-    assert_eq!((report.stdout.as_str(), report.stderr.as_str()), ("out\n", "err\n"));
+    assert_eq!(
+        (report.stdout.as_str(), report.stderr.as_str()),
+        ("out\n", "err\n")
+    );
     assert!(report.birth.failure.is_none() && report.birth.pid > 0);
-    let Record::Started { mono_ns: started, .. } = report.records[0] else { panic!() };
-    let Record::Exited { mono_ns: ended, maxrss_kb, .. } = report.records[1] else { panic!() };
+    let Record::Started {
+        mono_ns: started, ..
+    } = report.records[0]
+    else {
+        panic!()
+    };
+    let Record::Exited {
+        mono_ns: ended,
+        maxrss_kb,
+        ..
+    } = report.records[1]
+    else {
+        panic!()
+    };
     assert!(started < ended && maxrss_kb > 100);
 }
 
@@ -48,14 +64,21 @@ fn an_exit_code_and_both_streams_arrive() {
 fn one_spawner_makes_one_job_after_another() {
     let bench = Bench::new();
     for code in 0..20 {
-        assert_eq!(bench.run(&Request::shell(&format!("exit {code}"))).code(), code);
+        assert_eq!(
+            bench.run(&Request::shell(&format!("exit {code}"))).code(),
+            code
+        );
     }
 }
 
 #[test]
 fn a_command_that_is_not_there_or_not_executable_says_so() {
     let check = |argv: &[&str], errno| {
-        assert_eq!(run(&Request::new(argv)).start_error(), (step::EXECUTE, errno), "{argv:?}");
+        assert_eq!(
+            run(&Request::new(argv)).start_error(),
+            (step::EXECUTE, errno),
+            "{argv:?}"
+        );
     };
     check(&["no-such-command"], libc::ENOENT);
     check(&["/no/such/command"], libc::ENOENT);
@@ -87,7 +110,9 @@ fn an_abort_is_reported_as_its_signal() {
 #[test]
 fn arguments_and_environment_arrive_byte_for_byte() {
     let mut request = Request::new(&["sh", "-c", r#"printf '<%s>' "$@"; printf '[%s]' "$X""#, "0"]);
-    request.argv.extend([b"a\nb".to_vec(), Vec::new(), b"'\"\\".to_vec(), vec![0xff]]);
+    request
+        .argv
+        .extend([b"a\nb".to_vec(), Vec::new(), b"'\"\\".to_vec(), vec![0xff]]);
     request.env.push(b"X= y=z\n".to_vec());
     let report = run(&request);
     assert_eq!(report.stdout, "<a\nb><><'\"\\><\u{fffd}>[ y=z\n]");
@@ -95,21 +120,38 @@ fn arguments_and_environment_arrive_byte_for_byte() {
 
 fn assert_no_privilege(status: &str, uid: u32) {
     let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
-        line.trim_start_matches(':').split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_else(|| panic!("{name}"));
+        line.trim_start_matches(':')
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
-    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "SigBlk", "SigIgn", "SigCgt"] {
+    for set in [
+        "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "SigBlk", "SigIgn", "SigCgt",
+    ] {
         assert_eq!(field(set), ["0000000000000000"], "{set}");
     }
     assert_eq!(field("NoNewPrivs"), ["1"]);
     let id = uid.to_string();
-    assert!(field("Uid").iter().chain(&field("Gid")).all(|one| *one == id), "{status}");
+    assert!(
+        field("Uid")
+            .iter()
+            .chain(&field("Gid"))
+            .all(|one| *one == id),
+        "{status}"
+    );
     assert!(field("Groups").is_empty());
 }
 
 #[test]
 fn the_command_has_no_capability_whatever_its_user() {
-    assert_no_privilege(&run(&Request::new(&["cat", "/proc/self/status"])).stdout, 1000);
+    assert_no_privilege(
+        &run(&Request::new(&["cat", "/proc/self/status"])).stdout,
+        1000,
+    );
     for uid in [0, 65_534, 65_535] {
         let mut request = Request::new(&["cat", "/proc/self/status"]);
         request.user = User { uid, gid: uid };
@@ -119,7 +161,8 @@ fn the_command_has_no_capability_whatever_its_user() {
 
 #[test]
 fn root_of_the_job_may_nothing_of_root() {
-    let script = "mount -t tmpfs x /tmp; umount /tmp; mknod /tmp/d c 1 3; chroot / true; hostname x;
+    let script =
+        "mount -t tmpfs x /tmp; umount /tmp; mknod /tmp/d c 1 3; chroot / true; hostname x;
         mount -o remount,rw /; unshare -m true; echo x > /proc/sys/kernel/hostname; chown 1 /usr;
         nice -n -5 true; kill -0 1; echo done";
     let mut request = Request::shell(script);
@@ -127,7 +170,11 @@ fn root_of_the_job_may_nothing_of_root() {
     let report = run(&request);
     assert_eq!(report.stdout, "done\n");
     // Each complains once, nice included, which goes on without.
-    let complaints = report.stderr.lines().filter(|line| line.contains(": ")).count();
+    let complaints = report
+        .stderr
+        .lines()
+        .filter(|line| line.contains(": "))
+        .count();
     assert_eq!(complaints, 11, "{}", report.stderr);
 }
 
@@ -155,29 +202,49 @@ fn the_root_is_read_only_and_the_rest_is_the_jobs() {
     let script = "for d in / /usr /etc /dev /proc /volumes /usr/local; do touch $d/x 2>/dev/null && echo $d; done
         for d in /work /tmp /dev/shm; do touch $d/x || echo $d; done; stat -c '%u:%g %a' /work; pwd";
     assert_eq!(output(script), "1000:1000 755\n/work\n");
-    assert_eq!(output("dd if=/dev/zero of=/work/f bs=1M count=2 2>/dev/null || stat -c %s /work/f"), "1048576\n");
+    assert_eq!(
+        output("dd if=/dev/zero of=/work/f bs=1M count=2 2>/dev/null || stat -c %s /work/f"),
+        "1048576\n"
+    );
 }
 
 #[test]
 fn a_mount_below_usr_is_read_only_too() {
     let mounts = output("cat /proc/self/mountinfo");
-    let lines: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
+    let lines: Vec<Vec<&str>> = mounts
+        .lines()
+        .map(|line| line.split(' ').collect())
+        .collect();
     assert!(lines.len() >= 7, "{mounts}");
     for line in lines {
         let (target, options) = (line[4], line[5]);
         assert!(options.contains("nosuid"), "{target} {options}");
         let writable = ["/proc", "/tmp", "/dev/shm", "/dev/pts", "/work"];
-        assert_eq!(options.contains("ro,"), !writable.contains(&target), "{target} {options}");
+        assert_eq!(
+            options.contains("ro,"),
+            !writable.contains(&target),
+            "{target} {options}"
+        );
         let expected = target == "/" || target.starts_with("/usr") || writable.contains(&target);
-        assert!(expected || target.starts_with("/lib") || target.ends_with("bin"), "{target} is the host's");
+        assert!(
+            expected || target.starts_with("/lib") || target.ends_with("bin"),
+            "{target} is the host's"
+        );
     }
 }
 
 #[test]
 fn no_namespace_can_be_made() {
-    let report = run(&Request::shell("unshare -Ur true; unshare -U true; echo $?"));
+    let report = run(&Request::shell(
+        "unshare -Ur true; unshare -U true; echo $?",
+    ));
     assert_eq!(report.stdout, "1\n");
-    assert_eq!(report.stderr.matches("No space left on device").count(), 2, "{}", report.stderr);
+    assert_eq!(
+        report.stderr.matches("No space left on device").count(),
+        2,
+        "{}",
+        report.stderr
+    );
 }
 
 #[test]
@@ -185,19 +252,30 @@ fn what_is_inherited_is_that_of_a_fresh_system() {
     let mask = CpuMask::of_this_thread().unwrap();
     let script = "nproc; umask; hostname; cut -d' ' -f1,5,6 /proc/self/stat | sed \"s/^[0-9]* $$ $$/leader/\";
         cat /proc/self/personality /proc/self/oom_score_adj; cut -d' ' -f19 /proc/self/stat; id -un";
-    let inside = format!("{}\n0022\njob\nleader\n00000000\n500\n0\njob\n", mask.cpus().count());
+    let inside = format!(
+        "{}\n0022\njob\nleader\n00000000\n500\n0\njob\n",
+        mask.cpus().count()
+    );
     // /proc/self/personality is for those who may trace: oneself included.
     assert_eq!(output(script), inside);
-    assert_eq!(output("grep -c : /proc/net/dev; cut -d: -f1 /proc/net/dev | tail -1 | tr -d ' '"), "1\nlo\n");
+    assert_eq!(
+        output("grep -c : /proc/net/dev; cut -d: -f1 /proc/net/dev | tail -1 | tr -d ' '"),
+        "1\nlo\n"
+    );
     assert_eq!(output("cat /proc/self/cgroup | grep ^0"), "0::/\n");
 }
 
 #[test]
 fn a_pipe_can_be_reopened_for_writing_only() {
-    let script = "echo a > /dev/stdout; echo b >> /proc/self/fd/1; cat < /dev/stdout && echo readable";
+    let script =
+        "echo a > /dev/stdout; echo b >> /proc/self/fd/1; cat < /dev/stdout && echo readable";
     let report = run(&Request::shell(script));
     assert_eq!(report.stdout, "a\nb\n");
-    assert!(report.stderr.contains("Permission denied"), "{}", report.stderr);
+    assert!(
+        report.stderr.contains("Permission denied"),
+        "{}",
+        report.stderr
+    );
     let report = run(&Request::shell("echo x > /dev/stderr"));
     assert_eq!((report.code(), report.stderr.as_str()), (0, "x\n"));
     assert_eq!(output("yes | head -1"), "y\n");
@@ -205,9 +283,18 @@ fn a_pipe_can_be_reopened_for_writing_only() {
 
 #[test]
 fn tools_of_the_host_work() {
-    assert_eq!(output("python3 -c 'import ssl, tempfile, os; print(len(os.openpty()))'"), "2\n");
-    assert_eq!(output("test -c /dev/full && test -r /etc/ssl/certs && head -c 3 /dev/urandom | wc -c"), "3\n");
-    assert_eq!(output("ls -A /etc/ssl | grep private; ls /etc | grep -c shadow; true"), "0\n");
+    assert_eq!(
+        output("python3 -c 'import ssl, tempfile, os; print(len(os.openpty()))'"),
+        "2\n"
+    );
+    assert_eq!(
+        output("test -c /dev/full && test -r /etc/ssl/certs && head -c 3 /dev/urandom | wc -c"),
+        "3\n"
+    );
+    assert_eq!(
+        output("ls -A /etc/ssl | grep private; ls /etc | grep -c shadow; true"),
+        "0\n"
+    );
 }
 
 #[test]
@@ -215,20 +302,32 @@ fn a_working_directory_that_is_not_there_is_named() {
     let mut request = Request::new(&["true"]);
     request.workdir = "/work/none";
     assert_eq!(run(&request).start_error(), (step::WORKDIR, libc::ENOENT));
-    assert_eq!(Step::name(u16::from(step::WORKDIR)), "enter the working directory");
+    assert_eq!(
+        Step::name(u16::from(step::WORKDIR)),
+        "enter the working directory"
+    );
 }
 
 #[test]
 fn signals_reach_the_command_and_only_it() {
     let bench = Bench::new();
-    let job = bench.start(&Request::shell("trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.01; done"));
+    let job = bench.start(&Request::shell(
+        "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.01; done",
+    ));
     job.go();
-    assert!(matches!(job.record(), Some(Record::Started { errno: 0, .. })));
+    assert!(matches!(
+        job.record(),
+        Some(Record::Started { errno: 0, .. })
+    ));
     let mut ready = [0; 6];
-    File::from(job.fds.stdout.try_clone().unwrap()).read_exact(&mut ready).unwrap();
+    File::from(job.fds.stdout.try_clone().unwrap())
+        .read_exact(&mut ready)
+        .unwrap();
     job.signal(0); // no signal: ignored
     job.signal(u8::try_from(libc::SIGTERM).unwrap());
-    let Some(Record::Exited { wait_status, .. }) = job.record() else { panic!() };
+    let Some(Record::Exited { wait_status, .. }) = job.record() else {
+        panic!()
+    };
     assert_eq!(libc::WEXITSTATUS(wait_status), 3);
     assert_eq!(job.finish().stdout, "got\n");
 }
@@ -253,9 +352,14 @@ fn a_closed_control_socket_before_go_ends_init_and_after_go_does_not_end_the_com
     assert!(report.records.is_empty());
     assert_eq!(report.stdout, "");
 
-    let mut job = bench.start(&Request::shell("read x < /work/fifo 2>/dev/null; sleep 0.1; echo on"));
+    let mut job = bench.start(&Request::shell(
+        "read x < /work/fifo 2>/dev/null; sleep 0.1; echo on",
+    ));
     job.go();
-    assert!(matches!(job.record(), Some(Record::Started { errno: 0, .. })));
+    assert!(matches!(
+        job.record(),
+        Some(Record::Started { errno: 0, .. })
+    ));
     let (other, _) = bench::seqpacket();
     job.control = other.try_clone().unwrap();
     job.fds.control = other;
@@ -298,7 +402,13 @@ fn upload(script: &str, entries: &[Vec<u8>]) -> ((i32, u32), Report) {
     let mut answer = [0; ANSWER_BYTES];
     ours.read_exact(&mut answer).unwrap();
     let [e0, e1, e2, e3, i0, i1, i2, i3] = answer;
-    ((i32::from_le_bytes([e0, e1, e2, e3]), u32::from_le_bytes([i0, i1, i2, i3])), job.finish())
+    (
+        (
+            i32::from_le_bytes([e0, e1, e2, e3]),
+            u32::from_le_bytes([i0, i1, i2, i3]),
+        ),
+        job.finish(),
+    )
 }
 
 #[test]
@@ -311,7 +421,8 @@ fn an_upload_lands_in_work_with_its_modes_and_its_owner() {
         entry_bytes(entry::FILE, 0o664, "big", "", &big),
         entry_bytes(entry::SYMLINK, 0, "link", "dir/run", b""),
     ];
-    let script = "stat -c '%a %u %g %s %n' dir dir/run big; ./link; readlink link; ls /proc/self/fd | wc -l";
+    let script =
+        "stat -c '%a %u %g %s %n' dir dir/run big; ./link; readlink link; ls /proc/self/fd | wc -l";
     let (answer, report) = upload(script, &entries);
     assert_eq!(answer, (0, 5));
     let rest = "ran\ndir/run\n4\n";
@@ -346,7 +457,16 @@ fn an_upload_that_leaves_work_is_refused_and_the_command_does_not_start() {
     check(&[file("a\0b")], (libc::EINVAL, 0));
     check(&[file(&"x".repeat(4096))], (libc::ENAMETOOLONG, 0));
     check(&[entry_bytes(9, 0, "x", "", b"")], (libc::EINVAL, 0));
-    check(&[entry_bytes(entry::FILE, 0o644, "full", "", &vec![0; 2 << 20])], (libc::ENOSPC, 0));
+    check(
+        &[entry_bytes(
+            entry::FILE,
+            0o644,
+            "full",
+            "",
+            &vec![0; 2 << 20],
+        )],
+        (libc::ENOSPC, 0),
+    );
 }
 
 #[test]
@@ -365,12 +485,19 @@ fn an_upload_that_breaks_off_ends_the_job() {
 #[test]
 fn a_mount_that_comes_along_becomes_work() {
     let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    fs::set_permissions(
+        dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .unwrap();
     let path = std::ffi::CString::new(dir.path().to_str().unwrap()).unwrap();
     let mut request = Request::shell("echo kept > file; pwd");
     request.tree = Some(trees::clone_tree(&path).unwrap());
     assert_eq!(run(&request).stdout, "/work\n");
-    assert_eq!(fs::read_to_string(dir.path().join("file")).unwrap(), "kept\n");
+    assert_eq!(
+        fs::read_to_string(dir.path().join("file")).unwrap(),
+        "kept\n"
+    );
 }
 
 #[test]
@@ -381,7 +508,12 @@ fn a_failed_step_is_named_and_leaves_nothing() {
         let job = bench.start(request);
         job.go();
         let failure = job.birth.failure.expect("a failure");
-        assert_eq!((failure.step, failure.errno), (step, errno), "{}", Step::name(failure.step));
+        assert_eq!(
+            (failure.step, failure.errno),
+            (step, errno),
+            "{}",
+            Step::name(failure.step)
+        );
         assert_eq!(job.birth.pid != 0, has_process);
         assert!(job.finish().records.is_empty());
     };
@@ -405,7 +537,9 @@ fn a_failed_step_is_named_and_leaves_nothing() {
     request.plan = Some(plan);
     check(&request, tag::PLAN, libc::EINVAL, false);
     let mut request = Request::new(&["true"]);
-    request.argv.extend(std::iter::repeat_n(vec![b'x'; 100_000], 40));
+    request
+        .argv
+        .extend(std::iter::repeat_n(vec![b'x'; 100_000], 40));
     check(&request, Step::Execute.tag(), libc::E2BIG, true);
     // And it goes on as if nothing had been.
     assert_eq!(bench.run(&Request::shell("exit 4")).code(), 4);
@@ -414,7 +548,9 @@ fn a_failed_step_is_named_and_leaves_nothing() {
 #[test]
 fn ten_thousand_arguments_arrive() {
     let mut request = Request::shell("echo $#");
-    request.argv.extend(std::iter::repeat_n(b"x".to_vec(), 10_000));
+    request
+        .argv
+        .extend(std::iter::repeat_n(b"x".to_vec(), 10_000));
     assert_eq!(run(&request).stdout, "9999\n");
 }
 
@@ -424,5 +560,8 @@ fn the_host_keeps_its_mounts_and_its_name() {
     assert_eq!(output("cat /etc/hostname"), "job\n");
     assert_eq!(nix::unistd::gethostname().unwrap(), name);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.lines().any(|line| line.contains(" - tmpfs joblet ")), "{mounts}");
+    assert!(
+        !mounts.lines().any(|line| line.contains(" - tmpfs joblet ")),
+        "{mounts}"
+    );
 }

@@ -63,8 +63,14 @@ const DIRS: &[(&str, u32)] = &[
 ];
 
 /// Character devices that cannot harm anybody: name, major, minor.
-const DEVICES: &[(&str, u64, u64)] =
-    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEVICES: &[(&str, u64, u64)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// Links of `/dev`.
 const LINKS: &[(&str, &str)] = &[
@@ -90,9 +96,18 @@ pub fn enter_template(scratch: &Path) -> Result<(), RootfsError> {
     let none = None::<&str>;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(none, "/", none, private, none).map_err(|error| failed("make private", "/", error))?;
-    let options = format!("mode=0755,size={},nr_inodes=16384", limits::TEMPLATE_BYTES_MAX);
-    mount(Some("joblet"), scratch, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options.as_str()))
-        .map_err(|error| failed("mount a tmpfs on", scratch, error))?;
+    let options = format!(
+        "mode=0755,size={},nr_inodes=16384",
+        limits::TEMPLATE_BYTES_MAX
+    );
+    mount(
+        Some("joblet"),
+        scratch,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        Some(options.as_str()),
+    )
+    .map_err(|error| failed("mount a tmpfs on", scratch, error))?;
     chdir(scratch).map_err(|error| failed("enter", scratch, error))?;
 
     for (path, mode) in DIRS {
@@ -113,7 +128,8 @@ pub fn enter_template(scratch: &Path) -> Result<(), RootfsError> {
 /// Makes the template, where we stand, the root and detaches everything else.
 fn leave_host(scratch: &Path) -> Result<(), RootfsError> {
     pivot_root(".", ".").map_err(|error| failed("pivot to", scratch, error))?;
-    umount2(".", MntFlags::MNT_DETACH).map_err(|error| failed("detach", "the host's root", error))?;
+    umount2(".", MntFlags::MNT_DETACH)
+        .map_err(|error| failed("detach", "the host's root", error))?;
     chdir("/").map_err(|error| failed("enter", "/", error))
 }
 
@@ -128,14 +144,20 @@ fn make_devices() -> Result<(), RootfsError> {
     }
     for (name, target) in LINKS {
         let path = Path::new("dev").join(name);
-        symlink(target, &path).map_err(|source| RootfsError { action: "link", path, source })?;
+        symlink(target, &path).map_err(|source| RootfsError {
+            action: "link",
+            path,
+            source,
+        })?;
     }
     Ok(())
 }
 
 fn attach_programs(name: &str) -> Result<(), RootfsError> {
     let host = Path::new("/").join(name);
-    let Ok(metadata) = fs::symlink_metadata(&host) else { return Ok(()) };
+    let Ok(metadata) = fs::symlink_metadata(&host) else {
+        return Ok(());
+    };
     if metadata.is_symlink() {
         let target = fs::read_link(&host).map_err(|error| failed("read the link", &host, error))?;
         return symlink(target, name).map_err(|error| failed("link", name, error));
@@ -144,20 +166,30 @@ fn attach_programs(name: &str) -> Result<(), RootfsError> {
     let tree = trees::clone_tree(&c_path(&host)?).map_err(|error| failed("clone", &host, error))?;
     let tree = tree.as_fd();
     // Recursive as no remount is: a tmpfs below /usr/local becomes read-only too.
-    let attributes = Attributes::READ_ONLY.and(Attributes::NO_SUID).and(Attributes::NO_DEV);
+    let attributes = Attributes::READ_ONLY
+        .and(Attributes::NO_SUID)
+        .and(Attributes::NO_DEV);
     trees::add_attributes(tree, attributes, Depth::Recursive)
         .map_err(|error| failed("make read-only", &host, error))?;
     trees::attach(tree, &c_path(Path::new(name))?).map_err(|error| failed("attach", &host, error))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), RootfsError> {
-    DirBuilder::new().mode(mode).create(path).map_err(|error| failed("make the directory", path, error))
+    DirBuilder::new()
+        .mode(mode)
+        .create(path)
+        .map_err(|error| failed("make the directory", path, error))
 }
 
 /// Writes a new file.
 fn make_file(path: &Path, mode: u32, contents: &[u8]) -> Result<(), RootfsError> {
-    let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    made.and_then(|mut file| file.write_all(contents)).map_err(|error| failed("write", path, error))
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path);
+    made.and_then(|mut file| file.write_all(contents))
+        .map_err(|error| failed("write", path, error))
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), RootfsError> {
@@ -170,6 +202,14 @@ fn c_path(path: &Path) -> Result<CString, RootfsError> {
     text.map_err(|error| failed("use the path", path, io::Error::from(error)))
 }
 
-fn failed(action: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> RootfsError {
-    RootfsError { action, path: path.as_ref().to_owned(), source: source.into() }
+fn failed(
+    action: &'static str,
+    path: impl AsRef<Path>,
+    source: impl Into<io::Error>,
+) -> RootfsError {
+    RootfsError {
+        action,
+        path: path.as_ref().to_owned(),
+        source: source.into(),
+    }
 }

@@ -110,7 +110,11 @@ pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result
         *slot = fd;
         count += 1;
     }
-    let tree = if fds.work_tree.is_some() { FLAG_TREE } else { 0 };
+    let tree = if fds.work_tree.is_some() {
+        FLAG_TREE
+    } else {
+        0
+    };
     let upload = if fds.upload.is_some() { FLAG_UPLOAD } else { 0 };
     let mut message = [0; MESSAGE_BYTES];
     message[..2].copy_from_slice(&VERSION.to_le_bytes());
@@ -130,13 +134,20 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Start>, StartError> {
     if bytes == 0 && fds.is_empty() {
         return Ok(None);
     }
-    let malformed = StartError::Malformed { bytes, fds: fds.len() };
+    let malformed = StartError::Malformed {
+        bytes,
+        fds: fds.len(),
+    };
     let [v0, v1, f0, f1, id @ ..] = message;
     let flags = u16::from_le_bytes([f0, f1]);
     let (tree, upload) = (flags & FLAG_TREE != 0, flags & FLAG_UPLOAD != 0);
     let expected = FDS + usize::from(tree) + usize::from(upload);
     let known = flags & !(FLAG_TREE | FLAG_UPLOAD) == 0;
-    if bytes != MESSAGE_BYTES || u16::from_le_bytes([v0, v1]) != VERSION || !known || fds.len() != expected {
+    if bytes != MESSAGE_BYTES
+        || u16::from_le_bytes([v0, v1]) != VERSION
+        || !known
+        || fds.len() != expected
+    {
         return Err(malformed);
     }
     let mut fds = fds.into_iter();
@@ -162,7 +173,11 @@ impl Start {
     /// What the keeper gets of it, in the order of a birth.
     #[must_use]
     pub fn keeper_fds(&self) -> [BorrowedFd<'_>; 3] {
-        [self.stdout_read.as_fd(), self.stderr_read.as_fd(), self.control_keeper.as_fd()]
+        [
+            self.stdout_read.as_fd(),
+            self.stderr_read.as_fd(),
+            self.control_keeper.as_fd(),
+        ]
     }
 }
 
@@ -173,7 +188,13 @@ mod tests {
     use super::*;
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
+        socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -214,9 +235,15 @@ mod tests {
     fn a_start_of_another_shape_is_refused_and_a_closed_socket_is_the_end() {
         let (daemon, spawner) = pair();
         scm::send(daemon.as_fd(), &[1; MESSAGE_BYTES], &[]).unwrap();
-        assert!(matches!(receive(spawner.as_fd()), Err(StartError::Malformed { bytes: 20, fds: 0 })));
+        assert!(matches!(
+            receive(spawner.as_fd()),
+            Err(StartError::Malformed { bytes: 20, fds: 0 })
+        ));
         scm::send(daemon.as_fd(), &[0; 1], &[daemon.as_fd()]).unwrap();
-        assert!(matches!(receive(spawner.as_fd()), Err(StartError::Malformed { bytes: 1, fds: 1 })));
+        assert!(matches!(
+            receive(spawner.as_fd()),
+            Err(StartError::Malformed { bytes: 1, fds: 1 })
+        ));
         drop(daemon);
         assert!(receive(spawner.as_fd()).unwrap().is_none());
     }

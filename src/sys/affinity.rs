@@ -25,11 +25,19 @@ impl CpuMask {
         let mut words = [0_u64; WORDS];
         // SAFETY: the buffer is ours and as large as said; 0 is the calling thread.
         let bytes = Errno::result(unsafe {
-            libc::syscall(libc::SYS_sched_getaffinity, 0, size_of_val(&words), words.as_mut_ptr())
+            libc::syscall(
+                libc::SYS_sched_getaffinity,
+                0,
+                size_of_val(&words),
+                words.as_mut_ptr(),
+            )
         })?;
         let bytes = usize::try_from(bytes).unwrap_or(0);
         let used = words.iter().take(bytes / 8).copied();
-        Ok(Self { words: used.collect() }.trimmed())
+        Ok(Self {
+            words: used.collect(),
+        }
+        .trimmed())
     }
 
     /// A mask of these processors.
@@ -49,7 +57,9 @@ impl CpuMask {
     pub fn cpus(&self) -> impl Iterator<Item = usize> + '_ {
         let bits = |(index, word): (usize, &u64)| {
             let word = *word;
-            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| index * 64 + bit)
+            (0..64)
+                .filter(move |bit| word & (1 << bit) != 0)
+                .map(move |bit| index * 64 + bit)
         };
         self.words.iter().enumerate().flat_map(bits)
     }

@@ -50,10 +50,20 @@ impl Capabilities {
 pub(super) const HEADER: [u32; 2] = [0x2008_0522, 0];
 
 /// capset(2)'s data: effective, permitted, inheritable, low words first.
-#[expect(clippy::cast_possible_truncation, reason = "splits 64 bits in two words")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "splits 64 bits in two words"
+)]
 pub(super) const fn data(kept: Capabilities, inheritable: Capabilities) -> [u32; 6] {
     let (low, high) = (kept.0 as u32, (kept.0 >> 32) as u32);
-    [low, low, inheritable.0 as u32, high, high, (inheritable.0 >> 32) as u32]
+    [
+        low,
+        low,
+        inheritable.0 as u32,
+        high,
+        high,
+        (inheritable.0 >> 32) as u32,
+    ]
 }
 
 /// Leaves the calling thread exactly `kept`, permitted and effective, nothing inheritable or ambient, an empty

@@ -50,7 +50,10 @@ pub struct Pointers<'a> {
 impl<'a> FromIterator<&'a CStr> for Pointers<'a> {
     fn from_iter<I: IntoIterator<Item = &'a CStr>>(strings: I) -> Self {
         let pointers = strings.into_iter().map(CStr::as_ptr);
-        Self { raw: pointers.chain([ptr::null()]).collect(), strings: PhantomData }
+        Self {
+            raw: pointers.chain([ptr::null()]).collect(),
+            strings: PhantomData,
+        }
     }
 }
 
@@ -86,10 +89,19 @@ pub fn enter(namespace: Namespace, fd: BorrowedFd<'_>) -> Done {
 pub fn mount(kind: &CStr, target: &CStr, flags: u64, options: Option<&CStr>) -> Done {
     let options = options.map_or(ptr::null(), CStr::as_ptr);
     let (kind, target) = (kind.as_ptr() as usize, target.as_ptr() as usize);
-    #[expect(clippy::cast_possible_truncation, reason = "both architectures have 64 bits")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "both architectures have 64 bits"
+    )]
     let flags = flags as usize;
     // SAFETY: C strings that outlive the call; the source is the type's name again.
-    unsafe { call(number::MOUNT, [kind, target, kind, flags, options as usize, 0]) }.map(drop)
+    unsafe {
+        call(
+            number::MOUNT,
+            [kind, target, kind, flags, options as usize, 0],
+        )
+    }
+    .map(drop)
 }
 
 /// move_mount(2) of a detached mount to `target`.
@@ -98,20 +110,45 @@ pub fn attach(mount: BorrowedFd<'_>, target: &CStr) -> Done {
     const F_EMPTY_PATH: usize = 4;
     let (empty, target) = (c"".as_ptr() as usize, target.as_ptr() as usize);
     // SAFETY: C strings that outlive the call.
-    unsafe { call(common::MOVE_MOUNT, [raw(mount), empty, number_of(AT_FDCWD), target, F_EMPTY_PATH, 0]) }.map(drop)
+    unsafe {
+        call(
+            common::MOVE_MOUNT,
+            [
+                raw(mount),
+                empty,
+                number_of(AT_FDCWD),
+                target,
+                F_EMPTY_PATH,
+                0,
+            ],
+        )
+    }
+    .map(drop)
 }
 
 /// Sets both values of one resource limit of the child.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Done {
     let limit = [soft, hard];
     // SAFETY: two 64-bit values, as prlimit64 takes them; no old ones are asked for.
-    unsafe { call(number::PRLIMIT64, [0, resource as usize, limit.as_ptr() as usize, 0, 0, 0]) }.map(drop)
+    unsafe {
+        call(
+            number::PRLIMIT64,
+            [0, resource as usize, limit.as_ptr() as usize, 0, 0, 0],
+        )
+    }
+    .map(drop)
 }
 
 /// Sets the processors the child may run on; `mask` as the kernel takes it, in native words.
 pub fn set_affinity(mask: &[u8]) -> Done {
     // SAFETY: the mask is as long as said.
-    unsafe { call(number::SCHED_SETAFFINITY, [0, mask.len(), mask.as_ptr() as usize, 0, 0, 0]) }.map(drop)
+    unsafe {
+        call(
+            number::SCHED_SETAFFINITY,
+            [0, mask.len(), mask.as_ptr() as usize, 0, 0, 0],
+        )
+    }
+    .map(drop)
 }
 
 /// Opens `path` for reading and writing and makes it descriptor `target`, which survives execve.
@@ -119,7 +156,12 @@ pub fn open_as(path: &CStr, target: RawFd) -> Done {
     const AT_FDCWD: RawFd = -100;
     const FLAGS: usize = 0o2 | 0o2_000_000; // O_RDWR | O_CLOEXEC
     // SAFETY: a C string and numbers.
-    let fd = unsafe { call(number::OPENAT, [number_of(AT_FDCWD), path.as_ptr() as usize, FLAGS, 0, 0, 0]) }?;
+    let fd = unsafe {
+        call(
+            number::OPENAT,
+            [number_of(AT_FDCWD), path.as_ptr() as usize, FLAGS, 0, 0, 0],
+        )
+    }?;
     duplicate(fd, target)
 }
 
@@ -137,7 +179,13 @@ fn duplicate(fd: usize, target: RawFd) -> Done {
 pub fn close_from_at_exec(first: RawFd) -> Done {
     const CLOEXEC: usize = 4;
     // SAFETY: numbers.
-    unsafe { call(common::CLOSE_RANGE, [number_of(first), u32::MAX as usize, CLOEXEC, 0, 0, 0]) }.map(drop)
+    unsafe {
+        call(
+            common::CLOSE_RANGE,
+            [number_of(first), u32::MAX as usize, CLOEXEC, 0, 0, 0],
+        )
+    }
+    .map(drop)
 }
 
 /// Empties the list of supplementary groups.
@@ -171,7 +219,12 @@ pub fn keep_capabilities(kept: Capabilities) -> Done {
     unsafe { call(number::CAPSET, [header, data, 0, 0, 0, 0]) }?;
     for number in kept.numbers() {
         // SAFETY: numbers.
-        unsafe { call(number::PRCTL, [PR_CAP_AMBIENT, RAISE, number as usize, 0, 0, 0]) }?;
+        unsafe {
+            call(
+                number::PRCTL,
+                [PR_CAP_AMBIENT, RAISE, number as usize, 0, 0, 0],
+            )
+        }?;
     }
     Ok(())
 }
@@ -179,10 +232,18 @@ pub fn keep_capabilities(kept: Capabilities) -> Done {
 /// Executes the program behind `program`. Comes back only with an errno.
 pub fn execute(program: BorrowedFd<'_>, argv: &Pointers<'_>, environment: &Pointers<'_>) -> i32 {
     const AT_EMPTY_PATH: usize = 0x1000;
-    let (argv, environment) = (argv.raw.as_ptr() as usize, environment.raw.as_ptr() as usize);
+    let (argv, environment) = (
+        argv.raw.as_ptr() as usize,
+        environment.raw.as_ptr() as usize,
+    );
     let empty = c"".as_ptr() as usize;
     // SAFETY: C strings and NULL-terminated arrays of such, all alive because the parent is suspended.
-    let done = unsafe { call(number::EXECVEAT, [raw(program), empty, argv, environment, AT_EMPTY_PATH, 0]) };
+    let done = unsafe {
+        call(
+            number::EXECVEAT,
+            [raw(program), empty, argv, environment, AT_EMPTY_PATH, 0],
+        )
+    };
     done.err().unwrap_or(0)
 }
 

@@ -25,7 +25,8 @@ const GUARD_BYTES: usize = 4 << 10;
 const MAPPING: NonZeroUsize = NonZeroUsize::new(STACK_BYTES + GUARD_BYTES).expect("not zero");
 
 /// Namespaces a child gets fresh: mounts, processes, IPC, host name.
-const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+const NAMESPACES: i32 =
+    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 /// It shares our memory, suspends us, and is our parent's child.
 const KIND: i32 = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT | libc::CLONE_PIDFD;
 const INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -44,7 +45,14 @@ impl Stack {
     pub fn new() -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new anonymous mapping overlaps nothing.
-        let mapping = unsafe { mmap_anonymous(None, MAPPING, access, MapFlags::MAP_PRIVATE | MapFlags::MAP_STACK) }?;
+        let mapping = unsafe {
+            mmap_anonymous(
+                None,
+                MAPPING,
+                access,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_STACK,
+            )
+        }?;
         let stack = Self { mapping };
         // SAFETY: the first page of our own mapping, which nobody uses.
         unsafe { mprotect(mapping, GUARD_BYTES, ProtFlags::PROT_NONE) }?;
@@ -102,7 +110,10 @@ pub fn vfork<F: FnMut() -> Infallible>(
     let pid = pid.map_err(io::Error::from_raw_os_error)?;
     // SAFETY: CLONE_PIDFD has just made it for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Born { pid: u32::try_from(pid).unwrap_or(u32::MAX), pidfd })
+    Ok(Born {
+        pid: u32::try_from(pid).unwrap_or(u32::MAX),
+        pidfd,
+    })
 }
 
 /// First function of the child. `extern "C"`: a panic cannot pass it, it aborts the child.

@@ -21,7 +21,10 @@ use nix::{
 /// # Source
 /// close_range(2).
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut numbers: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    let mut numbers: Vec<u32> = kept
+        .iter()
+        .filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok())
+        .collect();
     numbers.sort_unstable();
     let mut first = 3;
     for number in numbers {

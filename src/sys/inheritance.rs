@@ -27,12 +27,24 @@ pub struct ResetError {
 /// # Source
 /// execve(2), "Effect on process attributes"; fork(2).
 pub fn reset() -> Result<(), ResetError> {
-    reset_dispositions().map_err(|source| ResetError { what: "signal dispositions", source })?;
-    let check = |what, result: Result<(), Errno>| result.map_err(|error| ResetError { what, source: error.into() });
-    check("signal mask", nix::sys::signal::SigSet::empty().thread_set_mask())?;
+    reset_dispositions().map_err(|source| ResetError {
+        what: "signal dispositions",
+        source,
+    })?;
+    let check = |what, result: Result<(), Errno>| {
+        result.map_err(|error| ResetError {
+            what,
+            source: error.into(),
+        })
+    };
+    check(
+        "signal mask",
+        nix::sys::signal::SigSet::empty().thread_set_mask(),
+    )?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     // SAFETY: numbers only. 0 is PER_LINUX.
-    check("personality", Errno::result(unsafe { libc::personality(0) }).map(drop))?;
+    let personality = Errno::result(unsafe { libc::personality(0) });
+    check("personality", personality.map(drop))?;
     // SAFETY: numbers only; 0, 0 is the calling process. EACCES: lowered from outside, see above.
     match Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) }) {
         Ok(_) | Err(Errno::EACCES | Errno::EPERM) => {}
@@ -55,7 +67,15 @@ fn reset_dispositions() -> io::Result<()> {
         let old = std::ptr::null_mut::<u64>();
         // SAFETY: a whole sigaction that lives until the call returns; the old one is not asked for. No handler
         // of ours is needed any more.
-        let done = unsafe { libc::syscall(libc::SYS_rt_sigaction, signo, DEFAULT.as_ptr(), old, SIGSET_BYTES) };
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signo,
+                DEFAULT.as_ptr(),
+                old,
+                SIGSET_BYTES,
+            )
+        };
         Errno::result(done)?;
     }
     Ok(())

@@ -21,7 +21,10 @@ use nix::{
 /// # Source
 /// memfd_create(2), "File sealing".
 pub fn sealed(name: &CStr, contents: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    let mut file = File::from(memfd_create(
+        name,
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?);
     file.write_all(contents)?;
     seal(&file)?;
     Ok(file.into())
@@ -51,7 +54,10 @@ pub fn sealed_executable(name: &CStr, contents: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn seal(file: &File) -> io::Result<()> {
-    let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
     fcntl(file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(())
 }

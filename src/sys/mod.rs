@@ -1,7 +1,10 @@
 //! Kernel calls that no dependency wraps safely: the only room with `unsafe` in it.
 //!
 //! One kernel call, one small file, one safe function with owned or borrowed descriptors and typed flags.
-#![allow(unsafe_code, reason = "this room exists to hold it; every block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "this room exists to hold it; every block says why it is sound"
+)]
 
 pub mod affinity;
 pub mod capability;

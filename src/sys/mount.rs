@@ -56,9 +56,12 @@ const _: () = assert!(size_of::<MountAttr>() == 32);
 /// # Source
 /// open_tree(2), Linux 5.2.
 pub fn clone_tree(path: &CStr) -> io::Result<OwnedFd> {
-    const FLAGS: u32 = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE.cast_unsigned();
+    const FLAGS: u32 =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE.cast_unsigned();
     // SAFETY: a C string and numbers.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), FLAGS) })?;
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), FLAGS)
+    })?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -71,8 +74,17 @@ pub fn clone_tree(path: &CStr) -> io::Result<OwnedFd> {
 ///
 /// # Source
 /// mount_setattr(2), Linux 5.12.
-pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes, depth: Depth) -> io::Result<()> {
-    let attr = MountAttr { set: attributes.0, clear: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+pub fn add_attributes(
+    mount: BorrowedFd<'_>,
+    attributes: Attributes,
+    depth: Depth,
+) -> io::Result<()> {
+    let attr = MountAttr {
+        set: attributes.0,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
     let flags = match depth {
         Depth::One => libc::AT_EMPTY_PATH,
         Depth::Recursive => libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
@@ -80,7 +92,14 @@ pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes, depth: Dept
     let (empty, size) = (c"".as_ptr(), size_of::<MountAttr>());
     // SAFETY: a C string and a structure of the size said, both alive until the call returns.
     Errno::result(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), empty, flags, &raw const attr, size)
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            empty,
+            flags,
+            &raw const attr,
+            size,
+        )
     })?;
     Ok(())
 }

@@ -80,7 +80,15 @@ impl SingleThreaded {
 pub fn signal(pidfd: BorrowedFd<'_>, signo: i32) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a descriptor, a number and no info, as for kill(2).
-    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signo, no_info, 0) })?;
+    Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signo,
+            no_info,
+            0,
+        )
+    })?;
     Ok(())
 }
 
@@ -96,7 +104,12 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     loop {
         // SAFETY: a null siginfo asks for nothing; the rest is numbers.
         let done = unsafe {
-            libc::waitid(libc::P_PIDFD, fd, std::ptr::null_mut(), libc::WEXITED | libc::__WALL)
+            libc::waitid(
+                libc::P_PIDFD,
+                fd,
+                std::ptr::null_mut(),
+                libc::WEXITED | libc::__WALL,
+            )
         };
         match Errno::result(done) {
             Ok(_) => return Ok(()),
@@ -116,7 +129,10 @@ mod tests {
     fn a_forked_child_ends_with_its_code_and_a_panic_ends_it_too() {
         let child = fork_child(|| exit_now(7)).unwrap();
         assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 7));
-        assert_eq!(SingleThreaded::check().unwrap_err().raw_os_error(), Some(libc::EBUSY));
+        assert_eq!(
+            SingleThreaded::check().unwrap_err().raw_os_error(),
+            Some(libc::EBUSY)
+        );
         let child = fork_child(|| match SingleThreaded::check() {
             Ok(_) => exit_now(0),
             Err(_) => exit_now(1),

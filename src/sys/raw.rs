@@ -6,7 +6,10 @@
 //!
 //! # Source
 //! syscall(2), "Architecture calling conventions"; clone(2).
-#![allow(dead_code, reason = "the daemon and PID 1 include this file and each uses a part of it")]
+#![allow(
+    dead_code,
+    reason = "the daemon and PID 1 include this file and each uses a part of it"
+)]
 
 use core::{arch::asm, ffi::c_void};
 
@@ -82,7 +85,11 @@ pub unsafe fn call(number: usize, arguments: [usize; 6]) -> Result<usize, i32> {
 /// Splits the kernel's answer into value and errno.
 const fn check(result: isize) -> Result<usize, i32> {
     #[allow(clippy::cast_possible_truncation, reason = "an errno is at most 4095")]
-    if result < 0 && result >= -4095 { Err((-result) as i32) } else { Ok(result.cast_unsigned()) }
+    if result < 0 && result >= -4095 {
+        Err((-result) as i32)
+    } else {
+        Ok(result.cast_unsigned())
+    }
 }
 
 /// Arguments of clone3(2), version 2 of the structure (Linux 5.7).

@@ -37,8 +37,18 @@ mod tests {
 
     #[test]
     fn records_survive_their_journey_and_nothing_else_does() {
-        let started = Record::Started { step: 210, errno: 2, mono_ns: u64::MAX };
-        let exited = Record::Exited { wait_status: -7, utime_us: 1, stime_us: 2, maxrss_kb: 3, mono_ns: 4 };
+        let started = Record::Started {
+            step: 210,
+            errno: 2,
+            mono_ns: u64::MAX,
+        };
+        let exited = Record::Exited {
+            wait_status: -7,
+            utime_us: 1,
+            stime_us: 2,
+            maxrss_kb: 3,
+            mono_ns: 4,
+        };
         for record in [started, exited] {
             let bytes = record.encode();
             assert_eq!(Record::decode(&bytes), Some(record));

@@ -95,10 +95,18 @@ impl Record {
     #[must_use]
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
         let (kind, step, word, numbers) = match *self {
-            Self::Started { step, errno, mono_ns } => (1, step, errno, [mono_ns, 0, 0, 0]),
-            Self::Exited { wait_status, utime_us, stime_us, maxrss_kb, mono_ns } => {
-                (2, 0, wait_status, [mono_ns, utime_us, stime_us, maxrss_kb])
-            }
+            Self::Started {
+                step,
+                errno,
+                mono_ns,
+            } => (1, step, errno, [mono_ns, 0, 0, 0]),
+            Self::Exited {
+                wait_status,
+                utime_us,
+                stime_us,
+                maxrss_kb,
+                mono_ns,
+            } => (2, 0, wait_status, [mono_ns, utime_us, stime_us, maxrss_kb]),
         };
         let mut bytes = [0; RECORD_BYTES];
         let head = [kind, step, 0, 0].into_iter().chain(word.to_le_bytes());
@@ -114,9 +122,18 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; RECORD_BYTES] = bytes.try_into().ok()?;
         let word = i32::from_le_bytes(*bytes[4..].first_chunk()?);
-        let number = |index: usize| bytes.get(8 + 8 * index..)?.first_chunk().map(|raw| u64::from_le_bytes(*raw));
+        let number = |index: usize| {
+            bytes
+                .get(8 + 8 * index..)?
+                .first_chunk()
+                .map(|raw| u64::from_le_bytes(*raw))
+        };
         match bytes[0] {
-            1 => Some(Self::Started { step: bytes[1], errno: word, mono_ns: number(0)? }),
+            1 => Some(Self::Started {
+                step: bytes[1],
+                errno: word,
+                mono_ns: number(0)?,
+            }),
             2 => Some(Self::Exited {
                 wait_status: word,
                 mono_ns: number(0)?,

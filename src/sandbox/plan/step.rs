@@ -171,7 +171,8 @@ impl<'a> Step<'a> {
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let put = |out: &mut Vec<u8>, contents: &[u8]| {
-            let len = u16::try_from(contents.len()).expect("options and masks are shorter than 64 KiB");
+            let len =
+                u16::try_from(contents.len()).expect("options and masks are shorter than 64 KiB");
             out.extend(self.tag().to_le_bytes());
             out.extend(len.to_le_bytes());
             out.extend(contents);
@@ -181,7 +182,11 @@ impl<'a> Step<'a> {
             | Self::MountShm { options }
             | Self::MountPts { options }
             | Self::MountWork { options } => put(out, options.to_bytes_with_nul()),
-            Self::Rlimit(Rlimit { resource, soft, hard }) => {
+            Self::Rlimit(Rlimit {
+                resource,
+                soft,
+                hard,
+            }) => {
                 let mut contents = [0; 20];
                 contents[..4].copy_from_slice(&resource.to_le_bytes());
                 contents[4..12].copy_from_slice(&soft.to_le_bytes());
@@ -211,7 +216,10 @@ impl<'a> Step<'a> {
     pub(super) fn decode(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), StepError> {
         let (tag, rest) = bytes.split_first_chunk().ok_or(StepError::Short)?;
         let (len, rest) = rest.split_first_chunk().ok_or(StepError::Short)?;
-        let (tag, len) = (u16::from_le_bytes(*tag), usize::from(u16::from_le_bytes(*len)));
+        let (tag, len) = (
+            u16::from_le_bytes(*tag),
+            usize::from(u16::from_le_bytes(*len)),
+        );
         let (contents, rest) = rest.split_at_checked(len).ok_or(StepError::Short)?;
         Ok((Self::from_contents(tag, contents)?, rest))
     }
@@ -219,18 +227,33 @@ impl<'a> Step<'a> {
     fn from_contents(tag: u16, contents: &'a [u8]) -> Result<Self, StepError> {
         let wrong = StepError::Contents(tag);
         let options = || CStr::from_bytes_with_nul(contents).map_err(|_| wrong);
-        let id = || contents.try_into().map(u32::from_le_bytes).map_err(|_| wrong);
+        let id = || {
+            contents
+                .try_into()
+                .map(u32::from_le_bytes)
+                .map_err(|_| wrong)
+        };
         let step = match tag {
             10 => Self::CgroupNamespace,
             20 => Self::MountProc,
-            22 => Self::MountTmp { options: options()? },
-            24 => Self::MountShm { options: options()? },
-            26 => Self::MountPts { options: options()? },
-            28 => Self::MountWork { options: options()? },
+            22 => Self::MountTmp {
+                options: options()?,
+            },
+            24 => Self::MountShm {
+                options: options()?,
+            },
+            26 => Self::MountPts {
+                options: options()?,
+            },
+            28 => Self::MountWork {
+                options: options()?,
+            },
             30 => Self::AttachWork,
             40 => Self::EnterNet,
             50 => Self::Rlimit(read_rlimit(contents).ok_or(wrong)?),
-            52 if !contents.is_empty() && contents.len().is_multiple_of(8) => Self::Affinity { mask: contents },
+            52 if !contents.is_empty() && contents.len().is_multiple_of(8) => {
+                Self::Affinity { mask: contents }
+            }
             60 => Self::Stdin,
             62 => Self::Stdout,
             64 => Self::Stderr,
@@ -240,14 +263,23 @@ impl<'a> Step<'a> {
             82 => Self::Groups,
             84 => Self::Gid(id()?),
             86 => Self::Uid(id()?),
-            88 => Self::Capabilities(contents.try_into().map(u64::from_le_bytes).map_err(|_| wrong)?),
+            88 => Self::Capabilities(
+                contents
+                    .try_into()
+                    .map(u64::from_le_bytes)
+                    .map_err(|_| wrong)?,
+            ),
             90 => Self::Descriptors,
             100 => Self::Execute,
             52 => return Err(wrong),
             _ => return Err(StepError::Tag(tag)),
         };
         let takes_none = !matches!(tag, 22..=28 | 50 | 52 | 84..=88);
-        if takes_none && !contents.is_empty() { Err(wrong) } else { Ok(step) }
+        if takes_none && !contents.is_empty() {
+            Err(wrong)
+        } else {
+            Ok(step)
+        }
     }
 }
 

@@ -90,9 +90,15 @@ impl Request {
         let range = NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
         Self {
             argv: argv.iter().map(|text| text.as_bytes().to_vec()).collect(),
-            env: vec![b"PATH=/usr/bin:/bin:/usr/sbin:/sbin".to_vec(), b"HOME=/work".to_vec()],
+            env: vec![
+                b"PATH=/usr/bin:/bin:/usr/sbin:/sbin".to_vec(),
+                b"HOME=/work".to_vec(),
+            ],
             workdir: "/work",
-            user: User { uid: 1000, gid: 1000 },
+            user: User {
+                uid: 1000,
+                gid: 1000,
+            },
             tree: None,
             upload: None,
             ids_base: 0x9000_0000 + range * 65_536,
@@ -108,20 +114,30 @@ impl Bench {
         let (daemon, daemon_end) = seqpacket();
         let (keeper, keeper_end) = seqpacket();
         let scratch = tempfile::tempdir().unwrap();
-        let options = SpawnerOptions { scratch_dir: scratch.path().to_owned() };
+        let options = SpawnerOptions {
+            scratch_dir: scratch.path().to_owned(),
+        };
         let spawner = procs::fork_child(move || {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("a signal");
             match spawner::run(daemon_end, keeper_end, &options) {
                 Ok(()) => procs::exit_now(0),
                 Err(error) => {
                     // Past the capture of the test's output, which has a lock.
-                    let text = format!("spawner: {error}: {:?}\n", std::error::Error::source(&error));
+                    let text = format!(
+                        "spawner: {error}: {:?}\n",
+                        std::error::Error::source(&error)
+                    );
                     let _ = nix::unistd::write(std::io::stderr(), text.as_bytes());
                     procs::exit_now(1)
                 }
             }
         });
-        Self { daemon, keeper, spawner: spawner.unwrap(), _scratch: scratch }
+        Self {
+            daemon,
+            keeper,
+            spawner: spawner.unwrap(),
+            _scratch: scratch,
+        }
     }
 
     /// Starts a job and waits for its birth, without go.
@@ -152,9 +168,16 @@ impl Bench {
             upload: request.upload.as_ref().map(AsFd::as_fd),
         };
         start::send(self.daemon.as_fd(), id, &fds).unwrap();
-        let (birth, fds) = birth::receive(self.keeper.as_fd()).unwrap().expect("the spawner has died");
+        let (birth, fds) = birth::receive(self.keeper.as_fd())
+            .unwrap()
+            .expect("the spawner has died");
         assert_eq!(birth.id, id);
-        Running { birth, fds, control: control_keeper, cgroup }
+        Running {
+            birth,
+            fds,
+            control: control_keeper,
+            cgroup,
+        }
     }
 
     /// Starts a job, says go and waits for its end.
@@ -177,7 +200,11 @@ impl Drop for Bench {
 impl Request {
     pub(super) fn plan(&self) -> Plan {
         let cpus = CpuMask::of_this_thread().unwrap();
-        let work = if self.tree.is_some() { Work::Tree } else { Work::Tmpfs { bytes: 1 << 20 } };
+        let work = if self.tree.is_some() {
+            Work::Tree
+        } else {
+            Work::Tmpfs { bytes: 1 << 20 }
+        };
         Plan::new(&PlanSpec {
             user: self.user,
             ids_base: self.ids_base,
@@ -232,7 +259,12 @@ impl Running {
             File::from(fd).read_to_end(&mut bytes).unwrap();
             String::from_utf8_lossy(&bytes).into_owned()
         };
-        Report { birth: self.birth, records, stdout: text(self.fds.stdout), stderr: text(self.fds.stderr) }
+        Report {
+            birth: self.birth,
+            records,
+            stdout: text(self.fds.stdout),
+            stderr: text(self.fds.stderr),
+        }
     }
 }
 
@@ -245,7 +277,11 @@ impl Report {
     }
 
     pub(super) fn wait_status(&self) -> i32 {
-        let [Record::Started { errno: 0, .. }, Record::Exited { wait_status, .. }] = self.records[..] else {
+        let [
+            Record::Started { errno: 0, .. },
+            Record::Exited { wait_status, .. },
+        ] = self.records[..]
+        else {
             panic!("not a whole life: {self:?}")
         };
         wait_status
@@ -253,7 +289,9 @@ impl Report {
 
     /// Step and errno of a command that did not start.
     pub(super) fn start_error(&self) -> (u8, i32) {
-        let [Record::Started { step, errno, .. }] = self.records[..] else { panic!("not one record: {self:?}") };
+        let [Record::Started { step, errno, .. }] = self.records[..] else {
+            panic!("not one record: {self:?}")
+        };
         (step, errno)
     }
 }
@@ -261,7 +299,10 @@ impl Report {
 impl Cgroup {
     fn new(id: JobId) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup2 is mounted");
+        let unified = mounts
+            .lines()
+            .find(|line| line.contains(" - cgroup2 "))
+            .expect("cgroup2 is mounted");
         let root = unified.split(' ').nth(4).unwrap();
         let path = PathBuf::from(root).join(format!("joblet-proof-{}-{id}", process::id()));
         fs::create_dir(&path).unwrap();
@@ -276,7 +317,9 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if self.0.exists() {
-            let kill = OpenOptions::new().write(true).open(self.0.join("cgroup.kill"));
+            let kill = OpenOptions::new()
+                .write(true)
+                .open(self.0.join("cgroup.kill"));
             let _ = kill.and_then(|mut file| file.write_all(b"1"));
             // The killed need a moment to leave; a test has failed, so nobody counts the turns.
             let gone = || fs::remove_dir(&self.0).is_ok();
@@ -289,7 +332,13 @@ impl Drop for Cgroup {
 }
 
 pub(super) fn seqpacket() -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
+    socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .unwrap()
 }
 
 fn pipe(gid: u32) -> (OwnedFd, OwnedFd) {
@@ -308,8 +357,11 @@ fn namespaces(base: u32) -> (OwnedFd, OwnedFd) {
         let mut byte = [0];
         nix::unistd::write(&theirs, &byte).expect("our parent lives");
         nix::unistd::read(&theirs, &mut byte).expect("our parent lives");
-        let seal = OpenOptions::new().write(true).open("/proc/sys/user/max_user_namespaces");
-        seal.and_then(|mut file| file.write_all(b"0")).expect("root of the namespace");
+        let seal = OpenOptions::new()
+            .write(true)
+            .open("/proc/sys/user/max_user_namespaces");
+        seal.and_then(|mut file| file.write_all(b"0"))
+            .expect("root of the namespace");
         nix::unistd::write(&theirs, &byte).expect("our parent lives");
         nix::unistd::read(&theirs, &mut byte).expect("our parent lives");
         procs::exit_now(0)
@@ -318,8 +370,12 @@ fn namespaces(base: u32) -> (OwnedFd, OwnedFd) {
     let mut byte = [0];
     nix::unistd::read(&ours, &mut byte).unwrap();
     for map in ["uid_map", "gid_map"] {
-        let file = OpenOptions::new().write(true).open(format!("/proc/{child}/{map}"));
-        file.unwrap().write_all(format!("0 {base} 65536\n").as_bytes()).unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{child}/{map}"));
+        file.unwrap()
+            .write_all(format!("0 {base} 65536\n").as_bytes())
+            .unwrap();
     }
     nix::unistd::write(&ours, &byte).unwrap();
     nix::unistd::read(&ours, &mut byte).unwrap();

@@ -114,22 +114,31 @@ struct Spawner {
 
 /// `map_err` with the action's name.
 fn doing<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> SpawnerError {
-    move |error| SpawnerError::Prepare { action, source: error.into() }
+    move |error| SpawnerError::Prepare {
+        action,
+        source: error.into(),
+    }
 }
 
 impl Spawner {
-    fn prepare(daemon: &OwnedFd, keeper: &OwnedFd, options: &SpawnerOptions) -> Result<Self, SpawnerError> {
+    fn prepare(
+        daemon: &OwnedFd,
+        keeper: &OwnedFd,
+        options: &SpawnerOptions,
+    ) -> Result<Self, SpawnerError> {
         let raise = |fd: &OwnedFd| descriptors::duplicate_from(fd.as_fd(), TARGETS_END);
         let daemon = raise(daemon).map_err(doing("move the daemon's socket"))?;
         let keeper = raise(keeper).map_err(doing("move the keeper's socket"))?;
         // Whatever else was inherited must not reach a job, nor be held open by us.
-        descriptors::close_all_but(&[daemon.as_fd(), keeper.as_fd()]).map_err(doing("close descriptors"))?;
+        descriptors::close_all_but(&[daemon.as_fd(), keeper.as_fd()])
+            .map_err(doing("close descriptors"))?;
         let single = SingleThreaded::check().map_err(doing("count threads"))?;
         let low = occupy_targets().map_err(doing("occupy descriptors"))?;
 
         raise_oom_score().map_err(doing("raise oom_score_adj"))?;
         // Nothing of the host is named after it; UTS and network are only here to be copied or empty.
-        let namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
+        let namespaces =
+            CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
         unshare(namespaces).map_err(doing("unshare namespaces"))?;
         nix::unistd::sethostname("job").map_err(doing("set the host name"))?;
         umask(Mode::empty());
@@ -140,7 +149,15 @@ impl Spawner {
         let stack = Stack::new().map_err(doing("map a stack"))?;
         // Mounting, cloning into namespaces, entering them: all of it is this one.
         capability::keep_only(Capabilities::SYS_ADMIN).map_err(doing("drop capabilities"))?;
-        Ok(Self { daemon, keeper, init, stack, single, buffer: Vec::new(), _low: low })
+        Ok(Self {
+            daemon,
+            keeper,
+            init,
+            stack,
+            single,
+            buffer: Vec::new(),
+            _low: low,
+        })
     }
 
     /// Makes one job and tells the keeper, whatever came of it.
@@ -150,7 +167,11 @@ impl Spawner {
             Ok((born, failure)) => (Some(born), failure),
             Err(failure) => (None, Some(failure)),
         };
-        let birth = Birth { id: start.id, pid: born.as_ref().map_or(0, |born| born.pid), failure };
+        let birth = Birth {
+            id: start.id,
+            pid: born.as_ref().map_or(0, |born| born.pid),
+            failure,
+        };
         let pidfd = born.as_ref().map(|born| born.pidfd.as_fd());
         let [stdout, stderr, control] = start.keeper_fds();
         let sent = match pidfd {
@@ -168,10 +189,15 @@ impl Spawner {
 
     /// Clones the job. An error means that there is no process; a failure beside one, that it is ending.
     fn make(&mut self, start: &Start) -> Result<(Born, Option<StepFailure>), StepFailure> {
-        let unreadable = |errno| StepFailure { step: tag::PLAN, errno };
+        let unreadable = |errno| StepFailure {
+            step: tag::PLAN,
+            errno,
+        };
         read_plan(&start.plan, &mut self.buffer).map_err(unreadable)?;
         let plan = DecodedPlan::read(&self.buffer).map_err(|_| unreadable(libc::EINVAL))?;
-        if plan.wants_tree() != start.work_tree.is_some() || plan.wants_upload() != start.upload.is_some() {
+        if plan.wants_tree() != start.work_tree.is_some()
+            || plan.wants_upload() != start.upload.is_some()
+        {
             return Err(unreadable(libc::EINVAL));
         }
         let progress = Progress::default();
@@ -183,10 +209,15 @@ impl Spawner {
             init: self.init.as_fd(),
             progress: &progress,
         };
-        let born = vfork(&self.single, start.cgroup.as_fd(), &mut self.stack, || walk.run());
+        let born = vfork(&self.single, start.cgroup.as_fd(), &mut self.stack, || {
+            walk.run()
+        });
         let born = born.map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-            StepFailure { step: tag::CLONE, errno }
+            StepFailure {
+                step: tag::CLONE,
+                errno,
+            }
         })?;
         Ok((born, progress.failure()))
     }
@@ -196,7 +227,10 @@ impl Spawner {
 fn read_plan(plan: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), i32> {
     const KEPT_BYTES: usize = 64 << 10;
     let bytes = fstat(plan).map_err(|errno| errno as i32)?.st_size;
-    let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= limits::PLAN_BYTES_MAX).ok_or(libc::E2BIG)?;
+    let bytes = usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes <= limits::PLAN_BYTES_MAX)
+        .ok_or(libc::E2BIG)?;
     buffer.clear();
     if bytes <= KEPT_BYTES {
         buffer.shrink_to(KEPT_BYTES);
@@ -216,7 +250,10 @@ fn read_plan(plan: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), i32> {
 /// Opens `/dev/null` until every number below [`TARGETS_END`] is taken. 1 and 2 stay what they are, so that a
 /// panic of ours is seen somewhere.
 fn occupy_targets() -> io::Result<Vec<OwnedFd>> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     let mut low = vec![OwnedFd::from(null)];
     while low.last().is_some_and(|fd| fd.as_raw_fd() < TARGETS_END) {
@@ -232,5 +269,12 @@ fn raise_oom_score() -> io::Result<()> {
     const PATH: &str = "/proc/self/oom_score_adj";
     let now = fs::read_to_string(PATH)?.trim().parse::<i32>().unwrap_or(0);
     let wanted = limits::OOM_SCORE_ADJ_JOB;
-    if now < wanted { OpenOptions::new().write(true).open(PATH)?.write_all(wanted.to_string().as_bytes()) } else { Ok(()) }
+    if now < wanted {
+        OpenOptions::new()
+            .write(true)
+            .open(PATH)?
+            .write_all(wanted.to_string().as_bytes())
+    } else {
+        Ok(())
+    }
 }

@@ -43,7 +43,10 @@ impl Progress {
         match errno {
             0 if step == Step::Execute.tag() => None,
             // Killed from outside in the middle of a step.
-            0 => Some(StepFailure { step, errno: libc::EINTR }),
+            0 => Some(StepFailure {
+                step,
+                errno: libc::EINTR,
+            }),
             _ => Some(StepFailure { step, errno }),
         }
     }
@@ -77,7 +80,9 @@ impl Walk<'_> {
             Step::MountShm { options } => tmpfs(c"/dev/shm", options),
             Step::MountPts { options } => child::mount(c"devpts", c"/dev/pts", PTS, Some(options)),
             Step::MountWork { options } => tmpfs(c"/work", options),
-            Step::AttachWork => with(start.work_tree.as_ref(), |tree| child::attach(tree, c"/work")),
+            Step::AttachWork => with(start.work_tree.as_ref(), |tree| {
+                child::attach(tree, c"/work")
+            }),
             Step::EnterNet => child::enter(Namespace::Net, start.net_ns.as_fd()),
             Step::Rlimit(limit) => child::set_rlimit(limit.resource, limit.soft, limit.hard),
             Step::Affinity { mask } => child::set_affinity(mask),
@@ -85,7 +90,9 @@ impl Walk<'_> {
             Step::Stdout => child::duplicate_as(start.stdout_write.as_fd(), 1),
             Step::Stderr => child::duplicate_as(start.stderr_write.as_fd(), 2),
             Step::Control => child::duplicate_as(start.control_init.as_fd(), fd::CONTROL),
-            Step::Upload => with(start.upload.as_ref(), |upload| child::duplicate_as(upload, fd::UPLOAD)),
+            Step::Upload => with(start.upload.as_ref(), |upload| {
+                child::duplicate_as(upload, fd::UPLOAD)
+            }),
             Step::EnterUser => child::enter(Namespace::User, start.user_ns.as_fd()),
             Step::Groups => child::clear_groups(),
             Step::Gid(gid) => child::set_gid(gid),
@@ -93,7 +100,11 @@ impl Walk<'_> {
             Step::Capabilities(set) => child::keep_capabilities(Capabilities::from_bits(set)),
             Step::Descriptors => {
                 // Up to the last one that init is given.
-                let last = if start.upload.is_some() { fd::UPLOAD } else { fd::CONTROL };
+                let last = if start.upload.is_some() {
+                    fd::UPLOAD
+                } else {
+                    fd::CONTROL
+                };
                 child::close_from_at_exec(last + 1)
             }
             Step::Execute => Err(child::execute(self.init, &self.arguments, &self.variables)),

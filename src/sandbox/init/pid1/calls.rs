@@ -103,7 +103,13 @@ pub(crate) fn clear_capabilities() -> Done {
     plain(number::PRCTL, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0)?;
     let header = [CAPABILITY_VERSION_3, 0];
     let none = [0_u32; 6];
-    plain(number::CAPSET, header.as_ptr() as usize, none.as_ptr() as usize, 0).map(drop)
+    plain(
+        number::CAPSET,
+        header.as_ptr() as usize,
+        none.as_ptr() as usize,
+        0,
+    )
+    .map(drop)
 }
 
 pub(crate) fn set_no_new_privileges() -> Done {
@@ -132,8 +138,14 @@ pub(crate) unsafe fn change_dir(path: *const c_char) -> Done {
 ///
 /// # Safety
 /// `path` is a C string, `argv` and `envp` are NULL-terminated arrays of such.
-pub(crate) unsafe fn execute(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> Errno {
-    plain(number::EXECVE, path as usize, argv as usize, envp as usize).err().unwrap_or(EINVAL)
+pub(crate) unsafe fn execute(
+    path: *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+) -> Errno {
+    plain(number::EXECVE, path as usize, argv as usize, envp as usize)
+        .err()
+        .unwrap_or(EINVAL)
 }
 
 /// A child with a copy of our memory, as fork(2). `Ok(0)` in it.
@@ -147,14 +159,31 @@ pub(crate) fn block_all_signals() {
 
 pub(crate) fn set_signal_mask(mask: u64) {
     // SAFETY: `mask` lives until the call returns and has the size said.
-    let _ = unsafe { call(number::RT_SIGPROCMASK, [SIG_SETMASK, &raw const mask as usize, 0, SIGSET_BYTES, 0, 0]) };
+    let _ = unsafe {
+        call(
+            number::RT_SIGPROCMASK,
+            [SIG_SETMASK, &raw const mask as usize, 0, SIGSET_BYTES, 0, 0],
+        )
+    };
 }
 
 /// A descriptor that becomes readable when `signo`, which must be blocked, is pending.
 pub(crate) fn signal_fd(signo: u32) -> Result<i32, Errno> {
     let mask = 1_u64 << (signo - 1);
     // SAFETY: `mask` lives until the call returns and has the size said.
-    let made = unsafe { call(number::SIGNALFD4, [usize::MAX, &raw const mask as usize, SIGSET_BYTES, SFD_FLAGS, 0, 0]) };
+    let made = unsafe {
+        call(
+            number::SIGNALFD4,
+            [
+                usize::MAX,
+                &raw const mask as usize,
+                SIGSET_BYTES,
+                SFD_FLAGS,
+                0,
+                0,
+            ],
+        )
+    };
     made.map(|fd| fd as i32)
 }
 
@@ -165,22 +194,56 @@ pub(crate) fn drain(fd: i32) {
 }
 
 pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
-    plain(number::READ, fd as usize, buffer.as_mut_ptr() as usize, buffer.len())
+    plain(
+        number::READ,
+        fd as usize,
+        buffer.as_mut_ptr() as usize,
+        buffer.len(),
+    )
 }
 
 pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
-    plain(number::WRITE, fd as usize, bytes.as_ptr() as usize, bytes.len())
+    plain(
+        number::WRITE,
+        fd as usize,
+        bytes.as_ptr() as usize,
+        bytes.len(),
+    )
 }
 
 pub(crate) fn receive(fd: i32, buffer: &mut [u8], flags: usize) -> Result<usize, Errno> {
     // SAFETY: the buffer is ours and as long as said; no address is asked for.
-    unsafe { call(number::RECVFROM, [fd as usize, buffer.as_mut_ptr() as usize, buffer.len(), flags, 0, 0]) }
+    unsafe {
+        call(
+            number::RECVFROM,
+            [
+                fd as usize,
+                buffer.as_mut_ptr() as usize,
+                buffer.len(),
+                flags,
+                0,
+                0,
+            ],
+        )
+    }
 }
 
 /// Sends whole or not at all; never raises SIGPIPE.
 pub(crate) fn send(fd: i32, bytes: &[u8]) {
     // SAFETY: the bytes are valid and as long as said; no address is given.
-    let _ = unsafe { call(number::SENDTO, [fd as usize, bytes.as_ptr() as usize, bytes.len(), MSG_NOSIGNAL, 0, 0]) };
+    let _ = unsafe {
+        call(
+            number::SENDTO,
+            [
+                fd as usize,
+                bytes.as_ptr() as usize,
+                bytes.len(),
+                MSG_NOSIGNAL,
+                0,
+                0,
+            ],
+        )
+    };
 }
 
 pub(crate) fn poll(fds: &mut [PollFd; 2]) {
@@ -188,14 +251,26 @@ pub(crate) fn poll(fds: &mut [PollFd; 2]) {
         one.revents = 0;
     }
     // SAFETY: two entries, ours; no timeout, and the mask stays as it is.
-    let _ = unsafe { call(number::PPOLL, [fds.as_mut_ptr() as usize, fds.len(), 0, 0, SIGSET_BYTES, 0]) };
+    let _ = unsafe {
+        call(
+            number::PPOLL,
+            [fds.as_mut_ptr() as usize, fds.len(), 0, 0, SIGSET_BYTES, 0],
+        )
+    };
 }
 
 pub(crate) fn monotonic_ns() -> u64 {
     let mut time = [0_u64; 2];
-    let _ = plain(number::CLOCK_GETTIME, CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0);
+    let _ = plain(
+        number::CLOCK_GETTIME,
+        CLOCK_MONOTONIC,
+        time.as_mut_ptr() as usize,
+        0,
+    );
     let [seconds, nanoseconds] = time;
-    seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds)
+    seconds
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(nanoseconds)
 }
 
 /// A child that has ended, if one has.
@@ -214,7 +289,12 @@ fn wait(pid: usize, options: usize) -> Option<Ended> {
     let mut usage = MaybeUninit::<[u64; 18]>::zeroed();
     let status_at = &raw mut status as usize;
     // SAFETY: both places are ours and as large as wait4(2) says.
-    let pid = unsafe { call(number::WAIT4, [pid, status_at, options, usage.as_mut_ptr() as usize, 0, 0]) };
+    let pid = unsafe {
+        call(
+            number::WAIT4,
+            [pid, status_at, options, usage.as_mut_ptr() as usize, 0, 0],
+        )
+    };
     // SAFETY: zeroed above, and integers may have any value.
     let [user_s, user_us, system_s, system_us, maxrss_kb, ..] = unsafe { usage.assume_init() };
     match pid {

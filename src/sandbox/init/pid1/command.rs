@@ -47,7 +47,11 @@ struct Child<'a> {
 /// The step that failed and why; the child has been reaped.
 pub(crate) fn start(job: &Job) -> Result<i32, (u8, Errno)> {
     let mut stack = Stack(MaybeUninit::uninit());
-    let mut child = Child { job, step: step::CLONE, errno: 0 };
+    let mut child = Child {
+        job,
+        step: step::CLONE,
+        errno: 0,
+    };
     let at = &raw mut child;
     let arguments = CloneArguments {
         flags: CLONE_VM | CLONE_VFORK,
@@ -60,7 +64,12 @@ pub(crate) fn start(job: &Job) -> Result<i32, (u8, Errno)> {
     // has stopped using it; `become_command` expects a `Child`.
     let pid = unsafe { clone_into(&arguments, become_command, at.cast()) };
     // SAFETY: the child has executed or ended, so nobody else writes; volatile because it wrote meanwhile.
-    let (step, errno) = unsafe { ((&raw const (*at).step).read_volatile(), (&raw const (*at).errno).read_volatile()) };
+    let (step, errno) = unsafe {
+        (
+            (&raw const (*at).step).read_volatile(),
+            (&raw const (*at).errno).read_volatile(),
+        )
+    };
     match pid {
         Err(errno) => Err((step::CLONE, errno)),
         Ok(pid) if errno == 0 && step == step::EXECUTE => Ok(pid as i32),
@@ -141,7 +150,11 @@ unsafe fn search_and_execute(job: &Job) -> Errno {
         let slash: &[u8] = if dir.is_empty() { b"" } else { b"/" };
         let path = dir.iter().chain(slash).chain(name).chain(&[0]);
         if dir.len() + slash.len() + name.len() >= buffer.len() {
-            answer = if answer == ENOENT { ENAMETOOLONG } else { answer };
+            answer = if answer == ENOENT {
+                ENAMETOOLONG
+            } else {
+                answer
+            };
             continue;
         }
         for (to, from) in buffer.iter_mut().zip(path) {

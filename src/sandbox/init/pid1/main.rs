@@ -63,12 +63,18 @@ unsafe extern "C" fn start(block: *const usize) -> ! {
         }
         calls::close(fd::UPLOAD);
     }
-    let Some(early) = wait_for_go() else { calls::exit(0) };
+    let Some(early) = wait_for_go() else {
+        calls::exit(0)
+    };
     let pid = match command::start(&job) {
         Ok(pid) => pid,
         Err((step, errno)) => fail(step, errno),
     };
-    report(Record::Started { step: step::EXECUTE, errno: 0, mono_ns: calls::monotonic_ns() });
+    report(Record::Started {
+        step: step::EXECUTE,
+        errno: 0,
+        mono_ns: calls::monotonic_ns(),
+    });
     for signo in 1..=64 {
         if early & (1 << (signo - 1)) != 0 {
             calls::kill(pid, signo);
@@ -96,7 +102,9 @@ unsafe fn read_job(block: *const usize) -> Option<Job> {
         // SAFETY: the loop stops at the string's NUL at the latest and steps over one blank.
         unsafe {
             while (*text as u8).is_ascii_digit() {
-                *number = number.wrapping_mul(10).wrapping_add(u32::from(*text as u8 - b'0'));
+                *number = number
+                    .wrapping_mul(10)
+                    .wrapping_add(u32::from(*text as u8 - b'0'));
                 text = text.add(1);
             }
             if *text as u8 == b' ' {
@@ -107,7 +115,14 @@ unsafe fn read_job(block: *const usize) -> Option<Job> {
     let [uid, gid, uploads] = numbers;
     // SAFETY: within argv, see above.
     let argv = unsafe { argv.add(3) };
-    Some(Job { uid, gid, has_uploads: uploads != 0, workdir, argv, envp: envp.cast() })
+    Some(Job {
+        uid,
+        gid,
+        has_uploads: uploads != 0,
+        workdir,
+        argv,
+        envp: envp.cast(),
+    })
 }
 
 /// Blocks until go; returns the signals that were asked for before it, as a set. `None` when nobody can say
@@ -118,7 +133,9 @@ fn wait_for_go() -> Option<u64> {
     loop {
         match calls::receive(fd::CONTROL, &mut message, 0) {
             Ok(1) if message[0] == GO => return Some(early),
-            Ok(2) if message[0] == SIGNAL && (1..=64).contains(&message[1]) => early |= 1 << (message[1] - 1),
+            Ok(2) if message[0] == SIGNAL && (1..=64).contains(&message[1]) => {
+                early |= 1 << (message[1] - 1)
+            }
             Ok(0) | Err(_) => return None,
             Ok(_) => {}
         }
@@ -128,9 +145,17 @@ fn wait_for_go() -> Option<u64> {
 /// Reaps and forwards until the command has ended.
 fn watch(command: i32) -> ! {
     let mut polls = [
-        PollFd { fd: fd::CONTROL, events: POLLIN, revents: 0 },
+        PollFd {
+            fd: fd::CONTROL,
+            events: POLLIN,
+            revents: 0,
+        },
         // Without it no end would ever be seen; then it is better to end the job at once.
-        PollFd { fd: calls::signal_fd(SIGCHLD).unwrap_or_else(|_| calls::exit(253)), events: POLLIN, revents: 0 },
+        PollFd {
+            fd: calls::signal_fd(SIGCHLD).unwrap_or_else(|_| calls::exit(253)),
+            events: POLLIN,
+            revents: 0,
+        },
     ];
     loop {
         calls::poll(&mut polls);
@@ -181,8 +206,14 @@ fn reap(command: i32) {
 fn fail(step: u8, errno: i32) -> ! {
     // What lies unread when we end would turn up as an error before our report does.
     let mut message = [0_u8; 2];
-    while calls::receive(fd::CONTROL, &mut message, calls::MSG_DONTWAIT).is_ok_and(|count| count > 0) {}
-    report(Record::Started { step, errno, mono_ns: calls::monotonic_ns() });
+    while calls::receive(fd::CONTROL, &mut message, calls::MSG_DONTWAIT)
+        .is_ok_and(|count| count > 0)
+    {}
+    report(Record::Started {
+        step,
+        errno,
+        mono_ns: calls::monotonic_ns(),
+    });
     calls::exit(1)
 }
 

@@ -105,7 +105,13 @@ fn receive_all(work: i32, index: &mut u32) -> Done {
         receive_path(&mut target, header.target_len)?;
         match header.kind {
             entry::DIR => make_dir(work, &mut path, header.path_len, header.mode & MODE_MASK)?,
-            entry::FILE => write_file(work, &path, header.mode & MODE_MASK, header.bytes, &mut buffer)?,
+            entry::FILE => write_file(
+                work,
+                &path,
+                header.mode & MODE_MASK,
+                header.bytes,
+                &mut buffer,
+            )?,
             entry::SYMLINK => make_symlink(work, &mut path, header.path_len, &target)?,
             _ => return Err(EINVAL),
         }
@@ -116,10 +122,20 @@ fn receive_all(work: i32, index: &mut u32) -> Done {
 fn receive_header() -> Result<Header, Errno> {
     let mut raw = [0_u8; ENTRY_BYTES];
     receive_exact(&mut raw)?;
-    let word = |at: usize| raw.get(at..).and_then(|rest| rest.first_chunk().copied()).map_or(0, u32::from_le_bytes);
+    let word = |at: usize| {
+        raw.get(at..)
+            .and_then(|rest| rest.first_chunk().copied())
+            .map_or(0, u32::from_le_bytes)
+    };
     let bytes = raw.last_chunk().copied().map_or(0, u64::from_le_bytes);
     let [kind, ..] = raw;
-    Ok(Header { kind, mode: word(4), path_len: word(8) as usize, target_len: word(12) as usize, bytes })
+    Ok(Header {
+        kind,
+        mode: word(4),
+        path_len: word(8) as usize,
+        target_len: word(12) as usize,
+        bytes,
+    })
 }
 
 /// Receives `len` bytes and ends them with a NUL.
@@ -152,7 +168,13 @@ fn open_beneath(dir: i32, path: *const u8, flags: u64, mode: u32) -> Result<i32,
     };
     let (at, size) = (&raw const how as usize, size_of::<OpenHow>());
     // SAFETY: `path` is a C string of the caller's, `how` lives until the call returns.
-    unsafe { call(common::OPENAT2, [dir as usize, path as usize, at, size, 0, 0]) }.map(|fd| fd as i32)
+    unsafe {
+        call(
+            common::OPENAT2,
+            [dir as usize, path as usize, at, size, 0, 0],
+        )
+    }
+    .map(|fd| fd as i32)
 }
 
 /// Opens the directory that holds the last component, and points at that component.
@@ -160,13 +182,17 @@ fn open_parent(work: i32, path: &mut Path, len: usize) -> Result<(i32, *const u8
     let used = path.0.get_mut(..len).ok_or(ENAMETOOLONG)?;
     let slash = used.iter().rposition(|byte| *byte == b'/');
     let Some(at) = slash else {
-        return open_beneath(work, c".".as_ptr().cast(), O_PATH | O_DIRECTORY, 0).map(|dir| (dir, path.0.as_ptr()));
+        return open_beneath(work, c".".as_ptr().cast(), O_PATH | O_DIRECTORY, 0)
+            .map(|dir| (dir, path.0.as_ptr()));
     };
     *used.get_mut(at).ok_or(EINVAL)? = 0;
     // "/x" has an empty parent, which is no path: an absolute one is refused like that.
     let opened = open_beneath(work, used.as_ptr(), O_PATH | O_DIRECTORY, 0);
     *used.get_mut(at).ok_or(EINVAL)? = b'/';
-    let last = used.get(at + 1..).filter(|name| !name.is_empty()).ok_or(EINVAL)?;
+    let last = used
+        .get(at + 1..)
+        .filter(|name| !name.is_empty())
+        .ok_or(EINVAL)?;
     opened.map(|dir| (dir, last.as_ptr()))
 }
 
@@ -175,7 +201,12 @@ fn make_dir(work: i32, path: &mut Path, len: usize, mode: u32) -> Done {
     // The user must be able to fill it; a second entry for it sets the mode as it is.
     let first_mode = (mode | 0o700) as usize;
     // SAFETY: a descriptor and a C string of ours.
-    let made = unsafe { call(number::MKDIRAT, [parent as usize, name as usize, first_mode, 0, 0, 0]) };
+    let made = unsafe {
+        call(
+            number::MKDIRAT,
+            [parent as usize, name as usize, first_mode, 0, 0, 0],
+        )
+    };
     calls::close(parent);
     match made {
         Ok(_) => Ok(()),
@@ -183,7 +214,8 @@ fn make_dir(work: i32, path: &mut Path, len: usize, mode: u32) -> Done {
             // O_PATH would not do for fchmod.
             let dir = open_beneath(work, path.0.as_ptr(), O_DIRECTORY, 0)?;
             // SAFETY: a descriptor and a number.
-            let changed = unsafe { call(number::FCHMOD, [dir as usize, mode as usize, 0, 0, 0, 0]) };
+            let changed =
+                unsafe { call(number::FCHMOD, [dir as usize, mode as usize, 0, 0, 0, 0]) };
             calls::close(dir);
             changed.map(drop)
         }
@@ -194,7 +226,19 @@ fn make_dir(work: i32, path: &mut Path, len: usize, mode: u32) -> Done {
 fn make_symlink(work: i32, path: &mut Path, len: usize, target: &Path) -> Done {
     let (parent, name) = open_parent(work, path, len)?;
     // SAFETY: two C strings and a descriptor of ours.
-    let made = unsafe { call(number::SYMLINKAT, [target.0.as_ptr() as usize, parent as usize, name as usize, 0, 0, 0]) };
+    let made = unsafe {
+        call(
+            number::SYMLINKAT,
+            [
+                target.0.as_ptr() as usize,
+                parent as usize,
+                name as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+    };
     calls::close(parent);
     made.map(drop)
 }
@@ -208,7 +252,9 @@ fn write_file(work: i32, path: &Path, mode: u32, bytes: u64, buffer: &mut [u8]) 
 
 fn copy(file: i32, mut left: u64, buffer: &mut [u8]) -> Done {
     while left > 0 {
-        let want = usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
+        let want = usize::try_from(left)
+            .unwrap_or(BUFFER_BYTES)
+            .min(BUFFER_BYTES);
         let part = buffer.get_mut(..want).ok_or(EIO)?;
         let count = match calls::read(fd::UPLOAD, part)? {
             0 => return Err(EPIPE),
