@@ -62,7 +62,7 @@ impl House {
         let (stdout, stdout_w) = pipe();
         let (stderr, stderr_w) = pipe();
         let pipes = Pipes { stdout, stderr };
-        let capture = self.recorder.capture(id, pipes, limits, &Recovered::default()).unwrap();
+        let capture = self.recorder.capture(id, pipes, limits, &Recovered::default(), Rc::default()).unwrap();
         Job { id, stdout: stdout_w.into(), stderr: stderr_w.into(), capture }
     }
 
@@ -281,7 +281,7 @@ async fn fill_tiny_disk(base: &Path, disk: Arc<DiskGuard>) -> (LogTotals, PathBu
     let id = JobId::random();
     let (stdout, stdout_w) = pipe();
     let (stderr, _stderr_w) = pipe();
-    let capture = recorder.capture(id, Pipes { stdout, stderr }, UNLIMITED, &Recovered::default()).unwrap();
+    let capture = recorder.capture(id, Pipes { stdout, stderr }, UNLIMITED, &Recovered::default(), Rc::default()).unwrap();
     let writer = write_in_pieces(stdout_w.into(), random(9, 3 << 20), 10);
     while capture.totals().stdout_bytes + capture.totals().dropped_bytes < 3 << 20 {
         rt::yield_io().await;
@@ -412,7 +412,7 @@ fn a_capture_goes_on_where_the_last_one_was_abandoned() {
         let mut from = Recovered::default();
         for stop_at in [1 << 20, 2 << 20, 3 << 20, 4 << 20] {
             let pipes = Pipes { stdout: stdout.try_clone().unwrap(), stderr: stderr.try_clone().unwrap() };
-            let capture = house.recorder.capture(id, pipes, UNLIMITED, &from).unwrap();
+            let capture = house.recorder.capture(id, pipes, UNLIMITED, &from, Rc::default()).unwrap();
             while capture.totals().stdout_bytes < stop_at {
                 rt::yield_io().await;
             }

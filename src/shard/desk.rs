@@ -111,7 +111,8 @@ impl Desk {
         let current = self.current.borrow_mut().take();
         let retired = std::mem::take(&mut *self.retired.borrow_mut());
         for link in current.into_iter().chain(retired) {
-            if let Some(crew) = link.crew.borrow_mut().take() {
+            let crew = link.crew.borrow_mut().take();
+            if let Some(crew) = crew {
                 report(rt::blocking("end a crew", move || crew.shut_down()).await);
             }
         }

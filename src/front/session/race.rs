@@ -52,10 +52,11 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
+    use crate::rt::testing::on_shard;
 
     #[test]
     fn a_limit_ends_what_never_comes_and_costs_nothing_else() {
-        rt::block_on(async {
+        on_shard(|| async {
             assert_eq!(within(Duration::from_millis(5), pending::<()>()).await, None);
             assert_eq!(within(Duration::from_secs(3_600), ready(7)).await, Some(7));
         });
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn the_first_that_is_ready_wins_and_the_wanted_one_on_a_tie() {
-        rt::block_on(async {
+        on_shard(|| async {
             assert_eq!(unless(pending::<()>(), ready(1)).await, Ok(1));
             assert_eq!(unless(ready(2), pending::<()>()).await, Err(2));
             assert_eq!(unless(ready(2), ready(1)).await, Ok(1));

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use crate::{
     job::{JobId, User},
     sandbox::{
-        birth::{self, Birth, BirthFds},
+        birth::{self, Birth},
         init::record::{GO, RECORD_BYTES, Record, SIGNAL},
         plan::{Plan, PlanSpec, Work},
         spawner::{self, SpawnerOptions},
@@ -65,6 +65,29 @@ pub(super) struct Running {
     /// The daemon's copy of the keeper's end.
     pub(super) control: OwnedFd,
     cgroup: Cgroup,
+}
+
+/// What a birth brings: nothing when there is no process.
+#[derive(Debug)]
+pub(super) struct BirthFds {
+    pub(super) pidfd: Option<OwnedFd>,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) control: OwnedFd,
+}
+
+impl BirthFds {
+    fn new(fds: Vec<OwnedFd>) -> Self {
+        let nothing = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut fds = fds.into_iter();
+        let pidfd = fds.next();
+        let mut next = || fds.next().unwrap_or_else(nothing);
+        Self { pidfd, stdout: next(), stderr: next(), control: next() }
+    }
+
+    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
+    }
 }
 
 /// What came back of a job.
@@ -174,7 +197,7 @@ impl Bench {
         assert_eq!(birth.id, id);
         Running {
             birth,
-            fds,
+            fds: BirthFds::new(fds),
             control: control_keeper,
             cgroup,
         }
