@@ -8,6 +8,8 @@ pub mod authorise;
 mod convert;
 mod quic;
 mod session;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 use std::{fmt, io, net::UdpSocket, rc::Rc};

@@ -173,15 +173,16 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
         }
         let mut batch = Vec::new();
         for _ in 0..limits::RECEIVE_BURST {
-            if !self.socket.receive(|datagram| batch.push(datagram))? {
-                return Ok(false);
-            }
+            let has_more = self.socket.receive(|datagram| batch.push(datagram))?;
             let now = rt::now();
             for datagram in batch.drain(..) {
                 match steering::shard_of(&datagram.bytes, self.shards) {
                     Some(owner) if owner != self.shard => (self.forward)(owner, detached(datagram)),
                     Some(_) | None => self.on_datagram(now, datagram),
                 }
+            }
+            if !has_more {
+                return Ok(false);
             }
         }
         Ok(true)

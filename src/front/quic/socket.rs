@@ -122,11 +122,10 @@ fn no_data(error: io::Error) -> io::Result<bool> {
     use io::ErrorKind as Kind;
     const EARLIER: [Kind; 5] =
         [Kind::Interrupted, Kind::ConnectionReset, Kind::ConnectionRefused, Kind::HostUnreachable, Kind::NetworkUnreachable];
-    match error.kind() {
-        Kind::WouldBlock => Ok(false),
-        kind if EARLIER.contains(&kind) => Ok(true),
-        _ => Err(error),
+    if EARLIER.contains(&error.kind()) {
+        return Ok(true);
     }
+    if error.kind() == Kind::WouldBlock { Ok(false) } else { Err(error) }
 }
 
 #[cfg(test)]
