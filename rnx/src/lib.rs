@@ -35,6 +35,7 @@ mod config;
 mod connect;
 mod conversation;
 mod error;
+mod loopback;
 mod receive;
 mod stream;
 mod tls;

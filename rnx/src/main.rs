@@ -15,9 +15,7 @@ mod signal;
 mod text;
 mod verb;
 
-use std::process::ExitCode;
-
-use clap::Parser;
+use std::{env, process::ExitCode};
 
 use crate::{
     exit::{Failure, code},
@@ -27,7 +25,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let flags = match Flags::try_parse() {
+    let words: Vec<_> = env::args_os().collect();
+    let flags = match Flags::read(&words) {
         Ok(flags) => flags,
         Err(error) => {
             let usage = if error.use_stderr() { code::USAGE } else { code::DONE };

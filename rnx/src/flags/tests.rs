@@ -1,6 +1,7 @@
 use std::os::unix::ffi::OsStringExt;
 
 use clap::CommandFactory;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -143,5 +144,42 @@ fn states_are_typed_in_any_case() {
             panic!("not a list")
         };
         assert_eq!(list.status, Some(StateName::Running));
+    }
+}
+
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+#[test]
+fn a_run_is_read_by_itself_also_after_global_flags() {
+    for line in [&["rnx", "job", "run", "-d", "ls", "-l"][..], &["rnx", "--local", "--json", "job", "run", "ls"]] {
+        let read = Flags::read(&words(line)).unwrap();
+        assert!(matches!(read.verb, Some(Verb::Job(JobVerb::Run(_)))), "{line:?}");
+        assert_eq!(read.global.local, line.contains(&"--local"));
+    }
+    assert!(Flags::read(&[]).is_ok_and(|flags| flags.verb.is_none()));
+    let help = Flags::read(&words(&["rnx", "job", "run", "--help"])).unwrap_err();
+    assert!(help.to_string().contains("Usage: rnx job run"), "{help}");
+    let wrong = Flags::read(&words(&["rnx", "job", "run", "--tiemout", "1s", "ls"])).unwrap_err();
+    assert!(wrong.to_string().contains("--timeout"), "{wrong}");
+}
+
+proptest! {
+    #[test]
+    fn reading_a_run_by_itself_makes_no_difference(line in proptest::collection::vec(prop_oneof![
+        Just("job"), Just("run"), Just("--local"), Just("--json"), Just("-d"), Just("--wait"), Just("--name"), Just("n"),
+        Just("--name=n"), Just("--"), Just("ls"), Just("-x"), Just("-V"), Just("--help"), Just("-e"), Just("A=1"),
+        Just("--volume"), Just("--config"), Just("--user=1"), Just(""),
+    ], 0..8), is_run in any::<bool>()) {
+        let start: &[&str] = if is_run { &["rnx", "job", "run"] } else { &["rnx"] };
+        let line = words(&[start, &line[..]].concat());
+        let run = |flags: Flags| match flags.verb {
+            Some(Verb::Job(JobVerb::Run(run))) => Ok((flags.global, *run)),
+            other => Err(format!("{:?} {other:?}", flags.global)),
+        };
+        let read = Flags::read(&line).map(run).map_err(|error| error.to_string());
+        let whole = Flags::try_parse_from(&line).map(run).map_err(|error| error.to_string());
+        prop_assert_eq!(read, whole);
     }
 }

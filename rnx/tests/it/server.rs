@@ -119,9 +119,12 @@ impl Server {
             runtime.block_on(async {
                 let endpoint = Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
                 tell.send(endpoint.local_addr().unwrap()).unwrap();
-                tokio::select! {
-                    () = accept(&endpoint, handler) => {}
-                    _ = stopped => {}
+                let died = tokio::select! {
+                    () = accept(&endpoint, handler) => false,
+                    died = stopped => died.is_ok(),
+                };
+                if died {
+                    return;
                 }
                 endpoint.close(0u32.into(), b"test is over");
                 endpoint.wait_idle().await;
@@ -130,6 +133,11 @@ impl Server {
         let address = told.recv().unwrap();
         let node = node(address, ca, pair);
         Self { address, node, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Ends it like a killed process: the socket is gone and nobody was told.
+    pub(crate) fn die(mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
     }
 
     /// Writes a client file for this server.

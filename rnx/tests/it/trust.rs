@@ -114,3 +114,21 @@ fn a_server_that_closes_says_why() {
         }
     });
 }
+
+#[test]
+fn a_server_that_dies_without_a_word_is_noticed_at_once() {
+    let ca = Authority::new();
+    let pair = ca.issue("joblet", Validity::Now);
+    let server = Server::with(&ca, &pair, proto_rkyv::ALPN, nothing);
+    let node = node(server.address, &ca, &ca.issue("alice", Validity::Now));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = Client::connect(&node).await.unwrap();
+        assert!(matches!(client.node().await, Err(RequestError::Truncated)));
+        server.die();
+        match client.node().await {
+            Err(RequestError::Connection(ConnectError::Unreachable { why: Unreachable::Refused, .. })) => {}
+            other => panic!("{other:?}"),
+        }
+    });
+}
