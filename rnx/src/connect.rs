@@ -14,7 +14,10 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use quinn::{ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig};
+use quinn::{
+    ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
+    congestion::CubicConfig,
+};
 use thiserror::Error;
 use tokio::time;
 
@@ -144,7 +147,10 @@ pub enum ConnectError {
         why: Distrust,
     },
     /// The other side speaks another protocol or version.
-    #[error("{address} does not speak {}", String::from_utf8_lossy(proto_rkyv::ALPN))]
+    #[error(
+        "{address} does not speak {}",
+        String::from_utf8_lossy(proto_rkyv::ALPN)
+    )]
     OtherProtocol {
         /// As it stands in the client file.
         address: String,
@@ -183,9 +189,17 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn lost(&self, error: ConnectionError) -> ConnectError {
         let closed_by_us = matches!(error, ConnectionError::LocallyClosed);
-        if closed_by_us && self.loopback.as_ref().is_some_and(|loopback| loopback.is_refused()) {
+        if closed_by_us
+            && self
+                .loopback
+                .as_ref()
+                .is_some_and(|loopback| loopback.is_refused())
+        {
             let address = self.address.to_string();
-            return ConnectError::Unreachable { address, why: Unreachable::Refused };
+            return ConnectError::Unreachable {
+                address,
+                why: Unreachable::Refused,
+            };
         }
         ConnectError::from_quinn(&self.address, error, false)
     }
@@ -194,8 +208,10 @@ impl Link {
 /// Connects to the first of the node's addresses that answers.
 pub(crate) async fn connect(node: &Node) -> Result<Link, ConnectError> {
     let address = &node.address;
-    let tls = tls::client(node)
-        .map_err(|source| ConnectError::Credentials { address: address.clone(), source })?;
+    let tls = tls::client(node).map_err(|source| ConnectError::Credentials {
+        address: address.clone(),
+        source,
+    })?;
     let mut last = None;
     for peer in resolve(address).await? {
         match connect_to(address, peer, &tls).await {
@@ -214,7 +230,12 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, ConnectError> {
         return Ok(vec![peer]);
     }
     let found = tokio::net::lookup_host(address).await;
-    found.map(Iterator::collect).map_err(|source| ConnectError::Address { address: address.into(), source })
+    found
+        .map(Iterator::collect)
+        .map_err(|source| ConnectError::Address {
+            address: address.into(),
+            source,
+        })
 }
 
 async fn connect_to(
@@ -222,8 +243,12 @@ async fn connect_to(
     peer: SocketAddr,
     tls: &Arc<quinn::crypto::rustls::QuicClientConfig>,
 ) -> Result<Link, ConnectError> {
-    let unreachable = |why| ConnectError::Unreachable { address: address.into(), why };
-    let (mut endpoint, loopback) = open(peer).map_err(|error| unreachable(Unreachable::Network(error)))?;
+    let unreachable = |why| ConnectError::Unreachable {
+        address: address.into(),
+        why,
+    };
+    let (mut endpoint, loopback) =
+        open(peer).map_err(|error| unreachable(Unreachable::Network(error)))?;
     let mut config = quinn::ClientConfig::new(tls.clone());
     config.transport_config(Arc::new(transport(peer)));
     endpoint.set_default_client_config(config);
@@ -238,7 +263,12 @@ async fn connect_to(
     if let Some(loopback) = loopback.clone() {
         tokio::spawn(close_when_refused(connection.clone(), loopback));
     }
-    Ok(Link { connection, endpoint, address: address.into(), loopback })
+    Ok(Link {
+        connection,
+        endpoint,
+        address: address.into(),
+        loopback,
+    })
 }
 
 /// Closes the connection when the server is gone, rather than wait for its silence to last.
@@ -283,7 +313,9 @@ async fn probe(peer: SocketAddr) -> io::Error {
         socket.connect(peer).await?;
         loop {
             socket.send(&[0]).await?;
-            let _ = time::timeout(Duration::from_secs(1), socket.recv(&mut [0; 64])).await.unwrap_or(Ok(0))?;
+            let _ = time::timeout(Duration::from_secs(1), socket.recv(&mut [0; 64]))
+                .await
+                .unwrap_or(Ok(0))?;
         }
     };
     let Err::<Infallible, _>(error) = sending.await;
@@ -302,7 +334,9 @@ fn open(peer: SocketAddr) -> io::Result<(Endpoint, Option<Arc<Loopback>>)> {
     enlarge(&socket);
     let mut config = EndpointConfig::default();
     if is_loopback(peer) {
-        config.max_udp_payload_size(MTU_LOOPBACK).expect("the largest payload is within QUIC's range");
+        config
+            .max_udp_payload_size(MTU_LOOPBACK)
+            .expect("the largest payload is within QUIC's range");
     }
     let runtime = Arc::new(quinn::TokioRuntime);
     if !has_large_packets(peer) {
@@ -369,13 +403,20 @@ impl ConnectError {
             ConnectionError::VersionMismatch => Self::OtherProtocol { address },
             ConnectionError::TransportError(ref ours) => match alert(ours.code) {
                 Some(alert) => Self::from_alert(address, Side::Server, alert, &ours.reason),
-                None => Self::Lost { address, source: error },
+                None => Self::Lost {
+                    address,
+                    source: error,
+                },
             },
             ConnectionError::ConnectionClosed(ref theirs) => {
                 let reason = String::from_utf8_lossy(&theirs.reason).into_owned();
                 match alert(theirs.error_code) {
                     Some(alert) => Self::from_alert(address, Side::Client, alert, &reason),
-                    None => Self::Closed { address, code: theirs.error_code.into(), reason },
+                    None => Self::Closed {
+                        address,
+                        code: theirs.error_code.into(),
+                        reason,
+                    },
                 }
             }
             ConnectionError::ApplicationClosed(theirs) => Self::Closed {
@@ -383,11 +424,17 @@ impl ConnectError {
                 code: theirs.error_code.into_inner(),
                 reason: String::from_utf8_lossy(&theirs.reason).into_owned(),
             },
-            ConnectionError::TimedOut if connecting => Self::Unreachable { address, why: Unreachable::Silent },
+            ConnectionError::TimedOut if connecting => Self::Unreachable {
+                address,
+                why: Unreachable::Silent,
+            },
             ConnectionError::Reset
             | ConnectionError::TimedOut
             | ConnectionError::LocallyClosed
-            | ConnectionError::CidsExhausted => Self::Lost { address, source: error },
+            | ConnectionError::CidsExhausted => Self::Lost {
+                address,
+                source: error,
+            },
         }
     }
 
@@ -412,5 +459,7 @@ impl ConnectError {
 
 /// The TLS alert in a QUIC error code (RFC 9001, section 4.8).
 fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
-    u64::from(code).checked_sub(0x100).and_then(|alert| u8::try_from(alert).ok())
+    u64::from(code)
+        .checked_sub(0x100)
+        .and_then(|alert| u8::try_from(alert).ok())
 }

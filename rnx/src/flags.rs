@@ -12,7 +12,12 @@ use crate::amount::{self, Since};
 
 /// Runs Linux jobs on a joblet server.
 #[derive(Parser, Debug)]
-#[command(name = "rnx", disable_version_flag = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "rnx",
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub(crate) struct Flags {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -41,14 +46,21 @@ impl Flags {
     /// What clap says, help included.
     pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
         let own = words.len().min(1);
-        let flags = words[own..].iter().take_while(|word| *word == "--local" || *word == "--json").count();
+        let flags = words[own..]
+            .iter()
+            .take_while(|word| *word == "--local" || *word == "--json")
+            .count();
         let (before, after) = words.split_at(own + flags);
         if let [job, run, after @ ..] = after
             && job == "job"
             && run == "run"
-            && let Ok(RunAlone { global, run }) = RunAlone::try_parse_from(before.iter().chain(after))
+            && let Ok(RunAlone { global, run }) =
+                RunAlone::try_parse_from(before.iter().chain(after))
         {
-            return Ok(Self { global, verb: Some(Verb::Job(JobVerb::Run(Box::new(run)))) });
+            return Ok(Self {
+                global,
+                verb: Some(Verb::Job(JobVerb::Run(Box::new(run)))),
+            });
         }
         Self::try_parse_from(words)
     }
@@ -233,8 +245,19 @@ macro_rules! later {
     };
 }
 later!(
-    max_cpu, max_memory, max_iobps, max_pids, cpu_cores, volume, network, runtime, schedule, priority, idempotency_key,
-    gpu, gpu_memory
+    max_cpu,
+    max_memory,
+    max_iobps,
+    max_pids,
+    cpu_cores,
+    volume,
+    network,
+    runtime,
+    schedule,
+    priority,
+    idempotency_key,
+    gpu,
+    gpu_memory
 );
 
 #[derive(Args, Debug)]
@@ -324,7 +347,10 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// A group that is not given is the user's number, as in a fresh account.
 fn user(text: &str) -> Result<(u32, u32), String> {
-    let number = |text: &str| text.parse::<u32>().map_err(|_| format!("expected UID or UID:GID as numbers, not {text:?}"));
+    let number = |text: &str| {
+        text.parse::<u32>()
+            .map_err(|_| format!("expected UID or UID:GID as numbers, not {text:?}"))
+    };
     match text.split_once(':') {
         Some((uid, gid)) => Ok((number(uid)?, number(gid)?)),
         None => number(text).map(|uid| (uid, uid)),

@@ -48,6 +48,6 @@ pub use config::{Config, ConfigError, Node, Places, Warning};
 pub use connect::{ConnectError, Distrust, Side, Unreachable};
 pub use error::RequestError;
 pub use receive::{Landing, LandingError};
-pub use stream::{Arrival, Arrivals, Logs, LogEvent, Output, Run, RunEvent, Stream};
+pub use stream::{Arrival, Arrivals, LogEvent, Logs, Output, Run, RunEvent, Stream};
 pub use tls::{Credential, CredentialError};
 pub use upload::{Tree, UploadError};

@@ -41,7 +41,12 @@ impl Loopback {
         socket.connect(peer)?;
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket)?;
-        Ok(Arc::new(Self { socket, peer, refused: AtomicBool::new(false), tell: Notify::new() }))
+        Ok(Arc::new(Self {
+            socket,
+            peer,
+            refused: AtomicBool::new(false),
+            tell: Notify::new(),
+        }))
     }
 
     /// Waits until the kernel says that nobody listens.
@@ -67,17 +72,29 @@ impl Loopback {
     }
 
     fn meta(&self, len: usize) -> RecvMeta {
-        RecvMeta { addr: self.peer, len, stride: len, ecn: None, dst_ip: None }
+        RecvMeta {
+            addr: self.peer,
+            len,
+            stride: len,
+            ecn: None,
+            dst_ip: None,
+        }
     }
 }
 
 impl AsyncUdpSocket for Loopback {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Writable { loopback: self, waiting: None })
+        Box::pin(Writable {
+            loopback: self,
+            waiting: None,
+        })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit.contents).map(drop).or_else(|error| self.heard(error))
+        self.socket
+            .try_send(transmit.contents)
+            .map(drop)
+            .or_else(|error| self.heard(error))
     }
 
     fn poll_recv(
@@ -86,7 +103,9 @@ impl AsyncUdpSocket for Loopback {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Some((first, rest)) = bufs.split_first_mut() else { return Poll::Ready(Ok(0)) };
+        let Some((first, rest)) = bufs.split_first_mut() else {
+            return Poll::Ready(Ok(0));
+        };
         loop {
             let mut buf = ReadBuf::new(first);
             match ready!(self.socket.poll_recv(cx, &mut buf)) {
@@ -100,7 +119,9 @@ impl AsyncUdpSocket for Loopback {
         // What else is there already, so that one turn handles it all; an error comes again.
         let mut count = 1;
         for (buf, meta) in rest.iter_mut().zip(&mut meta[1..]) {
-            let Ok(len) = self.socket.try_recv(buf) else { break };
+            let Ok(len) = self.socket.try_recv(buf) else {
+                break;
+            };
             *meta = self.meta(len);
             count += 1;
         }
