@@ -30,7 +30,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 /// As [`duration`], in milliseconds.
 pub(crate) fn millis(text: &str) -> Result<u64, String> {
-    let refused = || format!("{text:?} is not a duration; write for example 45s, 30min, 2h30m or 1d");
+    let refused =
+        || format!("{text:?} is not a duration; write for example 45s, 30min, 2h30m or 1d");
     let mut rest = text.trim();
     let mut total = 0u64;
     if rest.is_empty() {
@@ -51,14 +52,17 @@ pub(crate) fn millis(text: &str) -> Result<u64, String> {
 /// A size in bytes: a number, decimals allowed, and `B KB MB GB TB` or none, any case, each 1024 of the one
 /// before.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
-    let refused = || format!("{text:?} is not a size; write for example 1073741824, 500MB or 1.5GB");
+    let refused =
+        || format!("{text:?} is not a size; write for example 1073741824, 500MB or 1.5GB");
     let (number, unit) = split(text.trim(), |c| c.is_ascii_digit() || c == '.');
     let power = factor(SIZES, unit.trim_start()).ok_or_else(refused)?;
     let scale = 1u128 << (10 * power);
     let (whole, decimals) = number.split_once('.').unwrap_or((number, ""));
     let digits = |digits: &str| match digits {
         "" => Ok(0),
-        digits if digits.len() <= 18 && digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse::<u128>().map_err(|_| refused()),
+        digits if digits.len() <= 18 && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse::<u128>().map_err(|_| refused())
+        }
         digits => digits.parse::<u128>().map_err(|_| refused()),
     };
     if whole.is_empty() && decimals.is_empty() || decimals.len() > 18 {
@@ -67,7 +71,10 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     let ten = 10u128.pow(u32::try_from(decimals.len()).map_err(|_| refused())?);
     let whole = digits(whole)?.checked_mul(scale).ok_or_else(refused)?;
     let part = digits(decimals)?.checked_mul(scale).ok_or_else(refused)? / ten;
-    whole.checked_add(part).and_then(|bytes| u64::try_from(bytes).ok()).ok_or_else(refused)
+    whole
+        .checked_add(part)
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .ok_or_else(refused)
 }
 
 fn split(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
@@ -76,7 +83,10 @@ fn split(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
 
 fn factor<T: Copy>(units: &[(&[&str], T)], unit: &str) -> Option<T> {
     let unit = unit.to_ascii_lowercase();
-    units.iter().find(|(names, _)| names.contains(&unit.as_str())).map(|(_, factor)| *factor)
+    units
+        .iter()
+        .find(|(names, _)| names.contains(&unit.as_str()))
+        .map(|(_, factor)| *factor)
 }
 
 /// A point in time, or one that is relative to now.
@@ -93,7 +103,9 @@ impl Since {
     pub(crate) fn nanos(self, now_ns: i64) -> i64 {
         match self {
             Self::At(at) => at,
-            Self::Ago(ago) => now_ns.saturating_sub(i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX)),
+            Self::Ago(ago) => {
+                now_ns.saturating_sub(i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX))
+            }
         }
     }
 }
@@ -105,9 +117,15 @@ pub(crate) fn since(text: &str) -> Result<Since, String> {
     }
     let absolute = text.parse::<Timestamp>().or_else(|_| {
         let local: civil::DateTime = text.parse()?;
-        local.to_zoned(TimeZone::system()).map(|zoned| zoned.timestamp())
+        local
+            .to_zoned(TimeZone::system())
+            .map(|zoned| zoned.timestamp())
     });
-    let refused = || format!("{text:?} is neither a duration such as 10min nor a time such as 2026-01-31T12:00:00");
+    let refused = || {
+        format!(
+            "{text:?} is neither a duration such as 10min nor a time such as 2026-01-31T12:00:00"
+        )
+    };
     let nanos = absolute.map_err(|_| refused())?.as_nanosecond();
     i64::try_from(nanos).map(Since::At).map_err(|_| refused())
 }

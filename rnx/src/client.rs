@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
 use proto_rkyv::{
-    After, Copy, Id, Job, JobRef, Kind, List, Log, Node as ServerNode, Piece, Reply, Request, SUBMIT_BYTES_MAX, State,
-    Stop, StopSignal, Submit, join, split,
+    After, Copy, Id, Job, JobRef, Kind, List, Log, Node as ServerNode, Piece, Reply, Request,
+    SUBMIT_BYTES_MAX, State, Stop, StopSignal, Submit, join, split,
 };
 
 use crate::{
@@ -36,8 +36,14 @@ pub struct Spec {
 impl Spec {
     /// A job that runs `argv` and nobody waits for.
     pub fn detached<A: AsRef<OsStr>>(argv: impl IntoIterator<Item = A>) -> Self {
-        let argv = argv.into_iter().map(|word| word.as_ref().as_bytes().to_vec()).collect();
-        Self { argv, ..Self::default() }
+        let argv = argv
+            .into_iter()
+            .map(|word| word.as_ref().as_bytes().to_vec())
+            .collect();
+        Self {
+            argv,
+            ..Self::default()
+        }
     }
 
     /// A job that runs `argv` and whose output and end are told by [`Run::next`].
@@ -49,17 +55,25 @@ impl Spec {
 
     /// The request and its bulk payload as one buffer.
     fn frames(&self) -> Result<Bytes, RequestError> {
-        let bulk = [(Kind::Argv, &self.argv), (Kind::Env, &self.env), (Kind::SecretEnv, &self.secret_env)];
+        let bulk = [
+            (Kind::Argv, &self.argv),
+            (Kind::Env, &self.env),
+            (Kind::SecretEnv, &self.secret_env),
+        ];
         let bulk = bulk.map(|(kind, entries)| (kind, join(entries)));
         let bytes = bulk.iter().map(|(_, payload)| payload.len()).sum();
         if bytes > SUBMIT_BYTES_MAX as usize {
-            return Err(RequestError::SpecTooLarge { bytes, max: SUBMIT_BYTES_MAX });
+            return Err(RequestError::SpecTooLarge {
+                bytes,
+                max: SUBMIT_BYTES_MAX,
+            });
         }
         let mut submit = self.submit.clone();
         submit.uploads = self.uploads.as_ref().map(Tree::bytes);
-        let control =
-            proto_rkyv::encode(&Request::Submit(Box::new(submit))).map_err(RequestError::RequestTooLarge)?;
-        let mut frames = Vec::with_capacity(control.len() + bytes + bulk.len() * 2 * proto_rkyv::HEADER_BYTES);
+        let control = proto_rkyv::encode(&Request::Submit(Box::new(submit)))
+            .map_err(RequestError::RequestTooLarge)?;
+        let mut frames =
+            Vec::with_capacity(control.len() + bytes + bulk.len() * 2 * proto_rkyv::HEADER_BYTES);
         frames.extend_from_slice(&control);
         for (kind, payload) in &bulk {
             push_frames(&mut frames, *kind, payload);
@@ -110,7 +124,11 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::submit`].
-    pub async fn submit_with(&self, spec: &Spec, progress: impl FnMut(u64)) -> Result<Run, RequestError> {
+    pub async fn submit_with(
+        &self,
+        spec: &Spec,
+        progress: impl FnMut(u64),
+    ) -> Result<Run, RequestError> {
         let (outgoing, mut incoming) = conversation::open(&self.link, spec.frames()?).await?;
         let id = match &spec.uploads {
             None => {
@@ -126,7 +144,11 @@ impl Client {
     ///
     /// # Errors
     /// [`RequestError`].
-    pub async fn list(&self, state: Option<State>, limit: Option<u32>) -> Result<Vec<Job>, RequestError> {
+    pub async fn list(
+        &self,
+        state: Option<State>,
+        limit: Option<u32>,
+    ) -> Result<Vec<Job>, RequestError> {
         let expected = "jobs";
         let mut incoming = ask(&self.link, &Request::List(List { state, limit })).await?;
         let mut jobs = Vec::new();
@@ -138,7 +160,9 @@ impl Client {
                     };
                     jobs.extend(more);
                 }
-                Piece::Begin(_) | Piece::Data { .. } => return Err(RequestError::Unexpected { expected }),
+                Piece::Begin(_) | Piece::Data { .. } => {
+                    return Err(RequestError::Unexpected { expected });
+                }
             }
         }
         Ok(jobs)
@@ -168,8 +192,14 @@ impl Client {
                 Piece::Control(_) => return Err(RequestError::Unexpected { expected }),
             }
         }
-        let owned = |list: &[u8]| split(list).map(|entries| entries.into_iter().map(<[u8]>::to_vec).collect());
-        Ok(Status { job, argv: owned(&argv)?, env: owned(&env)? })
+        let owned = |list: &[u8]| {
+            split(list).map(|entries| entries.into_iter().map(<[u8]>::to_vec).collect())
+        };
+        Ok(Status {
+            job,
+            argv: owned(&argv)?,
+            env: owned(&env)?,
+        })
     }
 
     /// Output of one job.
@@ -184,9 +214,20 @@ impl Client {
     ///
     /// # Errors
     /// [`RequestError`].
-    pub async fn stop(&self, job: impl Into<JobRef>, signal: StopSignal) -> Result<Box<Job>, RequestError> {
+    pub async fn stop(
+        &self,
+        job: impl Into<JobRef>,
+        signal: StopSignal,
+    ) -> Result<Box<Job>, RequestError> {
         let expected = "a stopped job";
-        let mut incoming = ask(&self.link, &Request::Stop(Stop { job: job.into(), signal })).await?;
+        let mut incoming = ask(
+            &self.link,
+            &Request::Stop(Stop {
+                job: job.into(),
+                signal,
+            }),
+        )
+        .await?;
         let Reply::Done(job) = incoming.reply(expected).await? else {
             return Err(RequestError::Unexpected { expected });
         };
@@ -210,9 +251,18 @@ impl Client {
     ///
     /// # Errors
     /// [`RequestError`]; a refusal comes out of the first [`Arrivals::next`].
-    pub async fn copy(&self, job: impl Into<JobRef>, path: impl Into<Vec<u8>>) -> Result<Arrivals, RequestError> {
-        let copy = Copy { job: job.into(), path: path.into() };
-        ask(&self.link, &Request::Copy(copy)).await.map(Arrivals::new)
+    pub async fn copy(
+        &self,
+        job: impl Into<JobRef>,
+        path: impl Into<Vec<u8>>,
+    ) -> Result<Arrivals, RequestError> {
+        let copy = Copy {
+            job: job.into(),
+            path: path.into(),
+        };
+        ask(&self.link, &Request::Copy(copy))
+            .await
+            .map(Arrivals::new)
     }
 
     /// What the server is and who it takes us for.
@@ -269,7 +319,11 @@ async fn upload_until_accepted(
     }
 }
 
-async fn send_tree(mut outgoing: Outgoing, tree: &Tree, mut progress: impl FnMut(u64)) -> Result<(), RequestError> {
+async fn send_tree(
+    mut outgoing: Outgoing,
+    tree: &Tree,
+    mut progress: impl FnMut(u64),
+) -> Result<(), RequestError> {
     let mut blobs = upload::read(tree);
     let mut sent = 0;
     while let Some(blob) = blobs.next().await {

@@ -6,17 +6,26 @@
 //! out of the first request.
 
 use std::{
+    convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
 
-use quinn::{ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use nix::sys::socket::{setsockopt, sockopt};
+use quinn::{
+    ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
+    congestion::CubicConfig,
+};
 use thiserror::Error;
 use tokio::time;
 
-use crate::{config::Node, tls};
+use crate::{
+    config::Node,
+    loopback::{self, Loopback},
+    tls,
+};
 
 /// How long a server may take to answer a handshake.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -34,6 +43,12 @@ const STREAM_WINDOW: u32 = 2 << 20;
 const MTU: u16 = 1_452;
 /// Largest UDP payload: loopback has no smaller limit.
 const MTU_LOOPBACK: u16 = 65_527;
+/// Between hearing that a server on this machine is gone and giving it up.
+const LAST_WORDS: Duration = Duration::from_millis(2);
+/// Packets of [`loopback::PAYLOAD_MAX`] that may be under way before the first is acknowledged.
+const PACKETS_AT_FIRST: u64 = 4;
+/// Receive buffer of the socket.
+const SOCKET_BYTES: usize = 4 << 20;
 /// Guess of the round trip on one machine before the first is measured. Generous: a busy host may take
 /// milliseconds to answer, and a retransmission would only add to its load.
 const RTT_LOOPBACK: Duration = Duration::from_millis(20);
@@ -132,7 +147,10 @@ pub enum ConnectError {
         why: Distrust,
     },
     /// The other side speaks another protocol or version.
-    #[error("{address} does not speak {}", String::from_utf8_lossy(proto_rkyv::ALPN))]
+    #[error(
+        "{address} does not speak {}",
+        String::from_utf8_lossy(proto_rkyv::ALPN)
+    )]
     OtherProtocol {
         /// As it stands in the client file.
         address: String,
@@ -164,10 +182,25 @@ pub(crate) struct Link {
     pub(crate) connection: quinn::Connection,
     pub(crate) endpoint: Endpoint,
     pub(crate) address: Arc<str>,
+    /// The socket, when the server is on this machine.
+    loopback: Option<Arc<Loopback>>,
 }
 
 impl Link {
     pub(crate) fn lost(&self, error: ConnectionError) -> ConnectError {
+        let closed_by_us = matches!(error, ConnectionError::LocallyClosed);
+        if closed_by_us
+            && self
+                .loopback
+                .as_ref()
+                .is_some_and(|loopback| loopback.is_refused())
+        {
+            let address = self.address.to_string();
+            return ConnectError::Unreachable {
+                address,
+                why: Unreachable::Refused,
+            };
+        }
         ConnectError::from_quinn(&self.address, error, false)
     }
 }
@@ -175,8 +208,10 @@ impl Link {
 /// Connects to the first of the node's addresses that answers.
 pub(crate) async fn connect(node: &Node) -> Result<Link, ConnectError> {
     let address = &node.address;
-    let tls = tls::client(node)
-        .map_err(|source| ConnectError::Credentials { address: address.clone(), source })?;
+    let tls = tls::client(node).map_err(|source| ConnectError::Credentials {
+        address: address.clone(),
+        source,
+    })?;
     let mut last = None;
     for peer in resolve(address).await? {
         match connect_to(address, peer, &tls).await {
@@ -195,7 +230,12 @@ async fn resolve(address: &str) -> Result<Vec<SocketAddr>, ConnectError> {
         return Ok(vec![peer]);
     }
     let found = tokio::net::lookup_host(address).await;
-    found.map(Iterator::collect).map_err(|source| ConnectError::Address { address: address.into(), source })
+    found
+        .map(Iterator::collect)
+        .map_err(|source| ConnectError::Address {
+            address: address.into(),
+            source,
+        })
 }
 
 async fn connect_to(
@@ -203,8 +243,12 @@ async fn connect_to(
     peer: SocketAddr,
     tls: &Arc<quinn::crypto::rustls::QuicClientConfig>,
 ) -> Result<Link, ConnectError> {
-    let unreachable = |why| ConnectError::Unreachable { address: address.into(), why };
-    let mut endpoint = open(peer).map_err(|error| unreachable(Unreachable::Network(error)))?;
+    let unreachable = |why| ConnectError::Unreachable {
+        address: address.into(),
+        why,
+    };
+    let (mut endpoint, loopback) =
+        open(peer).map_err(|error| unreachable(Unreachable::Network(error)))?;
     let mut config = quinn::ClientConfig::new(tls.clone());
     config.transport_config(Arc::new(transport(peer)));
     endpoint.set_default_client_config(config);
@@ -214,32 +258,67 @@ async fn connect_to(
     let connection = tokio::select! {
         biased;
         done = connecting => done.map_err(|error| ConnectError::from_quinn(address, error, true))?,
-        why = nobody_there(peer) => return Err(unreachable(why)),
+        why = nobody_there(peer, loopback.as_deref()) => return Err(unreachable(why)),
     };
-    Ok(Link { connection, endpoint, address: address.into() })
+    if let Some(loopback) = loopback.clone() {
+        tokio::spawn(close_when_refused(connection.clone(), loopback));
+    }
+    Ok(Link {
+        connection,
+        endpoint,
+        address: address.into(),
+        loopback,
+    })
 }
 
-/// Ends when it is clear that nobody will answer. QUIC's own socket is not connected and so never hears
-/// that a port is closed; one datagram of a byte, which no server answers, on a connected one does.
-async fn nobody_there(peer: SocketAddr) -> Unreachable {
-    time::sleep(PROBE_AFTER).await;
-    match time::timeout(CONNECT_MAX, refused(peer)).await {
+/// Closes the connection when the server is gone, rather than wait for its silence to last.
+async fn close_when_refused(connection: quinn::Connection, loopback: Arc<Loopback>) {
+    let refused = async {
+        loopback.refused().await;
+        // The kernel tells errors before packets; the server's last words may be among those.
+        time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = refused => connection.close(0u32.into(), b""),
+        _ = connection.closed() => {}
+    }
+}
+
+/// Ends when it is clear that nobody will answer. A connected socket hears it from the kernel; quinn's own
+/// is not connected, so one datagram of a byte, which no server answers, is sent on one that is.
+async fn nobody_there(peer: SocketAddr, loopback: Option<&Loopback>) -> Unreachable {
+    let refused = async {
+        match loopback {
+            Some(loopback) => {
+                loopback.refused().await;
+                io::ErrorKind::ConnectionRefused.into()
+            }
+            None => {
+                time::sleep(PROBE_AFTER).await;
+                probe(peer).await
+            }
+        }
+    };
+    match time::timeout(CONNECT_MAX, refused).await {
         Ok(error) if error.kind() == io::ErrorKind::ConnectionRefused => Unreachable::Refused,
         Ok(error) => Unreachable::Network(error),
         Err(_) => Unreachable::Silent,
     }
 }
 
-async fn refused(peer: SocketAddr) -> io::Error {
-    let probe = async {
+/// Ends with what the kernel says about packets to `peer`.
+async fn probe(peer: SocketAddr) -> io::Error {
+    let sending = async {
         let socket = tokio::net::UdpSocket::bind(any_port(peer)).await?;
         socket.connect(peer).await?;
         loop {
             socket.send(&[0]).await?;
-            let _ = time::timeout(Duration::from_secs(1), socket.recv(&mut [0; 64])).await.unwrap_or(Ok(0))?;
+            let _ = time::timeout(Duration::from_secs(1), socket.recv(&mut [0; 64]))
+                .await
+                .unwrap_or(Ok(0))?;
         }
     };
-    let Err::<std::convert::Infallible, _>(error) = probe.await;
+    let Err::<Infallible, _>(error) = sending.await;
     error
 }
 
@@ -250,23 +329,55 @@ fn any_port(peer: SocketAddr) -> SocketAddr {
     }
 }
 
-fn open(peer: SocketAddr) -> io::Result<Endpoint> {
+fn open(peer: SocketAddr) -> io::Result<(Endpoint, Option<Arc<Loopback>>)> {
     let socket = UdpSocket::bind(any_port(peer))?;
+    enlarge(&socket);
     let mut config = EndpointConfig::default();
     if is_loopback(peer) {
-        config.max_udp_payload_size(MTU_LOOPBACK).expect("the largest payload is within QUIC's range");
+        config
+            .max_udp_payload_size(MTU_LOOPBACK)
+            .expect("the largest payload is within QUIC's range");
     }
-    Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime))
+    let runtime = Arc::new(quinn::TokioRuntime);
+    if !has_large_packets(peer) {
+        return Ok((Endpoint::new(config, None, socket, runtime)?, None));
+    }
+    let loopback = Loopback::new(socket, peer)?;
+    let endpoint = Endpoint::new_with_abstract_socket(config, None, loopback.clone(), runtime)?;
+    Ok((endpoint, Some(loopback)))
+}
+
+/// Room for bursts: by default a socket takes three packets of loopback size. As far as this machine lets us.
+fn enlarge(socket: &UdpSocket) {
+    #[cfg(target_os = "linux")]
+    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BYTES).is_ok() {
+        return;
+    }
+    let _ = setsockopt(socket, sockopt::RcvBuf, &SOCKET_BYTES);
 }
 
 fn is_loopback(peer: SocketAddr) -> bool {
     peer.ip().to_canonical().is_loopback()
 }
 
+/// Whether packets of [`loopback::PAYLOAD_MAX`] can be counted on from the start.
+fn has_large_packets(peer: SocketAddr) -> bool {
+    cfg!(target_os = "linux") && is_loopback(peer)
+}
+
 fn transport(peer: SocketAddr) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(if is_loopback(peer) { MTU_LOOPBACK } else { MTU });
+    if has_large_packets(peer) {
+        // Nothing to discover: probes of 64 KiB would only be in the way of a short request.
+        discovery.upper_bound(loopback::PAYLOAD_MAX);
+        transport.initial_mtu(loopback::PAYLOAD_MAX);
+        // The usual initial window is smaller than one such packet, and nothing would ever be sent.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(PACKETS_AT_FIRST * u64::from(loopback::PAYLOAD_MAX));
+        transport.congestion_controller_factory(Arc::new(congestion));
+    }
     if is_loopback(peer) {
         transport.initial_rtt(RTT_LOOPBACK);
     }
@@ -292,13 +403,20 @@ impl ConnectError {
             ConnectionError::VersionMismatch => Self::OtherProtocol { address },
             ConnectionError::TransportError(ref ours) => match alert(ours.code) {
                 Some(alert) => Self::from_alert(address, Side::Server, alert, &ours.reason),
-                None => Self::Lost { address, source: error },
+                None => Self::Lost {
+                    address,
+                    source: error,
+                },
             },
             ConnectionError::ConnectionClosed(ref theirs) => {
                 let reason = String::from_utf8_lossy(&theirs.reason).into_owned();
                 match alert(theirs.error_code) {
                     Some(alert) => Self::from_alert(address, Side::Client, alert, &reason),
-                    None => Self::Closed { address, code: theirs.error_code.into(), reason },
+                    None => Self::Closed {
+                        address,
+                        code: theirs.error_code.into(),
+                        reason,
+                    },
                 }
             }
             ConnectionError::ApplicationClosed(theirs) => Self::Closed {
@@ -306,11 +424,17 @@ impl ConnectError {
                 code: theirs.error_code.into_inner(),
                 reason: String::from_utf8_lossy(&theirs.reason).into_owned(),
             },
-            ConnectionError::TimedOut if connecting => Self::Unreachable { address, why: Unreachable::Silent },
+            ConnectionError::TimedOut if connecting => Self::Unreachable {
+                address,
+                why: Unreachable::Silent,
+            },
             ConnectionError::Reset
             | ConnectionError::TimedOut
             | ConnectionError::LocallyClosed
-            | ConnectionError::CidsExhausted => Self::Lost { address, source: error },
+            | ConnectionError::CidsExhausted => Self::Lost {
+                address,
+                source: error,
+            },
         }
     }
 
@@ -335,5 +459,7 @@ impl ConnectError {
 
 /// The TLS alert in a QUIC error code (RFC 9001, section 4.8).
 fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
-    u64::from(code).checked_sub(0x100).and_then(|alert| u8::try_from(alert).ok())
+    u64::from(code)
+        .checked_sub(0x100)
+        .and_then(|alert| u8::try_from(alert).ok())
 }

@@ -44,9 +44,22 @@ pub(crate) enum Sent {
 
 /// Opens a stream and sends `frames` on it.
 pub(crate) async fn open(link: &Link, frames: Bytes) -> Result<(Outgoing, Incoming), RequestError> {
-    let (send, recv) = link.connection.open_bi().await.map_err(|error| link.lost(error))?;
-    let mut outgoing = Outgoing { send, finished: false, link: link.clone() };
-    let incoming = Incoming { recv, reader: Reader::default(), ready: VecDeque::new(), link: link.clone() };
+    let (send, recv) = link
+        .connection
+        .open_bi()
+        .await
+        .map_err(|error| link.lost(error))?;
+    let mut outgoing = Outgoing {
+        send,
+        finished: false,
+        link: link.clone(),
+    };
+    let incoming = Incoming {
+        recv,
+        reader: Reader::default(),
+        ready: VecDeque::new(),
+        link: link.clone(),
+    };
     outgoing.send(frames).await?;
     Ok((outgoing, incoming))
 }
@@ -62,7 +75,8 @@ pub(crate) async fn ask(link: &Link, request: &Request) -> Result<Incoming, Requ
 /// Appends `payload` as frames of `kind`, each at most [`DATA_BYTES_MAX`].
 pub(crate) fn push_frames(out: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
     for part in payload.chunks(DATA_BYTES_MAX as usize) {
-        let len = u32::try_from(part.len()).expect("chunks() keeps parts within the limit of a frame");
+        let len =
+            u32::try_from(part.len()).expect("chunks() keeps parts within the limit of a frame");
         out.extend_from_slice(&header_bytes(&Header::new(kind, len)));
         out.extend_from_slice(part);
     }
@@ -73,7 +87,9 @@ impl Outgoing {
     pub(crate) async fn send(&mut self, bytes: Bytes) -> Result<Sent, RequestError> {
         match self.send.write_chunk(bytes).await {
             Ok(()) => Ok(Sent::Yes),
-            Err(WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected) => Ok(Sent::Unwanted),
+            Err(
+                WriteError::Stopped(_) | WriteError::ClosedStream | WriteError::ZeroRttRejected,
+            ) => Ok(Sent::Unwanted),
             Err(WriteError::ConnectionLost(error)) => Err(self.link.lost(error).into()),
         }
     }
@@ -129,7 +145,9 @@ impl Incoming {
     pub(crate) async fn reply(&mut self, expected: &'static str) -> Result<Reply, RequestError> {
         match self.piece().await? {
             Some(Piece::Control(archive)) => reply(&archive),
-            Some(Piece::Begin(_) | Piece::Data { .. }) => Err(RequestError::Unexpected { expected }),
+            Some(Piece::Begin(_) | Piece::Data { .. }) => {
+                Err(RequestError::Unexpected { expected })
+            }
             None => Err(RequestError::Truncated),
         }
     }
@@ -146,8 +164,12 @@ pub(crate) fn reply(archive: &[u8]) -> Result<Reply, RequestError> {
 
 fn read_error(link: &Link, error: ReadError) -> RequestError {
     match error {
-        ReadError::Reset(code) => RequestError::Aborted { code: code.into_inner() },
+        ReadError::Reset(code) => RequestError::Aborted {
+            code: code.into_inner(),
+        },
         ReadError::ConnectionLost(error) => link.lost(error).into(),
-        ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => RequestError::Truncated,
+        ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
+            RequestError::Truncated
+        }
     }
 }

@@ -30,7 +30,8 @@ pub(crate) fn collect(
 ) -> Result<Environment, Failure> {
     let mut shown = Table::default();
     for path in files {
-        let text = fs::read(path).map_err(|error| Failure::new(format!("read {}: {error}", path.display())))?;
+        let text = fs::read(path)
+            .map_err(|error| Failure::new(format!("read {}: {error}", path.display())))?;
         file(path, &text, &mut shown, &ours)?;
     }
     for entry in plain {
@@ -40,11 +41,20 @@ pub(crate) fn collect(
     for entry in secret {
         hidden.add("--secret-env", entry.as_bytes(), &ours)?;
     }
-    if let Some(name) = hidden.index.keys().find(|name| shown.index.contains_key(*name)) {
+    if let Some(name) = hidden
+        .index
+        .keys()
+        .find(|name| shown.index.contains_key(*name))
+    {
         let name = String::from_utf8_lossy(name);
-        return Err(Failure::usage(format!("{name} is given as a variable and as a secret")));
+        return Err(Failure::usage(format!(
+            "{name} is given as a variable and as a secret"
+        )));
     }
-    Ok(Environment { plain: shown.entries, secret: hidden.entries })
+    Ok(Environment {
+        plain: shown.entries,
+        secret: hidden.entries,
+    })
 }
 
 fn file(
@@ -69,14 +79,21 @@ struct Table {
 }
 
 impl Table {
-    fn add(&mut self, at: &str, entry: &[u8], ours: &impl Fn(&OsStr) -> Option<OsString>) -> Result<(), Failure> {
+    fn add(
+        &mut self,
+        at: &str,
+        entry: &[u8],
+        ours: &impl Fn(&OsStr) -> Option<OsString>,
+    ) -> Result<(), Failure> {
         let end = entry.iter().position(|byte| *byte == b'=');
         let name = &entry[..end.unwrap_or(entry.len())];
         if !is_name(name) {
             // Never the value: it may be a secret.
             let name = String::from_utf8_lossy(name).into_owned();
-            return Err(Failure::usage(format!("{at}: {name:?} is not the name of a variable"))
-                .hint("a name has letters, digits and _ and does not start with a digit"));
+            return Err(
+                Failure::usage(format!("{at}: {name:?} is not the name of a variable"))
+                    .hint("a name has letters, digits and _ and does not start with a digit"),
+            );
         }
         let whole = match end {
             Some(_) => entry.to_vec(),
@@ -87,7 +104,9 @@ impl Table {
         };
         if whole.contains(&0) {
             let name = String::from_utf8_lossy(name);
-            return Err(Failure::usage(format!("{at}: the value of {name} contains a NUL byte")));
+            return Err(Failure::usage(format!(
+                "{at}: the value of {name} contains a NUL byte"
+            )));
         }
         match self.index.get(name) {
             Some(&index) => self.entries[index] = whole,
@@ -102,7 +121,10 @@ impl Table {
 
 fn is_name(name: &[u8]) -> bool {
     let letter = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_';
-    name.first().is_some_and(letter) && name.iter().all(|byte| letter(byte) || byte.is_ascii_digit())
+    name.first().is_some_and(letter)
+        && name
+            .iter()
+            .all(|byte| letter(byte) || byte.is_ascii_digit())
 }
 
 #[cfg(test)]

@@ -42,17 +42,28 @@ pub(crate) struct Failure {
 impl Failure {
     /// Any failure that is not named in the table.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { code: code::FAILED, message: Some(message.into()), hint: None }
+        Self {
+            code: code::FAILED,
+            message: Some(message.into()),
+            hint: None,
+        }
     }
 
     /// Something was typed that makes no sense.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { code: code::USAGE, ..Self::new(message) }
+        Self {
+            code: code::USAGE,
+            ..Self::new(message)
+        }
     }
 
     /// Whoever read our output has gone, which is how `… | head` ends: success, and nothing to say.
     pub(crate) fn closed_pipe() -> Self {
-        Self { code: code::DONE, message: None, hint: None }
+        Self {
+            code: code::DONE,
+            message: None,
+            hint: None,
+        }
     }
 
     /// Whether this is [`Failure::closed_pipe`].
@@ -75,7 +86,10 @@ impl Failure {
     }
 
     fn of(code: u8, error: &dyn Error) -> Self {
-        Self { code, ..Self::new(chain(error)) }
+        Self {
+            code,
+            ..Self::new(chain(error))
+        }
     }
 }
 
@@ -108,55 +122,83 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         let named = "name one with --node, or set isDefault: true on one";
         let (code, hint) = match &error {
-            ConfigError::NotFound { .. } => {
-                (code::NOT_FOUND, Some("run `joblet init` on the server, or use --local; see `rnx config-help`"))
-            }
+            ConfigError::NotFound { .. } => (
+                code::NOT_FOUND,
+                Some("run `joblet init` on the server, or use --local; see `rnx config-help`"),
+            ),
             ConfigError::UnknownNode { .. } => (code::NOT_FOUND, None),
-            ConfigError::NotOwned { .. } => {
-                (code::FAILED, Some("name the file with --config if you trust it: it decides which server gets your jobs"))
+            ConfigError::NotOwned { .. } => (
+                code::FAILED,
+                Some(
+                    "name the file with --config if you trust it: it decides which server gets your jobs",
+                ),
+            ),
+            ConfigError::SeveralDefaults { .. } | ConfigError::NoDefault { .. } => {
+                (code::FAILED, Some(named))
             }
-            ConfigError::SeveralDefaults { .. } | ConfigError::NoDefault { .. } => (code::FAILED, Some(named)),
             ConfigError::File { .. }
             | ConfigError::Malformed { .. }
             | ConfigError::Version { .. }
             | ConfigError::Unwritable { .. }
             | ConfigError::NoNodes { .. } => (code::FAILED, None),
         };
-        Self { hint: hint.map(Into::into), ..Self::of(code, &error) }
+        Self {
+            hint: hint.map(Into::into),
+            ..Self::of(code, &error)
+        }
     }
 }
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         let hint = match &error {
-            ConnectError::Unreachable { .. } => Some("is `joblet serve` running there, and does the address in the client file fit?"),
-            ConnectError::Untrusted { why: Distrust::Expired | Distrust::NotYetValid, .. } => {
-                Some("look at the clocks of both machines, or issue a new certificate with `joblet cert issue`")
+            ConnectError::Unreachable { .. } => Some(
+                "is `joblet serve` running there, and does the address in the client file fit?",
+            ),
+            ConnectError::Untrusted {
+                why: Distrust::Expired | Distrust::NotYetValid,
+                ..
+            } => Some(
+                "look at the clocks of both machines, or issue a new certificate with `joblet cert issue`",
+            ),
+            ConnectError::Untrusted {
+                side: Side::Server, ..
+            } => Some("the client file belongs to another server, or somebody is in between"),
+            ConnectError::Untrusted {
+                side: Side::Client, ..
+            } => Some("get a client file from this server: `joblet cert issue` there"),
+            ConnectError::OtherProtocol { .. } => {
+                Some("client and server are of incompatible versions, or that is no joblet server")
             }
-            ConnectError::Untrusted { side: Side::Server, .. } => {
-                Some("the client file belongs to another server, or somebody is in between")
+            ConnectError::Lost { .. } => {
+                Some("jobs go on without us; see `rnx job list` once it is back")
             }
-            ConnectError::Untrusted { side: Side::Client, .. } => {
-                Some("get a client file from this server: `joblet cert issue` there")
-            }
-            ConnectError::OtherProtocol { .. } => Some("client and server are of incompatible versions, or that is no joblet server"),
-            ConnectError::Lost { .. } => Some("jobs go on without us; see `rnx job list` once it is back"),
-            ConnectError::Address { .. } | ConnectError::Credentials { .. } | ConnectError::Closed { .. } => None,
+            ConnectError::Address { .. }
+            | ConnectError::Credentials { .. }
+            | ConnectError::Closed { .. } => None,
         };
-        Self { hint: hint.map(Into::into), ..Self::of(code::UNREACHABLE, &error) }
+        Self {
+            hint: hint.map(Into::into),
+            ..Self::of(code::UNREACHABLE, &error)
+        }
     }
 }
 
 impl From<RequestError> for Failure {
     fn from(error: RequestError) -> Self {
         match error {
-            RequestError::Refused(Refusal { code, message, hint }) => {
-                Self { code: refusal_code(code), message: Some(message), hint }
-            }
+            RequestError::Refused(Refusal {
+                code,
+                message,
+                hint,
+            }) => Self {
+                code: refusal_code(code),
+                message: Some(message),
+                hint,
+            },
             RequestError::Connection(error) => error.into(),
-            RequestError::SpecTooLarge { .. } => {
-                Self::of(code::FAILED, &error).hint("put large data in a file and pass it with --upload")
-            }
+            RequestError::SpecTooLarge { .. } => Self::of(code::FAILED, &error)
+                .hint("put large data in a file and pass it with --upload"),
             RequestError::Upload(error) => error.into(),
             RequestError::Aborted { .. }
             | RequestError::Truncated
@@ -171,9 +213,15 @@ impl From<RequestError> for Failure {
 impl From<UploadError> for Failure {
     fn from(error: UploadError) -> Self {
         let code = match &error {
-            UploadError::Destination { .. } | UploadError::Twice { .. } | UploadError::Nameless { .. } => code::USAGE,
-            UploadError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => code::NOT_FOUND,
-            UploadError::Read { .. } | UploadError::NotAFile { .. } | UploadError::Changed { .. } => code::FAILED,
+            UploadError::Destination { .. }
+            | UploadError::Twice { .. }
+            | UploadError::Nameless { .. } => code::USAGE,
+            UploadError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                code::NOT_FOUND
+            }
+            UploadError::Read { .. }
+            | UploadError::NotAFile { .. }
+            | UploadError::Changed { .. } => code::FAILED,
         };
         Self::of(code, &error)
     }
@@ -191,7 +239,10 @@ fn refusal_code(refusal: RefusalCode) -> u8 {
         RefusalCode::NotFound => code::NOT_FOUND,
         RefusalCode::NotPermitted => code::NOT_PERMITTED,
         RefusalCode::Conflict => code::CONFLICT,
-        RefusalCode::TooLarge | RefusalCode::Unsupported | RefusalCode::Busy | RefusalCode::Failed => code::FAILED,
+        RefusalCode::TooLarge
+        | RefusalCode::Unsupported
+        | RefusalCode::Busy
+        | RefusalCode::Failed => code::FAILED,
     }
 }
 
@@ -214,8 +265,12 @@ pub(crate) fn outcome_code(outcome: &Outcome) -> u8 {
 /// What the command itself ended with, as a shell counts.
 fn own_code(outcome: &Outcome) -> Option<u8> {
     let signal = outcome.signal.and_then(|signal| u8::try_from(signal).ok());
-    let exit = outcome.exit_code.and_then(|exit| u8::try_from(exit & 0xff).ok());
-    signal.map(|signal| code::SIGNAL_BASE.saturating_add(signal)).or(exit)
+    let exit = outcome
+        .exit_code
+        .and_then(|exit| u8::try_from(exit & 0xff).ok());
+    signal
+        .map(|signal| code::SIGNAL_BASE.saturating_add(signal))
+        .or(exit)
 }
 
 /// Why a job ended, as a sentence about it; `None` when it simply exited. `ours` tells that we asked for the
@@ -238,10 +293,18 @@ pub(crate) fn outcome_message(job: &Job, ours: bool) -> Option<String> {
         Reason::Canceled => "was canceled before it began".into(),
         Reason::LogLimit => "was stopped because of too much output".into(),
         Reason::StartFailed { step, errno: 0 } => format!("could not be started: {step}"),
-        Reason::StartFailed { step, errno } => format!("could not be started: {step}: {}", errno_text(*errno)),
-        Reason::CommandNotFound => return Some(format!("{}: command not found", first_word(&job.command))),
+        Reason::StartFailed { step, errno } => {
+            format!("could not be started: {step}: {}", errno_text(*errno))
+        }
+        Reason::CommandNotFound => {
+            return Some(format!("{}: command not found", first_word(&job.command)));
+        }
         Reason::CommandNotExecutable { errno } => {
-            return Some(format!("{}: cannot be executed: {}", first_word(&job.command), errno_text(*errno)));
+            return Some(format!(
+                "{}: cannot be executed: {}",
+                first_word(&job.command),
+                errno_text(*errno)
+            ));
         }
         Reason::HostLost => "was lost with its helper processes; how it ended is not known".into(),
         Reason::DaemonDown => "was ended by `joblet down`".into(),
@@ -260,7 +323,10 @@ fn errno_text(errno: i32) -> String {
         return format!("errno {errno}");
     }
     let text = io::Error::from_raw_os_error(errno).to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+    text.split(" (os error")
+        .next()
+        .unwrap_or(&text)
+        .to_lowercase()
 }
 
 #[cfg(test)]

@@ -12,7 +12,12 @@ use crate::amount::{self, Since};
 
 /// Runs Linux jobs on a joblet server.
 #[derive(Parser, Debug)]
-#[command(name = "rnx", disable_version_flag = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "rnx",
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub(crate) struct Flags {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -20,8 +25,49 @@ pub(crate) struct Flags {
     pub(crate) verb: Option<Verb>,
 }
 
+/// `job run` alone, for [`Flags::read`].
+#[derive(Parser, Debug)]
+#[command(name = "rnx", disable_version_flag = true)]
+struct RunAlone {
+    #[command(flatten)]
+    global: Global,
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+impl Flags {
+    /// Reads a command line, the program's name first.
+    ///
+    /// Describing every command to clap costs a tenth of the time in which a whole job should be done, so
+    /// `job run` is tried by itself; whatever that cannot make sense of, help and errors included, is left
+    /// to the description of everything.
+    ///
+    /// # Errors
+    /// What clap says, help included.
+    pub(crate) fn read(words: &[OsString]) -> Result<Self, clap::Error> {
+        let own = words.len().min(1);
+        let flags = words[own..]
+            .iter()
+            .take_while(|word| *word == "--local" || *word == "--json")
+            .count();
+        let (before, after) = words.split_at(own + flags);
+        if let [job, run, after @ ..] = after
+            && job == "job"
+            && run == "run"
+            && let Ok(RunAlone { global, run }) =
+                RunAlone::try_parse_from(before.iter().chain(after))
+        {
+            return Ok(Self {
+                global,
+                verb: Some(Verb::Job(JobVerb::Run(Box::new(run)))),
+            });
+        }
+        Self::try_parse_from(words)
+    }
+}
+
 /// Flags that every command takes.
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Global {
     /// Client file to use, instead of the first one found (see `rnx config-help`)
     #[arg(long, global = true, value_name = "PATH")]
@@ -128,7 +174,7 @@ pub(crate) struct JobIds {
     pub(crate) ids: Vec<String>,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, PartialEq, Eq)]
 pub(crate) struct RunFlags {
     /// Do not wait: print the id and return
     #[arg(short, long, conflicts_with = "wait")]
@@ -182,7 +228,7 @@ pub(crate) struct RunFlags {
 macro_rules! later {
     ($($flag:ident),*) => {
         /// Flags of `job run` that this version does not have.
-        #[derive(Args, Debug, Default)]
+        #[derive(Args, Debug, Default, PartialEq, Eq)]
         pub(crate) struct Later {
             $(#[arg(long, hide = true, value_name = "VALUE")] $flag: Vec<OsString>,)*
         }
@@ -199,8 +245,19 @@ macro_rules! later {
     };
 }
 later!(
-    max_cpu, max_memory, max_iobps, max_pids, cpu_cores, volume, network, runtime, schedule, priority, idempotency_key,
-    gpu, gpu_memory
+    max_cpu,
+    max_memory,
+    max_iobps,
+    max_pids,
+    cpu_cores,
+    volume,
+    network,
+    runtime,
+    schedule,
+    priority,
+    idempotency_key,
+    gpu,
+    gpu_memory
 );
 
 #[derive(Args, Debug)]
@@ -290,7 +347,10 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 /// A group that is not given is the user's number, as in a fresh account.
 fn user(text: &str) -> Result<(u32, u32), String> {
-    let number = |text: &str| text.parse::<u32>().map_err(|_| format!("expected UID or UID:GID as numbers, not {text:?}"));
+    let number = |text: &str| {
+        text.parse::<u32>()
+            .map_err(|_| format!("expected UID or UID:GID as numbers, not {text:?}"))
+    };
     match text.split_once(':') {
         Some((uid, gid)) => Ok((number(uid)?, number(gid)?)),
         None => number(text).map(|uid| (uid, uid)),

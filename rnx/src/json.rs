@@ -37,7 +37,11 @@ pub(crate) fn job(job: &Job) -> Value {
     let id = text::id(job.id);
     let times = Times::of(job);
     let time = |ns: Option<i64>| ns.map(|ns| text::utc_time(ns.into()));
-    let labels: Map<_, _> = job.labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    let labels: Map<_, _> = job
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
     let transitions: Vec<_> = job
         .transitions
         .iter()
@@ -78,9 +82,15 @@ pub(crate) fn job(job: &Job) -> Value {
 pub(crate) fn status(status: &Status) -> Value {
     let mut value = job(&status.job);
     let variable = |entry: &Vec<u8>| {
-        let end = entry.iter().position(|byte| *byte == b'=').unwrap_or(entry.len());
+        let end = entry
+            .iter()
+            .position(|byte| *byte == b'=')
+            .unwrap_or(entry.len());
         let value = entry.get(end + 1..).unwrap_or_default();
-        (String::from_utf8_lossy(&entry[..end]).into_owned(), string(value))
+        (
+            String::from_utf8_lossy(&entry[..end]).into_owned(),
+            string(value),
+        )
     };
     value["args"] = status.argv.iter().map(|word| string(word)).collect();
     value["env"] = Value::Object(status.env.iter().map(variable).collect());
@@ -175,7 +185,10 @@ fn outcome(outcome: &Outcome) -> Value {
     })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "times below 285 years are exact to the microsecond")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "times below 285 years are exact to the microsecond"
+)]
 fn seconds(count: u64, per_second: u64) -> f64 {
     count as f64 / per_second as f64
 }
@@ -197,7 +210,13 @@ mod tests {
     fn a_record_that_is_not_text_is_base64_and_says_so() {
         let record = |bytes: &'static [u8]| {
             let bytes = Bytes::from_static(bytes);
-            record(&Output { stream: Stream::Stderr, offset: 7, time_ns: 0, bytes, left: 0 })
+            record(&Output {
+                stream: Stream::Stderr,
+                offset: 7,
+                time_ns: 0,
+                bytes,
+                left: 0,
+            })
         };
         let time = "1970-01-01T00:00:00.000000000Z";
         let expected = json!({"offset": 7, "time": time, "stream": "stderr", "data": "ä\u{1b}\n"});

@@ -15,9 +15,7 @@ mod signal;
 mod text;
 mod verb;
 
-use std::process::ExitCode;
-
-use clap::Parser;
+use std::{env, process::ExitCode};
 
 use crate::{
     exit::{Failure, code},
@@ -27,10 +25,15 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let flags = match Flags::try_parse() {
+    let words: Vec<_> = env::args_os().collect();
+    let flags = match Flags::read(&words) {
         Ok(flags) => flags,
         Err(error) => {
-            let usage = if error.use_stderr() { code::USAGE } else { code::DONE };
+            let usage = if error.use_stderr() {
+                code::USAGE
+            } else {
+                code::DONE
+            };
             let shown = Out::new(false).clap(&error);
             return shown.map_or_else(|failure| failure.code, |()| usage).into();
         }
@@ -86,13 +89,21 @@ fn job(verb: JobVerb, session: &Session) -> Result<u8, Failure> {
 
 /// The refusal of a command that this version does not have.
 fn later(command: &str, rest: &Rest) -> Failure {
-    let sub = rest.rest.first().and_then(|word| word.to_str()).filter(|word| !command.contains(' ') && !word.starts_with('-'));
+    let sub = rest
+        .rest
+        .first()
+        .and_then(|word| word.to_str())
+        .filter(|word| !command.contains(' ') && !word.starts_with('-'));
     let name = sub.map_or_else(|| command.to_owned(), |sub| format!("{command} {sub}"));
-    Failure::usage(format!("`rnx {name}` is not supported by this version of rnx yet"))
+    Failure::usage(format!(
+        "`rnx {name}` is not supported by this version of rnx yet"
+    ))
 }
 
 fn block_on(verb: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| Failure::new(format!("start: {error}")))?;
     let done = runtime.block_on(verb);
     // A reader of uploads that hangs on its disk does not keep us.

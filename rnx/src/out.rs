@@ -34,7 +34,12 @@ impl Out {
     pub(crate) fn new(json: bool) -> Self {
         let stderr_tty = io::stderr().is_terminal();
         let color = stderr_tty && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { json, stdout_tty: io::stdout().is_terminal(), stderr_tty, color }
+        Self {
+            json,
+            stdout_tty: io::stdout().is_terminal(),
+            stderr_tty,
+            color,
+        }
     }
 
     /// One line of data.
@@ -45,18 +50,27 @@ impl Out {
     /// Data as it is.
     pub(crate) fn data(self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::from)
+        stdout
+            .write_all(bytes)
+            .and_then(|()| stdout.flush())
+            .map_err(Failure::from)
     }
 
     /// One JSON value: on several lines for a person, on one for a program.
     pub(crate) fn json(self, value: &Value) -> Result<(), Failure> {
-        if self.stdout_tty { self.line(&format!("{value:#}")) } else { self.line(&value.to_string()) }
+        if self.stdout_tty {
+            self.line(&format!("{value:#}"))
+        } else {
+            self.line(&value.to_string())
+        }
     }
 
     /// A table without lines; cells are made plain.
     pub(crate) fn table(self, head: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(head.iter().copied());
+        table
+            .load_style(presets::NOTHING)
+            .set_header(head.iter().copied());
         for row in rows {
             table.add_row(row.iter().map(|cell| text::plain(cell)));
         }
@@ -82,7 +96,9 @@ impl Out {
             return None;
         }
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template("uploading {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+        let style = ProgressStyle::with_template(
+            "uploading {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Some(bar)
     }
@@ -103,7 +119,11 @@ impl Out {
         if !error.use_stderr() {
             return self.data(styled.to_string().as_bytes());
         }
-        let text = if self.color { styled.ansi().to_string() } else { styled.to_string() };
+        let text = if self.color {
+            styled.ansi().to_string()
+        } else {
+            styled.to_string()
+        };
         // Nobody to tell when standard error is gone.
         let _ = io::stderr().write_all(text.as_bytes());
         Ok(())

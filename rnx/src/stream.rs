@@ -81,7 +81,11 @@ impl Outputs {
 
     async fn next(&mut self) -> Result<Told, RequestError> {
         loop {
-            let piece = self.incoming.piece().await?.ok_or(RequestError::Truncated)?;
+            let piece = self
+                .incoming
+                .piece()
+                .await?
+                .ok_or(RequestError::Truncated)?;
             if let Some(told) = self.take(piece)? {
                 return Ok(told);
             }
@@ -90,7 +94,9 @@ impl Outputs {
 
     fn take(&mut self, piece: Piece) -> Result<Option<Told>, RequestError> {
         match piece {
-            Piece::Control(archive) => conversation::reply(&archive).map(|reply| Some(Told::Reply(reply))),
+            Piece::Control(archive) => {
+                conversation::reply(&archive).map(|reply| Some(Told::Reply(reply)))
+            }
             Piece::Begin(header) => {
                 let stream = match header.kind {
                     Kind::Stdout => Stream::Stdout,
@@ -108,7 +114,13 @@ impl Outputs {
                 };
                 let before = u64::from(header.len - left) - bytes.len() as u64;
                 let (offset, time_ns) = (header.offset.wrapping_add(before), header.time_ns);
-                Ok(Some(Told::Output(Output { stream, offset, time_ns, bytes, left })))
+                Ok(Some(Told::Output(Output {
+                    stream,
+                    offset,
+                    time_ns,
+                    bytes,
+                    left,
+                })))
             }
         }
     }
@@ -124,7 +136,11 @@ pub struct Run {
 
 impl Run {
     pub(crate) fn new(id: Id, incoming: Incoming, silent: bool) -> Self {
-        Self { id, outputs: Outputs { incoming, at: None }, ended: silent }
+        Self {
+            id,
+            outputs: Outputs { incoming, at: None },
+            ended: silent,
+        }
     }
 
     /// Its id.
@@ -170,7 +186,9 @@ impl Run {
                 return Ok(job);
             }
         }
-        Err(RequestError::Unexpected { expected: "the end of a detached job" })
+        Err(RequestError::Unexpected {
+            expected: "the end of a detached job",
+        })
     }
 
     fn event(&mut self, told: Told) -> Result<RunEvent, RequestError> {
@@ -180,7 +198,9 @@ impl Run {
                 self.ended = true;
                 Ok(RunEvent::Ended(job))
             }
-            Told::Reply(_) => Err(RequestError::Unexpected { expected: "the end of a job" }),
+            Told::Reply(_) => Err(RequestError::Unexpected {
+                expected: "the end of a job",
+            }),
         }
     }
 }
@@ -194,7 +214,10 @@ pub struct Logs {
 
 impl Logs {
     pub(crate) fn new(incoming: Incoming) -> Self {
-        Self { outputs: Outputs { incoming, at: None }, ended: false }
+        Self {
+            outputs: Outputs { incoming, at: None },
+            ended: false,
+        }
     }
 
     /// The next event, or `None` after [`LogEvent::End`].
@@ -231,7 +254,9 @@ impl Logs {
                 self.ended = true;
                 Ok(LogEvent::End { dropped })
             }
-            Told::Reply(_) => Err(RequestError::Unexpected { expected: "the end of a log" }),
+            Told::Reply(_) => Err(RequestError::Unexpected {
+                expected: "the end of a log",
+            }),
         }
     }
 }
@@ -255,7 +280,10 @@ pub struct Arrivals {
 
 impl Arrivals {
     pub(crate) fn new(incoming: Incoming) -> Self {
-        Self { incoming, ended: false }
+        Self {
+            incoming,
+            ended: false,
+        }
     }
 
     /// The next piece, or `None` when the tree is complete.
@@ -267,14 +295,21 @@ impl Arrivals {
     /// Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Result<Option<Arrival>, RequestError> {
         while !self.ended {
-            match self.incoming.piece().await?.ok_or(RequestError::Truncated)? {
+            match self
+                .incoming
+                .piece()
+                .await?
+                .ok_or(RequestError::Truncated)?
+            {
                 Piece::Control(archive) => match entry(&archive)? {
                     Upload::End => self.ended = true,
                     entry @ (Upload::Dir { .. } | Upload::File { .. } | Upload::Symlink { .. }) => {
                         return Ok(Some(Arrival::Entry(entry)));
                     }
                 },
-                Piece::Begin(Header { kind: Kind::File, .. }) => {}
+                Piece::Begin(Header {
+                    kind: Kind::File, ..
+                }) => {}
                 Piece::Begin(_) => return Err(RequestError::Unexpected { expected: "files" }),
                 Piece::Data { bytes, .. } => return Ok(Some(Arrival::Data(bytes))),
             }
@@ -306,17 +341,45 @@ mod tests {
         check_entry(Upload::End);
         for len in 0..40 {
             let path = vec![b'a'; len];
-            check_entry(Upload::Dir { path: path.clone(), mode: 0 });
-            check_entry(Upload::Dir { path: path.clone(), mode: 0o777 });
-            check_entry(Upload::File { path: path.clone(), mode: 0o644, bytes: 0 });
-            check_entry(Upload::File { path: path.clone(), mode: 0, bytes: u64::MAX });
-            check_entry(Upload::Symlink { path: path.clone(), target: vec![0; len] });
-            check_entry(Upload::Symlink { path, target: Vec::new() });
+            check_entry(Upload::Dir {
+                path: path.clone(),
+                mode: 0,
+            });
+            check_entry(Upload::Dir {
+                path: path.clone(),
+                mode: 0o777,
+            });
+            check_entry(Upload::File {
+                path: path.clone(),
+                mode: 0o644,
+                bytes: 0,
+            });
+            check_entry(Upload::File {
+                path: path.clone(),
+                mode: 0,
+                bytes: u64::MAX,
+            });
+            check_entry(Upload::Symlink {
+                path: path.clone(),
+                target: vec![0; len],
+            });
+            check_entry(Upload::Symlink {
+                path,
+                target: Vec::new(),
+            });
         }
         for len in 0..40 {
             for hint in [None, Some("look elsewhere".to_owned()), Some("x".into())] {
-                for code in [RefusalCode::NotFound, RefusalCode::Invalid, RefusalCode::Failed] {
-                    let refusal = Refusal { code, message: "m".repeat(len), hint: hint.clone() };
+                for code in [
+                    RefusalCode::NotFound,
+                    RefusalCode::Invalid,
+                    RefusalCode::Failed,
+                ] {
+                    let refusal = Refusal {
+                        code,
+                        message: "m".repeat(len),
+                        hint: hint.clone(),
+                    };
                     let frame = encode(&Reply::Refused(refusal.clone())).unwrap();
                     match entry(&frame[HEADER_BYTES..]) {
                         Err(RequestError::Refused(found)) => assert_eq!(found, refusal),

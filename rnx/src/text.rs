@@ -28,8 +28,14 @@ pub(crate) fn state(state: State) -> &'static str {
 /// Whether a job in this state has ended.
 pub(crate) fn is_end(state: State) -> bool {
     match state {
-        State::Completed | State::Failed | State::Stopped | State::Timeout | State::Canceled => true,
-        State::Scheduled | State::Queued | State::Initializing | State::Running | State::Stopping => false,
+        State::Completed | State::Failed | State::Stopped | State::Timeout | State::Canceled => {
+            true
+        }
+        State::Scheduled
+        | State::Queued
+        | State::Initializing
+        | State::Running
+        | State::Stopping => false,
     }
 }
 
@@ -43,7 +49,12 @@ pub(crate) struct Times {
 
 impl Times {
     pub(crate) fn of(job: &Job) -> Self {
-        let at = |wanted: &dyn Fn(State) -> bool| job.transitions.iter().find(|t| wanted(t.state)).map(|t| t.wall_ns);
+        let at = |wanted: &dyn Fn(State) -> bool| {
+            job.transitions
+                .iter()
+                .find(|t| wanted(t.state))
+                .map(|t| t.wall_ns)
+        };
         Self {
             created: job.transitions.first().map(|t| t.wall_ns),
             started: at(&|state| state == State::Running),
@@ -65,8 +76,12 @@ pub(crate) fn now_ns() -> i64 {
 
 /// A point in time in the local zone, to the second.
 pub(crate) fn local_time(ns: i64) -> String {
-    let zoned = Timestamp::from_nanosecond(i128::from(ns)).map(|time| time.to_zoned(TimeZone::system()));
-    zoned.map_or_else(|_| "-".into(), |zoned| zoned.strftime("%Y-%m-%d %H:%M:%S").to_string())
+    let zoned =
+        Timestamp::from_nanosecond(i128::from(ns)).map(|time| time.to_zoned(TimeZone::system()));
+    zoned.map_or_else(
+        |_| "-".into(),
+        |zoned| zoned.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+    )
 }
 
 /// A point in time as RFC 3339 in UTC.
@@ -90,8 +105,12 @@ pub(crate) fn millis(ms: u64) -> String {
 
 /// A size in the largest unit that keeps it above one: `64 MB`, `1.5 GB`, `17 B`.
 pub(crate) fn bytes(bytes: u64) -> String {
-    let unit = [("TB", 40), ("GB", 30), ("MB", 20), ("KB", 10)].into_iter().find(|(_, shift)| bytes >> shift > 0);
-    let Some((name, shift)) = unit else { return format!("{bytes} B") };
+    let unit = [("TB", 40), ("GB", 30), ("MB", 20), ("KB", 10)]
+        .into_iter()
+        .find(|(_, shift)| bytes >> shift > 0);
+    let Some((name, shift)) = unit else {
+        return format!("{bytes} B");
+    };
     let tenths = (u128::from(bytes) * 10) >> shift;
     match tenths % 10 {
         0 => format!("{} {name}", tenths / 10),
@@ -103,7 +122,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
 pub(crate) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if c.is_control() {
+            out.extend(c.escape_default())
+        } else {
+            out.push(c)
+        }
     }
     out
 }
@@ -147,11 +170,17 @@ mod tests {
 
     #[test]
     fn text_from_elsewhere_cannot_move_the_cursor_or_break_a_line() {
-        assert_eq!(plain("a\u{1b}[2J\n\u{9b}b\u{7f} ä"), "a\\u{1b}[2J\\n\\u{9b}b\\u{7f} ä");
+        assert_eq!(
+            plain("a\u{1b}[2J\n\u{9b}b\u{7f} ä"),
+            "a\\u{1b}[2J\\n\\u{9b}b\\u{7f} ä"
+        );
     }
 
     #[test]
     fn times_are_printed_with_nine_digits_in_utc() {
-        assert_eq!(utc_time(1_700_000_000_000_000_001), "2023-11-14T22:13:20.000000001Z");
+        assert_eq!(
+            utc_time(1_700_000_000_000_000_001),
+            "2023-11-14T22:13:20.000000001Z"
+        );
     }
 }

@@ -66,8 +66,12 @@ pub(crate) fn client(node: &Node) -> Result<Arc<QuicClientConfig>, CredentialErr
         roots.add(authority).map_err(CredentialError::Authority)?;
     }
     let chain = certificates(&node.cert, Credential::Certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(node.key.as_bytes())
-        .map_err(|source| CredentialError::Pem { block: Credential::Key, source })?;
+    let key = PrivateKeyDer::from_pem_slice(node.key.as_bytes()).map_err(|source| {
+        CredentialError::Pem {
+            block: Credential::Key,
+            source,
+        }
+    })?;
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(CredentialError::Pair)?
@@ -77,12 +81,22 @@ pub(crate) fn client(node: &Node) -> Result<Arc<QuicClientConfig>, CredentialErr
     tls.alpn_protocols = vec![proto_rkyv::ALPN.to_vec()];
     tls.resumption = rustls::client::Resumption::disabled();
     tls.enable_early_data = false;
-    let quic = QuicClientConfig::try_from(tls).expect("the ring provider has the cipher suite of QUIC's first packet");
+    let quic = QuicClientConfig::try_from(tls)
+        .expect("the ring provider has the cipher suite of QUIC's first packet");
     Ok(Arc::new(quic))
 }
 
-fn certificates(text: &str, block: Credential) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
+fn certificates(
+    text: &str,
+    block: Credential,
+) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
     let failed = |source| CredentialError::Pem { block, source };
-    let found = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    if found.is_empty() { Err(failed(pem::Error::NoItemsFound)) } else { Ok(found) }
+    let found = CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    if found.is_empty() {
+        Err(failed(pem::Error::NoItemsFound))
+    } else {
+        Ok(found)
+    }
 }

@@ -19,7 +19,21 @@ fn durations_take_every_unit_of_the_guide() {
 
 #[test]
 fn durations_without_a_unit_or_out_of_range_are_refused() {
-    for text in ["", " ", "30", "h", "1x", "-5s", "1.5h", "5s3", "5 s", "99999999999999999999s", "18446744073709551615h", "s5", "१s"] {
+    for text in [
+        "",
+        " ",
+        "30",
+        "h",
+        "1x",
+        "-5s",
+        "1.5h",
+        "5s3",
+        "5 s",
+        "99999999999999999999s",
+        "18446744073709551615h",
+        "s5",
+        "१s",
+    ] {
         assert!(millis(text).is_err(), "{text}");
     }
 }
@@ -38,12 +52,27 @@ fn sizes_count_in_1024_and_take_decimals() {
     check("2.", 2);
     check("10 MB", 10 << 20);
     check("7B", 7);
-    check("16777215.999TB", u64::try_from((16_777_215_999u128 << 40) / 1_000).unwrap());
+    check(
+        "16777215.999TB",
+        u64::try_from((16_777_215_999u128 << 40) / 1_000).unwrap(),
+    );
 }
 
 #[test]
 fn sizes_that_are_none_are_refused() {
-    for text in ["", "MB", ".", "1.2.3", "-1", "1e6", "1PB", "16777216TB", "0x10", "1,5GB", "99999999999999999999999999999999999999999"] {
+    for text in [
+        "",
+        "MB",
+        ".",
+        "1.2.3",
+        "-1",
+        "1e6",
+        "1PB",
+        "16777216TB",
+        "0x10",
+        "1,5GB",
+        "99999999999999999999999999999999999999999",
+    ] {
         assert!(size(text).is_err(), "{text}");
     }
 }
@@ -51,16 +80,28 @@ fn sizes_that_are_none_are_refused() {
 #[test]
 fn since_is_a_duration_ago_or_a_time() {
     assert_eq!(since("10min"), Ok(Since::Ago(Duration::from_secs(600))));
-    assert_eq!(since("2026-01-31T12:00:00Z"), Ok(Since::At(1_769_860_800_000_000_000)));
-    assert_eq!(since("2026-01-31T13:00:00+01:00"), Ok(Since::At(1_769_860_800_000_000_000)));
+    assert_eq!(
+        since("2026-01-31T12:00:00Z"),
+        Ok(Since::At(1_769_860_800_000_000_000))
+    );
+    assert_eq!(
+        since("2026-01-31T13:00:00+01:00"),
+        Ok(Since::At(1_769_860_800_000_000_000))
+    );
     for local in ["2026-01-31T12:00:00", "2026-01-31 12:00:00"] {
         assert!(matches!(since(local), Ok(Since::At(_))), "{local}");
     }
     for text in ["", "yesterday", "2026-13-01T00:00:00Z", "12"] {
         assert!(since(text).is_err(), "{text}");
     }
-    assert_eq!(Since::Ago(Duration::from_secs(1)).nanos(3_000_000_000), 2_000_000_000);
-    assert_eq!(Since::Ago(Duration::from_secs(u64::MAX)).nanos(3), 3 - i64::MAX);
+    assert_eq!(
+        Since::Ago(Duration::from_secs(1)).nanos(3_000_000_000),
+        2_000_000_000
+    );
+    assert_eq!(
+        Since::Ago(Duration::from_secs(u64::MAX)).nanos(3),
+        3 - i64::MAX
+    );
 }
 
 proptest! {

@@ -39,7 +39,11 @@ impl Places {
     /// What the environment of this process says.
     #[must_use]
     pub fn from_environment() -> Self {
-        let path = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let path = |name| {
+            env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
         Self {
             variable: path("RNX_CONFIG"),
             working: Some(PathBuf::from(".")),
@@ -55,10 +59,14 @@ impl Places {
             return vec![(path.clone(), false)];
         }
         let working = self.working.iter();
-        let working = working.flat_map(|dir| [dir.join(FILE_NAME), dir.join("config").join(FILE_NAME)]);
+        let working =
+            working.flat_map(|dir| [dir.join(FILE_NAME), dir.join("config").join(FILE_NAME)]);
         let home = self.home.iter().map(|dir| dir.join(".rnx").join(FILE_NAME));
         let system = self.system.iter().map(|dir| dir.join(FILE_NAME));
-        working.map(|path| (path, true)).chain(home.chain(system).map(|path| (path, false))).collect()
+        working
+            .map(|path| (path, true))
+            .chain(home.chain(system).map(|path| (path, false)))
+            .collect()
     }
 }
 
@@ -94,9 +102,17 @@ pub struct Node {
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, node_id, is_default, .. } = self;
+        let Self {
+            address,
+            node_id,
+            is_default,
+            ..
+        } = self;
         let mut shown = f.debug_struct("Node");
-        shown.field("address", address).field("node_id", node_id).field("is_default", is_default);
+        shown
+            .field("address", address)
+            .field("node_id", node_id)
+            .field("is_default", is_default);
         shown.finish_non_exhaustive()
     }
 }
@@ -123,7 +139,11 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::Readable { path, mode } = self;
-        write!(f, "{} holds a private key and has mode {mode:04o}, should be 0600", path.display())
+        write!(
+            f,
+            "{} holds a private key and has mode {mode:04o}, should be 0600",
+            path.display()
+        )
     }
 }
 
@@ -210,7 +230,11 @@ pub enum ConfigError {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl Config {
@@ -236,32 +260,51 @@ impl Config {
         for (path, in_working) in &candidates {
             match Self::read(path, *in_working) {
                 Err(ConfigError::File { source, .. })
-                    if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-                        && places.variable.is_none() => {}
+                    if matches!(
+                        source.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) && places.variable.is_none() => {}
                 found => return found,
             }
         }
-        Err(ConfigError::NotFound { searched: candidates.into_iter().map(|(path, _)| path).collect() })
+        Err(ConfigError::NotFound {
+            searched: candidates.into_iter().map(|(path, _)| path).collect(),
+        })
     }
 
     fn read(path: &Path, in_working: bool) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::File { action: "read", path: path.into(), source };
+        let failed = |source| ConfigError::File {
+            action: "read",
+            path: path.into(),
+            source,
+        };
         // The link first: who owns the link chooses the file.
         let link = fs::symlink_metadata(path).map_err(failed)?;
         let file = fs::File::open(path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
         if in_working {
             let me = nix::unistd::geteuid().as_raw();
-            if let Some(owner) = [link.uid(), meta.uid()].into_iter().find(|owner| *owner != me) {
-                return Err(ConfigError::NotOwned { path: path.into(), owner });
+            if let Some(owner) = [link.uid(), meta.uid()]
+                .into_iter()
+                .find(|owner| *owner != me)
+            {
+                return Err(ConfigError::NotOwned {
+                    path: path.into(),
+                    owner,
+                });
             }
         }
         let mut text = String::new();
-        file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+        file.take(FILE_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
         let mut config = Self::parse(path, &text)?;
         let mode = meta.mode() & 0o7777;
         if mode & 0o077 != 0 {
-            config.warnings.push(Warning::Readable { path: path.into(), mode });
+            config.warnings.push(Warning::Readable {
+                path: path.into(),
+                mode,
+            });
         }
         Ok(config)
     }
@@ -271,21 +314,35 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] when it is malformed, of another version or without a node.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let raw: RawConfig = serde_saphyr::from_str(text)
-            .map_err(|source| ConfigError::Malformed { path: path.into(), source: Box::new(source) })?;
+        let raw: RawConfig =
+            serde_saphyr::from_str(text).map_err(|source| ConfigError::Malformed {
+                path: path.into(),
+                source: Box::new(source),
+            })?;
         if raw.version != VERSION {
-            return Err(ConfigError::Version { path: path.into(), found: raw.version });
+            return Err(ConfigError::Version {
+                path: path.into(),
+                found: raw.version,
+            });
         }
         if raw.nodes.is_empty() {
             return Err(ConfigError::NoNodes { path: path.into() });
         }
-        Ok(Self { path: path.into(), warnings: Vec::new(), nodes: raw.nodes })
+        Ok(Self {
+            path: path.into(),
+            warnings: Vec::new(),
+            nodes: raw.nodes,
+        })
     }
 
     /// A client file that does not exist yet.
     #[must_use]
     pub fn new(path: PathBuf, nodes: BTreeMap<String, Node>) -> Self {
-        Self { path, warnings: Vec::new(), nodes }
+        Self {
+            path,
+            warnings: Vec::new(),
+            nodes,
+        }
     }
 
     /// Writes it to [`Config::path`] with mode 0600, replacing what is there in one step.
@@ -293,10 +350,19 @@ impl Config {
     /// # Errors
     /// [`ConfigError::File`] and [`ConfigError::Unwritable`].
     pub fn save(&self) -> Result<(), ConfigError> {
-        let raw = RawConfig { version: VERSION.into(), nodes: self.nodes.clone() };
-        let text = serde_saphyr::to_string(&raw)
-            .map_err(|source| ConfigError::Unwritable { path: self.path.clone(), source: Box::new(source) })?;
-        let failed = |source| ConfigError::File { action: "write", path: self.path.clone(), source };
+        let raw = RawConfig {
+            version: VERSION.into(),
+            nodes: self.nodes.clone(),
+        };
+        let text = serde_saphyr::to_string(&raw).map_err(|source| ConfigError::Unwritable {
+            path: self.path.clone(),
+            source: Box::new(source),
+        })?;
+        let failed = |source| ConfigError::File {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        };
         let mut beside = self.path.clone().into_os_string();
         beside.push(".new");
         let mut options = fs::OpenOptions::new();
@@ -319,11 +385,20 @@ impl Config {
     /// [`ConfigError::SeveralDefaults`], [`ConfigError::NoDefault`].
     pub fn default_name(&self) -> Result<&str, ConfigError> {
         let names = |nodes: Vec<&String>| nodes.into_iter().cloned().collect::<Vec<_>>();
-        let marked: Vec<_> = self.nodes.iter().filter(|(_, node)| node.is_default).map(|(name, _)| name).collect();
+        let marked: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.is_default)
+            .map(|(name, _)| name)
+            .collect();
         match marked[..] {
             [only] => return Ok(only),
             [] => {}
-            [..] => return Err(ConfigError::SeveralDefaults { names: names(marked) }),
+            [..] => {
+                return Err(ConfigError::SeveralDefaults {
+                    names: names(marked),
+                });
+            }
         }
         let all: Vec<_> = self.nodes.keys().collect();
         match all[..] {
@@ -342,7 +417,10 @@ impl Config {
             Some(name) => name,
             None => self.default_name()?,
         };
-        let unknown = || ConfigError::UnknownNode { name: name.into(), known: self.nodes.keys().cloned().collect() };
+        let unknown = || ConfigError::UnknownNode {
+            name: name.into(),
+            known: self.nodes.keys().cloned().collect(),
+        };
         self.nodes.get(name).ok_or_else(unknown)
     }
 }

@@ -7,7 +7,10 @@ fn os(words: &[&str]) -> Vec<OsString> {
 }
 
 fn strings(entries: &[Vec<u8>]) -> Vec<String> {
-    entries.iter().map(|entry| String::from_utf8(entry.clone()).unwrap()).collect()
+    entries
+        .iter()
+        .map(|entry| String::from_utf8(entry.clone()).unwrap())
+        .collect()
 }
 
 fn ours(name: &OsStr) -> Option<OsString> {
@@ -23,8 +26,24 @@ fn file_with(text: &[u8]) -> tempfile::NamedTempFile {
 #[test]
 fn files_come_first_and_the_later_of_one_name_counts() {
     let file = file_with(b"# comment\n\nA=file\r\n  B= spaced \nFROM_US\nUNSET\nQ=\"kept\"");
-    let found = collect(&[file.path().into()], &os(&["A=flag", "JOB_NAME=x", "EMPTY="]), &[], ours).unwrap();
-    assert_eq!(strings(&found.plain), ["A=flag", "B= spaced ", "FROM_US=ours=1", "Q=\"kept\"", "JOB_NAME=x", "EMPTY="]);
+    let found = collect(
+        &[file.path().into()],
+        &os(&["A=flag", "JOB_NAME=x", "EMPTY="]),
+        &[],
+        ours,
+    )
+    .unwrap();
+    assert_eq!(
+        strings(&found.plain),
+        [
+            "A=flag",
+            "B= spaced ",
+            "FROM_US=ours=1",
+            "Q=\"kept\"",
+            "JOB_NAME=x",
+            "EMPTY="
+        ]
+    );
     assert_eq!(found.secret, Vec::<Vec<u8>>::new());
 }
 
@@ -44,7 +63,10 @@ fn names_that_are_none_are_refused_without_showing_a_value() {
         assert!(!failure.message.unwrap().contains("=v"), "{entry}");
     }
     let failure = collect(&[], &os(&["A=1"]), &os(&["A=2"]), ours).unwrap_err();
-    assert_eq!((failure.code, failure.message.as_deref()), (2, Some("A is given as a variable and as a secret")));
+    assert_eq!(
+        (failure.code, failure.message.as_deref()),
+        (2, Some("A is given as a variable and as a secret"))
+    );
 }
 
 #[test]
@@ -53,7 +75,18 @@ fn a_bad_line_of_a_file_is_named_by_its_number() {
     let failure = collect(&[file.path().into()], &[], &[], ours).unwrap_err();
     assert!(failure.message.unwrap().contains(":3: "));
     let file = file_with(b"A=1\0\n");
-    assert!(collect(&[file.path().into()], &[], &[], ours).unwrap_err().message.unwrap().contains("NUL"));
+    assert!(
+        collect(&[file.path().into()], &[], &[], ours)
+            .unwrap_err()
+            .message
+            .unwrap()
+            .contains("NUL")
+    );
     let missing = collect(&["/nonexistent/env".into()], &[], &[], ours).unwrap_err();
-    assert!(missing.message.unwrap().starts_with("read /nonexistent/env: "));
+    assert!(
+        missing
+            .message
+            .unwrap()
+            .starts_with("read /nonexistent/env: ")
+    );
 }

@@ -47,7 +47,11 @@ impl Escaper {
     /// Appends what is still pending: nothing will complete it.
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>) {
         for byte in std::mem::take(&mut self.pending) {
-            if byte == b'\r' { out.extend_from_slice(b"^M") } else { hex(byte, out) }
+            if byte == b'\r' {
+                out.extend_from_slice(b"^M")
+            } else {
+                hex(byte, out)
+            }
         }
     }
 

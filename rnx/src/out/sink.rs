@@ -97,7 +97,11 @@ impl Sink {
             Stream::Stderr => &mut self.stderr,
         };
         lane.push(output, &mut self.buffer);
-        if self.buffer.len() < BUFFER_BYTES { Ok(()) } else { self.flush().await }
+        if self.buffer.len() < BUFFER_BYTES {
+            Ok(())
+        } else {
+            self.flush().await
+        }
     }
 
     /// Collects the pieces of a record into one line of JSON.
@@ -108,10 +112,19 @@ impl Sink {
         }
         let bytes = std::mem::take(&mut self.record);
         let before = (bytes.len() - output.bytes.len()) as u64;
-        let whole = Output { bytes: bytes.into(), offset: output.offset.wrapping_sub(before), ..*output };
-        self.buffer.extend_from_slice(crate::json::record(&whole).to_string().as_bytes());
+        let whole = Output {
+            bytes: bytes.into(),
+            offset: output.offset.wrapping_sub(before),
+            ..*output
+        };
+        self.buffer
+            .extend_from_slice(crate::json::record(&whole).to_string().as_bytes());
         self.buffer.push(b'\n');
-        if self.buffer.len() < BUFFER_BYTES { Ok(()) } else { self.flush().await }
+        if self.buffer.len() < BUFFER_BYTES {
+            Ok(())
+        } else {
+            self.flush().await
+        }
     }
 
     /// Hands over what was taken.
@@ -139,7 +152,10 @@ impl Sink {
     /// # Errors
     /// As [`Sink::push`].
     pub(crate) async fn finish(mut self) -> Result<(), Failure> {
-        for (stream, lane) in [(Stream::Stdout, &mut self.stdout), (Stream::Stderr, &mut self.stderr)] {
+        for (stream, lane) in [
+            (Stream::Stdout, &mut self.stdout),
+            (Stream::Stderr, &mut self.stderr),
+        ] {
             let mut rest = Vec::new();
             if let Some(escaper) = &mut lane.escaper {
                 escaper.finish(&mut rest);
@@ -161,7 +177,9 @@ impl Sink {
     }
 
     fn join(&mut self) -> Result<(), Failure> {
-        let Some(Writer { buffers, thread }) = self.writer.take() else { return Ok(()) };
+        let Some(Writer { buffers, thread }) = self.writer.take() else {
+            return Ok(());
+        };
         drop(buffers);
         match thread.join() {
             Ok(written) => written.map_err(Failure::from),
@@ -210,7 +228,9 @@ impl Writer {
             }
             Ok(())
         };
-        let thread = thread::Builder::new().name("rnx-output".into()).spawn(write);
+        let thread = thread::Builder::new()
+            .name("rnx-output".into())
+            .spawn(write);
         let thread = thread.map_err(|error| Failure::new(format!("start a thread: {error}")))?;
         Ok(Self { buffers, thread })
     }

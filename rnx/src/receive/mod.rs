@@ -91,7 +91,9 @@ struct OpenFile {
     written: u64,
 }
 
-const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY
+    .union(OFlag::O_CLOEXEC)
+    .union(OFlag::O_NOFOLLOW);
 
 impl Landing {
     /// Prepares `local` for what is copied from `asked`, a path relative to `/work`. Makes nothing yet.
@@ -105,14 +107,28 @@ impl Landing {
             let name = asked.last().cloned().unwrap_or_else(|| b"work".to_vec());
             (local.to_path_buf(), name)
         } else {
-            let refused = || LandingError::Destination { path: local.into(), source: io::ErrorKind::InvalidInput.into() };
+            let refused = || LandingError::Destination {
+                path: local.into(),
+                source: io::ErrorKind::InvalidInput.into(),
+            };
             let name = local.file_name().ok_or_else(refused)?.as_bytes().to_vec();
-            let parent = local.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = local
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
             (parent.unwrap_or(Path::new(".")).to_path_buf(), name)
         };
         let root = fcntl::open(&dir, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|errno| LandingError::Destination { path: dir.clone(), source: errno.into() })?;
-        Ok(Self { asked, root, shown: dir, name, open: None })
+            .map_err(|errno| LandingError::Destination {
+                path: dir.clone(),
+                source: errno.into(),
+            })?;
+        Ok(Self {
+            asked,
+            root,
+            shown: dir,
+            name,
+            open: None,
+        })
     }
 
     /// Makes a directory, link or file; a file's contents follow.
@@ -129,9 +145,11 @@ impl Landing {
                 let mode = mode_of(*mode | 0o700);
                 match stat::mkdirat(&dir, name.as_c_str(), mode) {
                     Ok(()) => Ok(()),
-                    Err(Errno::EEXIST) => fcntl::openat(&dir, name.as_c_str(), DIRECTORY, Mode::empty())
-                        .map(drop)
-                        .map_err(|errno| self.failed(&place, errno)),
+                    Err(Errno::EEXIST) => {
+                        fcntl::openat(&dir, name.as_c_str(), DIRECTORY, Mode::empty())
+                            .map(drop)
+                            .map_err(|errno| self.failed(&place, errno))
+                    }
                     Err(errno) => Err(self.failed(&place, errno)),
                 }
             }
@@ -154,14 +172,27 @@ impl Landing {
     pub fn data(&mut self, bytes: &[u8]) -> Result<(), LandingError> {
         let found = bytes.len() as u64;
         let Some(open) = &mut self.open else {
-            return Err(LandingError::Contents { path: self.shown.clone(), expected: 0, found });
+            return Err(LandingError::Contents {
+                path: self.shown.clone(),
+                expected: 0,
+                found,
+            });
         };
         if found > open.bytes - open.written {
             let found = open.written.saturating_add(found);
-            return Err(LandingError::Contents { path: open.path.clone(), expected: open.bytes, found });
+            return Err(LandingError::Contents {
+                path: open.path.clone(),
+                expected: open.bytes,
+                found,
+            });
         }
         open.written += found;
-        open.file.write_all(bytes).map_err(|source| LandingError::Write { path: open.path.clone(), source })
+        open.file
+            .write_all(bytes)
+            .map_err(|source| LandingError::Write {
+                path: open.path.clone(),
+                source,
+            })
     }
 
     /// Says that nothing follows.
@@ -174,9 +205,11 @@ impl Landing {
 
     fn complete(&mut self) -> Result<(), LandingError> {
         match self.open.take() {
-            Some(open) if open.written != open.bytes => {
-                Err(LandingError::Contents { path: open.path, expected: open.bytes, found: open.written })
-            }
+            Some(open) if open.written != open.bytes => Err(LandingError::Contents {
+                path: open.path,
+                expected: open.bytes,
+                found: open.written,
+            }),
             Some(_) | None => Ok(()),
         }
     }
@@ -194,11 +227,19 @@ impl Landing {
         let file = fcntl::openat(&dir, name.as_c_str(), flags, mode_of(mode | 0o200));
         let file = File::from(file.map_err(|errno| self.failed(&place, errno))?);
         let path = self.shown(&place);
-        let failed = |source| LandingError::Write { path: path.clone(), source };
+        let failed = |source| LandingError::Write {
+            path: path.clone(),
+            source,
+        };
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(failed(io::ErrorKind::AlreadyExists.into()));
         }
-        self.open = Some(OpenFile { file, path, bytes, written: 0 });
+        self.open = Some(OpenFile {
+            file,
+            path,
+            bytes,
+            written: 0,
+        });
         Ok(())
     }
 
@@ -206,36 +247,55 @@ impl Landing {
     fn place(&self, path: &[u8]) -> Result<Vec<Vec<u8>>, LandingError> {
         let asked = self.asked.join(&b'/');
         let path_components = components(path, &asked)?;
-        let below = path_components.strip_prefix(&self.asked[..]).ok_or_else(|| foreign(path, &asked))?;
+        let below = path_components
+            .strip_prefix(&self.asked[..])
+            .ok_or_else(|| foreign(path, &asked))?;
         Ok(iter::once(&self.name).chain(below).cloned().collect())
     }
 
     /// Opens the directory that holds the last component, making those that are missing.
     fn leaf(&self, place: &[Vec<u8>]) -> Result<(OwnedFd, CString), LandingError> {
-        let (last, parents) = place.split_last().expect("a place has at least the name of the landing place");
+        let (last, parents) = place
+            .split_last()
+            .expect("a place has at least the name of the landing place");
         let failed = |errno| self.failed(place, errno);
-        let mut dir = self.root.try_clone().map_err(|source| LandingError::Write { path: self.shown.clone(), source })?;
+        let mut dir = self
+            .root
+            .try_clone()
+            .map_err(|source| LandingError::Write {
+                path: self.shown.clone(),
+                source,
+            })?;
         for name in parents {
             let name = c_string(name);
             match stat::mkdirat(&dir, name.as_c_str(), mode_of(0o777)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(failed(errno)),
             }
-            dir = fcntl::openat(dir.as_fd(), name.as_c_str(), DIRECTORY, Mode::empty()).map_err(failed)?;
+            dir = fcntl::openat(dir.as_fd(), name.as_c_str(), DIRECTORY, Mode::empty())
+                .map_err(failed)?;
         }
         Ok((dir, c_string(last)))
     }
 
     fn shown(&self, place: &[Vec<u8>]) -> PathBuf {
-        place.iter().fold(self.shown.clone(), |path, name| path.join(OsStr::from_bytes(name)))
+        place.iter().fold(self.shown.clone(), |path, name| {
+            path.join(OsStr::from_bytes(name))
+        })
     }
 
     fn failed(&self, place: &[Vec<u8>], errno: Errno) -> LandingError {
-        LandingError::Write { path: self.shown(place), source: errno.into() }
+        LandingError::Write {
+            path: self.shown(place),
+            source: errno.into(),
+        }
     }
 }
 
-#[allow(clippy::useless_conversion, reason = "mode_t has 32 bits on Linux and 16 on macOS")]
+#[allow(
+    clippy::useless_conversion,
+    reason = "mode_t has 32 bits on Linux and 16 on macOS"
+)]
 fn mode_of(mode: u32) -> Mode {
     Mode::from_bits_truncate((mode & 0o777).try_into().unwrap_or_default())
 }
@@ -245,8 +305,15 @@ fn c_string(name: &[u8]) -> CString {
 }
 
 fn foreign(path: &[u8], asked: &[u8]) -> LandingError {
-    let shown = |path: &[u8]| std::ffi::OsString::from_vec(path.to_vec()).to_string_lossy().into_owned();
-    LandingError::Path { path: shown(path), asked: shown(asked) }
+    let shown = |path: &[u8]| {
+        std::ffi::OsString::from_vec(path.to_vec())
+            .to_string_lossy()
+            .into_owned()
+    };
+    LandingError::Path {
+        path: shown(path),
+        asked: shown(asked),
+    }
 }
 
 /// The components of a relative path; refused when one could leave the directory it is looked up in.

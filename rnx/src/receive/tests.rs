@@ -8,15 +8,25 @@ use proptest::prelude::*;
 use super::*;
 
 fn dir(path: &str) -> Upload {
-    Upload::Dir { path: path.into(), mode: 0o755 }
+    Upload::Dir {
+        path: path.into(),
+        mode: 0o755,
+    }
 }
 
 fn file(path: &str, bytes: u64) -> Upload {
-    Upload::File { path: path.into(), mode: 0o4644, bytes }
+    Upload::File {
+        path: path.into(),
+        mode: 0o4644,
+        bytes,
+    }
 }
 
 fn link(path: &str, target: &str) -> Upload {
-    Upload::Symlink { path: path.into(), target: target.into() }
+    Upload::Symlink {
+        path: path.into(),
+        target: target.into(),
+    }
 }
 
 /// Lands a file of three bytes.
@@ -36,7 +46,10 @@ fn a_file_lands_in_a_directory_or_under_a_new_name() {
         assert_eq!(fs::read(&found).unwrap(), b"abc");
         assert_eq!(fs::metadata(&found).unwrap().mode() & 0o7000, 0);
     }
-    assert!(matches!(Landing::new(b"a", &at("missing/x")), Err(LandingError::Destination { .. })));
+    assert!(matches!(
+        Landing::new(b"a", &at("missing/x")),
+        Err(LandingError::Destination { .. })
+    ));
 }
 
 #[test]
@@ -57,16 +70,34 @@ fn a_tree_lands_whole_and_over_what_is_there() {
     assert_eq!(fs::read_link(at("l")).unwrap(), Path::new("/etc/passwd"));
     let mut landing = Landing::new(b"", here.path()).unwrap();
     land(&mut landing, "x").unwrap();
-    assert!(here.path().join("work/x").exists(), "all of /work lands as work");
+    assert!(
+        here.path().join("work/x").exists(),
+        "all of /work lands as work"
+    );
 }
 
 #[test]
 fn paths_that_were_not_asked_for_are_refused() {
     let here = tempfile::tempdir().unwrap();
     let mut landing = Landing::new(b"a", here.path()).unwrap();
-    for path in ["b", "", "a/../../x", "a/..", "/a", "a//b", "a/./b", "a/\0", "aa", "..", "a/"] {
+    for path in [
+        "b",
+        "",
+        "a/../../x",
+        "a/..",
+        "/a",
+        "a//b",
+        "a/./b",
+        "a/\0",
+        "aa",
+        "..",
+        "a/",
+    ] {
         for entry in [dir(path), file(path, 0), link(path, "t")] {
-            assert!(matches!(landing.entry(&entry), Err(LandingError::Path { .. })), "{entry:?}");
+            assert!(
+                matches!(landing.entry(&entry), Err(LandingError::Path { .. })),
+                "{entry:?}"
+            );
         }
     }
     assert_eq!(fs::read_dir(here.path()).unwrap().count(), 0);
@@ -86,7 +117,9 @@ fn no_link_is_followed_out_of_the_landing_place() {
     landing.entry(&dir("a")).unwrap();
     // Links that the server sends first.
     landing.entry(&link("a/d", target)).unwrap();
-    landing.entry(&link("a/f", victim.to_str().unwrap())).unwrap();
+    landing
+        .entry(&link("a/f", victim.to_str().unwrap()))
+        .unwrap();
     assert!(land(&mut landing, "a/d/new").is_err());
     assert!(land(&mut landing, "a/f").is_err());
     assert!(landing.entry(&dir("a/d")).is_err());
@@ -97,7 +130,10 @@ fn no_link_is_followed_out_of_the_landing_place() {
     let mut landing = Landing::new(b"b", here.path()).unwrap();
     assert!(landing.entry(&dir("b")).is_err());
     assert!(land(&mut landing, "b/new").is_err());
-    let found: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let found: Vec<_> = fs::read_dir(outside.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(found, ["victim"]);
     assert_eq!(fs::metadata(&victim).unwrap().len(), 0);
 }
@@ -106,16 +142,36 @@ fn no_link_is_followed_out_of_the_landing_place() {
 fn contents_are_exactly_as_long_as_announced() {
     let here = tempfile::tempdir().unwrap();
     let mut landing = Landing::new(b"a", here.path()).unwrap();
-    assert!(matches!(landing.data(b"x"), Err(LandingError::Contents { .. })));
+    assert!(matches!(
+        landing.data(b"x"),
+        Err(LandingError::Contents { .. })
+    ));
     landing.entry(&file("a", 3)).unwrap();
-    assert!(matches!(landing.data(b"abcd"), Err(LandingError::Contents { expected: 3, found: 4, .. })));
+    assert!(matches!(
+        landing.data(b"abcd"),
+        Err(LandingError::Contents {
+            expected: 3,
+            found: 4,
+            ..
+        })
+    ));
     landing.data(b"ab").unwrap();
-    assert!(matches!(landing.finish(), Err(LandingError::Contents { expected: 3, found: 2, .. })));
+    assert!(matches!(
+        landing.finish(),
+        Err(LandingError::Contents {
+            expected: 3,
+            found: 2,
+            ..
+        })
+    ));
     let mut landing = Landing::new(b"a", here.path()).unwrap();
     landing.entry(&file("a/x", 1)).unwrap_err();
     let mut landing = Landing::new(b"c", here.path()).unwrap();
     landing.entry(&file("c/x", 1)).unwrap();
-    assert!(matches!(landing.entry(&dir("c/y")), Err(LandingError::Contents { .. })));
+    assert!(matches!(
+        landing.entry(&dir("c/y")),
+        Err(LandingError::Contents { .. })
+    ));
 }
 
 #[test]
@@ -123,7 +179,10 @@ fn a_fifo_in_the_way_neither_blocks_nor_is_written() {
     let here = tempfile::tempdir().unwrap();
     unistd::mkfifo(&here.path().join("a"), mode_of(0o600)).unwrap();
     let mut landing = Landing::new(b"a", here.path()).unwrap();
-    assert!(matches!(landing.entry(&file("a", 0)), Err(LandingError::Write { .. })));
+    assert!(matches!(
+        landing.entry(&file("a", 0)),
+        Err(LandingError::Write { .. })
+    ));
 }
 
 proptest! {

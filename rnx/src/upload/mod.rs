@@ -55,7 +55,9 @@ pub enum UploadError {
         path: PathBuf,
     },
     /// The destination leaves `/work`.
-    #[error("upload destination {destination} is not a path below /work: it must be relative and have no `..`")]
+    #[error(
+        "upload destination {destination} is not a path below /work: it must be relative and have no `..`"
+    )]
     Destination {
         /// As it was given.
         destination: String,
@@ -116,23 +118,33 @@ impl Tree {
     /// # Errors
     /// [`UploadError`].
     pub fn add(&mut self, source: &Path, destination: Option<&OsStr>) -> Result<(), UploadError> {
-        let base = destination.map_or(Ok(Vec::new()), |destination| clean(destination.as_bytes()))?;
-        let into = destination.is_none_or(|destination| destination.is_empty() || destination.as_bytes().ends_with(b"/"));
-        let meta = fs::metadata(source)
-            .map_err(|error| UploadError::Read { action: "read", path: source.into(), source: error })?;
+        let base =
+            destination.map_or(Ok(Vec::new()), |destination| clean(destination.as_bytes()))?;
+        let into = destination.is_none_or(|destination| {
+            destination.is_empty() || destination.as_bytes().ends_with(b"/")
+        });
+        let meta = fs::metadata(source).map_err(|error| UploadError::Read {
+            action: "read",
+            path: source.into(),
+            source: error,
+        })?;
         if meta.is_dir() {
             self.parents(&base, true, source)?;
             self.walk(source, base)
         } else if meta.is_file() {
             let mut path = base;
             if into {
-                let name = source.file_name().ok_or_else(|| UploadError::Nameless { path: source.into() })?;
+                let name = source.file_name().ok_or_else(|| UploadError::Nameless {
+                    path: source.into(),
+                })?;
                 extend(&mut path, name.as_bytes());
             }
             self.parents(&path, false, source)?;
             self.file(path, source.into(), &meta, true)
         } else {
-            Err(UploadError::NotAFile { path: source.into() })
+            Err(UploadError::NotAFile {
+                path: source.into(),
+            })
         }
     }
 
@@ -171,8 +183,14 @@ impl Tree {
 
     /// The directories that lead to `path`, and `path` itself when it is to be one.
     fn parents(&mut self, path: &[u8], inclusive: bool, source: &Path) -> Result<(), UploadError> {
-        let inner = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        let ends: Vec<usize> = inner.chain((inclusive && !path.is_empty()).then_some(path.len())).collect();
+        let inner = path
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at);
+        let ends: Vec<usize> = inner
+            .chain((inclusive && !path.is_empty()).then_some(path.len()))
+            .collect();
         for end in ends {
             self.dir(path[..end].to_vec(), PARENT_MODE, source.into())?;
         }
@@ -184,9 +202,17 @@ impl Tree {
     fn walk(&mut self, root: &Path, base: Vec<u8>) -> Result<(), UploadError> {
         let mut pending = vec![(root.to_path_buf(), base)];
         while let Some((dir, at)) = pending.pop() {
-            let failed = |error| UploadError::Read { action: "list", path: dir.clone(), source: error };
+            let failed = |error| UploadError::Read {
+                action: "list",
+                path: dir.clone(),
+                source: error,
+            };
             let mut names = fs::read_dir(&dir)
-                .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>())
+                .and_then(|entries| {
+                    entries
+                        .map(|entry| entry.map(|entry| entry.file_name()))
+                        .collect::<Result<Vec<_>, _>>()
+                })
                 .map_err(failed)?;
             names.sort();
             for name in names {
@@ -203,7 +229,11 @@ impl Tree {
 
     /// Adds what a walk came across; true when it is a directory to walk.
     fn found(&mut self, source: &Path, path: Vec<u8>) -> Result<bool, UploadError> {
-        let failed = |error| UploadError::Read { action: "read", path: source.into(), source: error };
+        let failed = |error| UploadError::Read {
+            action: "read",
+            path: source.into(),
+            source: error,
+        };
         let meta = fs::symlink_metadata(source).map_err(failed)?;
         let kind = meta.file_type();
         if kind.is_dir() {
@@ -211,7 +241,11 @@ impl Tree {
         } else if kind.is_file() {
             self.file(path, source.into(), &meta, false)?;
         } else if kind.is_symlink() {
-            let target = fs::read_link(source).map_err(failed)?.as_os_str().as_bytes().to_vec();
+            let target = fs::read_link(source)
+                .map_err(failed)?
+                .as_os_str()
+                .as_bytes()
+                .to_vec();
             self.push(Upload::Symlink { path, target }, source.into(), false)?;
         } else {
             self.skipped.push(source.into());
@@ -228,22 +262,46 @@ impl Tree {
         self.push(Upload::Dir { path, mode }, source, false)
     }
 
-    fn file(&mut self, path: Vec<u8>, source: PathBuf, meta: &Metadata, follow: bool) -> Result<(), UploadError> {
+    fn file(
+        &mut self,
+        path: Vec<u8>,
+        source: PathBuf,
+        meta: &Metadata,
+        follow: bool,
+    ) -> Result<(), UploadError> {
         let bytes = meta.len();
-        self.push(Upload::File { path, mode: meta.mode() & MODE_MASK, bytes }, source, follow)?;
+        self.push(
+            Upload::File {
+                path,
+                mode: meta.mode() & MODE_MASK,
+                bytes,
+            },
+            source,
+            follow,
+        )?;
         self.bytes += bytes;
         Ok(())
     }
 
     fn push(&mut self, upload: Upload, source: PathBuf, follow: bool) -> Result<(), UploadError> {
-        if let Upload::Dir { path, .. } | Upload::File { path, .. } | Upload::Symlink { path, .. } = &upload {
+        if let Upload::Dir { path, .. } | Upload::File { path, .. } | Upload::Symlink { path, .. } =
+            &upload
+        {
             if let Some(&index) = self.taken.get(path) {
                 let destination = String::from_utf8_lossy(path).into_owned();
-                return Err(UploadError::Twice { destination, first: self.entries[index].source.clone(), second: source });
+                return Err(UploadError::Twice {
+                    destination,
+                    first: self.entries[index].source.clone(),
+                    second: source,
+                });
             }
             self.taken.insert(path.clone(), self.entries.len());
         }
-        self.entries.push(Entry { upload, source, follow });
+        self.entries.push(Entry {
+            upload,
+            source,
+            follow,
+        });
         Ok(())
     }
 }
@@ -257,7 +315,9 @@ fn extend(path: &mut Vec<u8>, name: &[u8]) {
 
 /// A destination without `.` and empty components; refused when it could leave `/work`.
 fn clean(destination: &[u8]) -> Result<Vec<u8>, UploadError> {
-    let refused = || UploadError::Destination { destination: String::from_utf8_lossy(destination).into_owned() };
+    let refused = || UploadError::Destination {
+        destination: String::from_utf8_lossy(destination).into_owned(),
+    };
     if destination.starts_with(b"/") || destination.contains(&0) {
         return Err(refused());
     }

@@ -46,7 +46,11 @@ pub(crate) fn read(tree: &Tree) -> Blobs {
     let (sender, receiver) = mpsc::channel(BLOBS_AHEAD);
     let entries = tree.entries().to_vec();
     task::spawn_blocking(move || {
-        let mut joiner = Joiner { sender, frames: Vec::with_capacity(2 * READ_BYTES), contents: 0 };
+        let mut joiner = Joiner {
+            sender,
+            frames: Vec::with_capacity(2 * READ_BYTES),
+            contents: 0,
+        };
         if let Err(Stop::Failed(error)) = joiner.join(&entries) {
             let _ = joiner.sender.blocking_send(Err(*error));
         }
@@ -97,19 +101,26 @@ impl Joiner {
 
     /// Exactly `bytes` bytes of `file`, or the error that it has changed.
     fn file(&mut self, mut file: File, source: &Path, bytes: u64) -> Result<(), Stop> {
-        let failed = |error| UploadError::Read { action: "read", path: source.into(), source: error };
+        let failed = |error| UploadError::Read {
+            action: "read",
+            path: source.into(),
+            source: error,
+        };
         let mut left = bytes;
         while left > 0 {
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(READ_BYTES);
             let start = self.frames.len();
             self.frames.resize(start + HEADER_BYTES + want, 0);
-            let count = file.read(&mut self.frames[start + HEADER_BYTES..]).map_err(failed)?;
+            let count = file
+                .read(&mut self.frames[start + HEADER_BYTES..])
+                .map_err(failed)?;
             if count == 0 {
                 return Err(changed(source, bytes, bytes - left).into());
             }
             self.frames.truncate(start + HEADER_BYTES + count);
             let len = u32::try_from(count).expect("at most READ_BYTES");
-            self.frames[start..start + HEADER_BYTES].copy_from_slice(&header_bytes(&Header::new(Kind::File, len)));
+            self.frames[start..start + HEADER_BYTES]
+                .copy_from_slice(&header_bytes(&Header::new(Kind::File, len)));
             self.contents += u64::from(len);
             left -= u64::from(len);
             self.flush_if_full()?;
@@ -121,13 +132,22 @@ impl Joiner {
     }
 
     fn flush_if_full(&mut self) -> Result<(), Stop> {
-        if self.frames.len() < READ_BYTES { Ok(()) } else { self.flush() }
+        if self.frames.len() < READ_BYTES {
+            Ok(())
+        } else {
+            self.flush()
+        }
     }
 
     fn flush(&mut self) -> Result<(), Stop> {
         let frames = std::mem::replace(&mut self.frames, Vec::with_capacity(2 * READ_BYTES)).into();
-        let blob = Blob { frames, contents: std::mem::take(&mut self.contents) };
-        self.sender.blocking_send(Ok(blob)).map_err(|_| Stop::Unwanted)
+        let blob = Blob {
+            frames,
+            contents: std::mem::take(&mut self.contents),
+        };
+        self.sender
+            .blocking_send(Ok(blob))
+            .map_err(|_| Stop::Unwanted)
     }
 }
 
@@ -135,12 +155,20 @@ impl Joiner {
 /// became a link is only followed when its name was given by a person.
 fn open(entry: &Entry, bytes: u64) -> Result<File, UploadError> {
     let path = &entry.source;
-    let failed = |error| UploadError::Read { action: "open", path: path.clone(), source: error };
+    let failed = |error| UploadError::Read {
+        action: "open",
+        path: path.clone(),
+        source: error,
+    };
     let mut flags = OFlag::O_NONBLOCK;
     if !entry.follow {
         flags |= OFlag::O_NOFOLLOW;
     }
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)
+        .map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     if !meta.is_file() {
         return Err(UploadError::NotAFile { path: path.clone() });
@@ -152,5 +180,9 @@ fn open(entry: &Entry, bytes: u64) -> Result<File, UploadError> {
 }
 
 fn changed(path: &Path, expected: u64, found: u64) -> UploadError {
-    UploadError::Changed { path: path.into(), expected, found }
+    UploadError::Changed {
+        path: path.into(),
+        expected,
+        found,
+    }
 }

@@ -18,7 +18,10 @@ fn shown(tree: &Tree) -> Vec<String> {
 
 fn put(path: &Path, bytes: usize, mode: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::File::create(path).unwrap().set_len(bytes as u64).unwrap();
+    fs::File::create(path)
+        .unwrap()
+        .set_len(bytes as u64)
+        .unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
@@ -32,14 +35,24 @@ fn sample() -> tempfile::TempDir {
     symlink("sub", at("src/dirlink")).unwrap();
     symlink("src", at("tolink")).unwrap();
     symlink("src/a.sh", at("filelink")).unwrap();
-    nix::unistd::mkfifo(&at("src/fifo"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    nix::unistd::mkfifo(
+        &at("src/fifo"),
+        nix::sys::stat::Mode::from_bits_truncate(0o600),
+    )
+    .unwrap();
     dir
 }
 
 #[test]
 fn a_directory_uploads_its_contents_and_keeps_links() {
     let dir = sample();
-    let expected = ["file a.sh 755 3", "link dirlink -> sub", "link link -> ../../etc/passwd", "dir sub 750", "file sub/b 640 5"];
+    let expected = [
+        "file a.sh 755 3",
+        "link dirlink -> sub",
+        "link link -> ../../etc/passwd",
+        "dir sub 750",
+        "file sub/b 640 5",
+    ];
     for name in ["src", "src/", "tolink"] {
         let mut tree = Tree::new();
         tree.add(&dir.path().join(name), None).unwrap();
@@ -47,8 +60,12 @@ fn a_directory_uploads_its_contents_and_keeps_links() {
         assert_eq!((tree.bytes(), tree.len(), tree.skipped().len()), (8, 5, 1));
     }
     let mut tree = Tree::new();
-    tree.add(&dir.path().join("src"), Some(OsStr::new("x//./y/"))).unwrap();
-    assert_eq!(shown(&tree)[..3], ["dir x 755", "dir x/y 755", "file x/y/a.sh 755 3"]);
+    tree.add(&dir.path().join("src"), Some(OsStr::new("x//./y/")))
+        .unwrap();
+    assert_eq!(
+        shown(&tree)[..3],
+        ["dir x 755", "dir x/y 755", "file x/y/a.sh 755 3"]
+    );
 }
 
 #[test]
@@ -56,7 +73,8 @@ fn a_file_lands_under_its_name_or_the_one_given() {
     let dir = sample();
     let check = |name: &str, destination: Option<&str>, expected: &[&str]| {
         let mut tree = Tree::new();
-        tree.add(&dir.path().join(name), destination.map(OsStr::new)).unwrap();
+        tree.add(&dir.path().join(name), destination.map(OsStr::new))
+            .unwrap();
         assert_eq!(shown(&tree), expected, "{name} {destination:?}");
     };
     check("src/a.sh", None, &["file a.sh 755 3"]);
@@ -73,7 +91,10 @@ fn destinations_that_leave_work_are_refused() {
     let dir = sample();
     for destination in ["/etc", "..", "a/../..", "../x", "a/..", "/"] {
         let added = Tree::new().add(&dir.path().join("src/a.sh"), Some(OsStr::new(destination)));
-        assert!(matches!(added, Err(UploadError::Destination { .. })), "{destination}");
+        assert!(
+            matches!(added, Err(UploadError::Destination { .. })),
+            "{destination}"
+        );
     }
 }
 
@@ -81,15 +102,33 @@ fn destinations_that_leave_work_are_refused() {
 fn what_is_no_file_or_lands_twice_is_an_error() {
     let dir = sample();
     let mut tree = Tree::new();
-    assert!(matches!(tree.add(&dir.path().join("nothing"), None), Err(UploadError::Read { .. })));
-    assert!(matches!(tree.add(&dir.path().join("src/fifo"), None), Err(UploadError::NotAFile { .. })));
+    assert!(matches!(
+        tree.add(&dir.path().join("nothing"), None),
+        Err(UploadError::Read { .. })
+    ));
+    assert!(matches!(
+        tree.add(&dir.path().join("src/fifo"), None),
+        Err(UploadError::NotAFile { .. })
+    ));
     tree.add(&dir.path().join("src/a.sh"), None).unwrap();
-    assert!(matches!(tree.add(&dir.path().join("src"), None), Err(UploadError::Twice { .. })));
+    assert!(matches!(
+        tree.add(&dir.path().join("src"), None),
+        Err(UploadError::Twice { .. })
+    ));
     let mut tree = Tree::new();
-    tree.add(&dir.path().join("src/sub"), Some(OsStr::new("d"))).unwrap();
-    tree.add(&dir.path().join("src/a.sh"), Some(OsStr::new("d/"))).unwrap();
-    assert_eq!(shown(&tree), ["dir d 755", "file d/b 640 5", "file d/a.sh 755 3"]);
-    assert!(tree.add(&dir.path().join("src/a.sh"), Some(OsStr::new("d"))).is_err(), "a file where a directory is");
+    tree.add(&dir.path().join("src/sub"), Some(OsStr::new("d")))
+        .unwrap();
+    tree.add(&dir.path().join("src/a.sh"), Some(OsStr::new("d/")))
+        .unwrap();
+    assert_eq!(
+        shown(&tree),
+        ["dir d 755", "file d/b 640 5", "file d/a.sh 755 3"]
+    );
+    assert!(
+        tree.add(&dir.path().join("src/a.sh"), Some(OsStr::new("d")))
+            .is_err(),
+        "a file where a directory is"
+    );
 }
 
 #[test]
@@ -101,7 +140,13 @@ fn hostile_names_travel_byte_exact() {
     }
     let mut tree = Tree::new();
     tree.add(dir.path(), None).unwrap();
-    let path = |upload: &Upload| if let Upload::File { path, .. } = upload { path.clone() } else { Vec::new() };
+    let path = |upload: &Upload| {
+        if let Upload::File { path, .. } = upload {
+            path.clone()
+        } else {
+            Vec::new()
+        }
+    };
     let mut found: Vec<_> = tree.uploads().map(path).collect();
     let mut expected = names.map(<[u8]>::to_vec).to_vec();
     found.sort();
@@ -111,7 +156,9 @@ fn hostile_names_travel_byte_exact() {
 
 /// Every blob of a tree, joined, or the error it ends with.
 fn frames(tree: &Tree) -> Result<Vec<u8>, crate::RequestError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let (mut blobs, mut all) = (read(tree), Vec::new());
         while let Some(blob) = blobs.next().await {
@@ -139,17 +186,25 @@ fn a_file_that_changed_since_it_was_looked_at_is_an_error() {
         fs::remove_file(&path).unwrap();
         symlink("/etc/passwd", &path).unwrap();
     };
-    assert!(changed(&swapped).starts_with("open "), "a link that took the file's place is not followed");
+    assert!(
+        changed(&swapped).starts_with("open "),
+        "a link that took the file's place is not followed"
+    );
     fs::remove_file(&path).unwrap();
     let fifo = || {
         fs::remove_file(&path).unwrap();
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     };
-    assert!(changed(&fifo).contains("neither a file"), "a FIFO that took the file's place does not block");
+    assert!(
+        changed(&fifo).contains("neither a file"),
+        "a FIFO that took the file's place does not block"
+    );
 }
 
 fn pattern(index: usize, size: usize) -> Vec<u8> {
-    (0..size).map(|at| (at * 7 + index).to_le_bytes()[0]).collect()
+    (0..size)
+        .map(|at| (at * 7 + index).to_le_bytes()[0])
+        .collect()
 }
 
 #[test]

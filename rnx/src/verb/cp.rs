@@ -24,7 +24,12 @@ pub(crate) async fn cp(flags: &CpFlags, session: &Session) -> Result<u8, Failure
 }
 
 /// Receives here and writes on a thread of its own, so that a slow disk does not stop the connection.
-async fn copy(client: &Client, job: String, path: Vec<u8>, mut landing: Landing) -> Result<(), Failure> {
+async fn copy(
+    client: &Client,
+    job: String,
+    path: Vec<u8>,
+    mut landing: Landing,
+) -> Result<(), Failure> {
     let mut arrivals = client.copy(job, path).await?;
     let (pieces, mut waiting) = mpsc::channel::<Arrival>(PIECES_AHEAD);
     let writing = task::spawn_blocking(move || {
@@ -48,7 +53,9 @@ async fn copy(client: &Client, job: String, path: Vec<u8>, mut landing: Landing)
         }
     };
     drop(pieces);
-    let written: Result<Landing, Failure> = writing.await.map_err(|error| Failure::new(format!("write: {error}")))?;
+    let written: Result<Landing, Failure> = writing
+        .await
+        .map_err(|error| Failure::new(format!("write: {error}")))?;
     received?;
     Ok(written?.finish()?)
 }
@@ -60,14 +67,22 @@ fn source(text: &OsStr) -> Result<(String, Vec<u8>), Failure> {
             .hint("only /work of a job can be copied from, for example 1f3a:/work/result.txt")
     };
     let bytes = text.as_bytes();
-    let colon = bytes.iter().position(|byte| *byte == b':').ok_or_else(usage)?;
+    let colon = bytes
+        .iter()
+        .position(|byte| *byte == b':')
+        .ok_or_else(usage)?;
     let job = str::from_utf8(&bytes[..colon]).map_err(|_| usage())?;
     let path = match &bytes[colon + 1..] {
         b"/work" => &[][..],
-        absolute if absolute.starts_with(b"/") => absolute.strip_prefix(b"/work/").ok_or_else(usage)?,
+        absolute if absolute.starts_with(b"/") => {
+            absolute.strip_prefix(b"/work/").ok_or_else(usage)?
+        }
         relative => relative,
     };
-    let components: Vec<_> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    let components: Vec<_> = path
+        .split(|byte| *byte == b'/')
+        .filter(|name| !matches!(*name, b"" | b"."))
+        .collect();
     if job.is_empty() || components.contains(&&b".."[..]) {
         return Err(usage());
     }
@@ -82,7 +97,11 @@ mod tests {
     fn a_source_is_a_job_and_a_path_below_work() {
         let check = |text: &str, expected: Option<(&str, &str)>| {
             let found = source(OsStr::new(text)).ok();
-            assert_eq!(found, expected.map(|(job, path)| (job.to_owned(), path.as_bytes().to_vec())), "{text}");
+            assert_eq!(
+                found,
+                expected.map(|(job, path)| (job.to_owned(), path.as_bytes().to_vec())),
+                "{text}"
+            );
         };
         check("1f3a:/work/a/b", Some(("1f3a", "a/b")));
         check("1f3a:/work//a/./b/", Some(("1f3a", "a/b")));
@@ -90,7 +109,15 @@ mod tests {
         check("1f3a:/work", Some(("1f3a", "")));
         check("1f3a:/work/", Some(("1f3a", "")));
         check("1f3a:", Some(("1f3a", "")));
-        for refused in ["1f3a", ":/work/a", "1f3a:/etc/passwd", "1f3a:/workshop", "1f3a:/work/../etc", "1f3a:../x", ""] {
+        for refused in [
+            "1f3a",
+            ":/work/a",
+            "1f3a:/etc/passwd",
+            "1f3a:/workshop",
+            "1f3a:/work/../etc",
+            "1f3a:../x",
+            "",
+        ] {
             check(refused, None);
         }
     }

@@ -17,13 +17,18 @@ pub(crate) async fn list(flags: &ListFlags, session: &Session) -> Result<u8, Fai
     client.close().await;
     let jobs = jobs?;
     if session.out.json {
-        session.out.json(&Value::Array(jobs.iter().map(json::job).collect()))?;
+        session
+            .out
+            .json(&Value::Array(jobs.iter().map(json::job).collect()))?;
     } else if jobs.is_empty() {
         session.out.line("No jobs found")?;
     } else {
         let now = text::now_ns();
         let rows = jobs.iter().map(|job| row(job, now)).collect();
-        session.out.table(&["ID", "NAME", "STATUS", "START TIME", "DURATION", "COMMAND"], rows)?;
+        session.out.table(
+            &["ID", "NAME", "STATUS", "START TIME", "DURATION", "COMMAND"],
+            rows,
+        )?;
     }
     Ok(code::DONE)
 }

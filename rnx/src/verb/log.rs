@@ -15,7 +15,8 @@ use crate::{
 
 pub(crate) async fn log(flags: &LogFlags, session: &Session) -> Result<u8, Failure> {
     if session.out.json && flags.timestamps {
-        return Err(Failure::usage("--timestamps and --json exclude each other").hint("JSON records carry their time"));
+        return Err(Failure::usage("--timestamps and --json exclude each other")
+            .hint("JSON records carry their time"));
     }
     let client = session.connect().await?;
     let printed = print(&client, flags, session).await;
@@ -37,7 +38,11 @@ async fn print(client: &Client, flags: &LogFlags, session: &Session) -> Result<u
         since_ns: flags.since.map(|since| since.nanos(text::now_ns())),
     };
     let mut logs = client.log(request).await?;
-    let shape = Shape { raw: flags.raw, timestamps: flags.timestamps, json: session.out.json };
+    let shape = Shape {
+        raw: flags.raw,
+        timestamps: flags.timestamps,
+        json: session.out.json,
+    };
     let mut sink = Sink::new(session.out, shape);
     let dropped = loop {
         let event = match logs.ready()? {
@@ -55,7 +60,9 @@ async fn print(client: &Client, flags: &LogFlags, session: &Session) -> Result<u
     };
     sink.finish().await?;
     if dropped > 0 {
-        session.out.warn(&format!("{dropped} bytes of output were not stored because of a limit"));
+        session.out.warn(&format!(
+            "{dropped} bytes of output were not stored because of a limit"
+        ));
     }
     Ok(code::DONE)
 }

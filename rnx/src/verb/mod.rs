@@ -31,8 +31,15 @@ impl Session {
 
     /// The client file, with its warnings said.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
-        let config = if self.global.local { Local::new().config()? } else { Config::load(self.global.config.as_deref())? };
-        config.warnings.iter().for_each(|warning| self.out.warn(&warning.to_string()));
+        let config = if self.global.local {
+            Local::new().config()?
+        } else {
+            Config::load(self.global.config.as_deref())?
+        };
+        config
+            .warnings
+            .iter()
+            .for_each(|warning| self.out.warn(&warning.to_string()));
         Ok(config)
     }
 

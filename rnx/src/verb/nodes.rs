@@ -18,13 +18,22 @@ pub(crate) fn nodes(session: &Session) -> Result<u8, Failure> {
                 "default": default == Some(name.as_str()),
             })
         };
-        session.out.json(&Value::Array(config.nodes().iter().map(node).collect()))?;
+        session
+            .out
+            .json(&Value::Array(config.nodes().iter().map(node).collect()))?;
     } else {
         let row = |(name, node): (&String, &rnx::Node)| {
-            let mark = if default == Some(name.as_str()) { "yes" } else { "" };
+            let mark = if default == Some(name.as_str()) {
+                "yes"
+            } else {
+                ""
+            };
             vec![name.clone(), node.address.clone(), mark.to_owned()]
         };
-        session.out.table(&["NAME", "ADDRESS", "DEFAULT"], config.nodes().iter().map(row).collect())?;
+        session.out.table(
+            &["NAME", "ADDRESS", "DEFAULT"],
+            config.nodes().iter().map(row).collect(),
+        )?;
     }
     Ok(code::DONE)
 }

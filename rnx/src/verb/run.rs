@@ -30,7 +30,9 @@ use crate::{
 
 pub(crate) async fn run(flags: &RunFlags, session: &Session) -> Result<u8, Failure> {
     if let Some(flag) = flags.later.given() {
-        return Err(Failure::usage(format!("{flag} is not supported by this version of rnx yet")));
+        return Err(Failure::usage(format!(
+            "{flag} is not supported by this version of rnx yet"
+        )));
     }
     let after = match (flags.detach, session.out.json, flags.wait) {
         (true, _, _) | (false, true, false) => After::Detach,
@@ -45,7 +47,11 @@ pub(crate) async fn run(flags: &RunFlags, session: &Session) -> Result<u8, Failu
         done
     };
     let done = done.await;
-    if after == After::Detach { done } else { done.map_err(Failure::attached) }
+    if after == After::Detach {
+        done
+    } else {
+        done.map_err(Failure::attached)
+    }
 }
 
 async fn submit(client: &Client, spec: &Spec, flags: &RunFlags, out: Out) -> Result<u8, Failure> {
@@ -64,7 +70,13 @@ async fn submit(client: &Client, spec: &Spec, flags: &RunFlags, out: Out) -> Res
         After::Detach => announce(client, spec, &run, out).await,
         After::Wait => watch(client, run, None, interrupts, out).await,
         After::Follow => {
-            let sink = Sink::new(out, Shape { raw: flags.raw, ..Shape::default() });
+            let sink = Sink::new(
+                out,
+                Shape {
+                    raw: flags.raw,
+                    ..Shape::default()
+                },
+            );
             watch(client, run, Some(sink), interrupts, out).await
         }
     }
@@ -72,8 +84,12 @@ async fn submit(client: &Client, spec: &Spec, flags: &RunFlags, out: Out) -> Res
 
 async fn submit_with_progress(client: &Client, spec: &Spec, out: Out) -> Result<Run, Failure> {
     let total = spec.uploads.as_ref().map_or(0, rnx::Tree::bytes);
-    let Some(bar) = out.progress(total) else { return Ok(client.submit(spec).await?) };
-    let run = client.submit_with(spec, |sent| bar.set_position(sent)).await;
+    let Some(bar) = out.progress(total) else {
+        return Ok(client.submit(spec).await?);
+    };
+    let run = client
+        .submit_with(spec, |sent| bar.set_position(sent))
+        .await;
     bar.finish_and_clear();
     Ok(run?)
 }
@@ -83,13 +99,18 @@ async fn announce(client: &Client, spec: &Spec, run: &Run, out: Out) -> Result<u
     let id = text::id(run.id());
     let found = client.status(id.as_str()).await.map_err(Failure::from);
     if let Err(failure) = &found {
-        out.warn(&format!("the job was accepted; its status: {}", failure.message.as_deref().unwrap_or("unknown")));
+        out.warn(&format!(
+            "the job was accepted; its status: {}",
+            failure.message.as_deref().unwrap_or("unknown")
+        ));
     }
     if out.json {
         let bare = || json!({"id": id, "uuid": id, "job_uuid": id, "status": null});
         out.json(&found.as_ref().map_or_else(|_| bare(), json::status))?;
     } else {
-        let state = found.as_ref().map_or("UNKNOWN", |found| text::state(found.job.state));
+        let state = found
+            .as_ref()
+            .map_or("UNKNOWN", |found| text::state(found.job.state));
         let command = text::plain(&status::command(&spec.argv));
         out.line(&format!("ID: {id}\nCommand: {command}\nStatus: {state}"))?;
     }
@@ -107,7 +128,9 @@ async fn watch(
     let id = run.id();
     let goes_on = |why: &str| {
         let id = text::id(id);
-        out.note(&format!("{why}; job {id} goes on: `rnx job log {id}`, `rnx job stop {id}`"));
+        out.note(&format!(
+            "{why}; job {id} goes on: `rnx job log {id}`, `rnx job stop {id}`"
+        ));
     };
     let mut ended = pin!(pass_on(&mut run, sink));
     let (mut stops, mut asked) = (JoinSet::new(), false);
@@ -141,12 +164,18 @@ async fn watch(
 }
 
 async fn stop(client: Client, id: String, signal: StopSignal) -> Result<(), Failure> {
-    client.stop(id, signal).await.map(drop).map_err(Failure::from)
+    client
+        .stop(id, signal)
+        .await
+        .map(drop)
+        .map_err(Failure::from)
 }
 
 /// Writes output as it comes; everything is written when this returns the job as it ended.
 async fn pass_on(run: &mut Run, sink: Option<Sink>) -> Result<Box<Job>, Failure> {
-    let Some(mut sink) = sink else { return Ok(run.ended().await?) };
+    let Some(mut sink) = sink else {
+        return Ok(run.ended().await?);
+    };
     loop {
         let event = match run.ready()? {
             Some(event) => Some(event),
@@ -171,12 +200,22 @@ fn tell(job: &Job, asked: bool, out: Out) -> Result<u8, Failure> {
     if out.json {
         out.json(&json::job(job))?;
     }
-    let exit = job.outcome.as_ref().map_or(code::NOT_STARTED, exit::outcome_code);
+    let exit = job
+        .outcome
+        .as_ref()
+        .map_or(code::NOT_STARTED, exit::outcome_code);
     if let Some(message) = exit::outcome_message(job, asked) {
-        out.failure(&Failure { code: exit, message: Some(message), hint: None });
+        out.failure(&Failure {
+            code: exit,
+            message: Some(message),
+            hint: None,
+        });
     }
     if job.log.dropped_bytes > 0 {
-        out.warn(&format!("{} bytes of output were not stored because of a limit", job.log.dropped_bytes));
+        out.warn(&format!(
+            "{} bytes of output were not stored because of a limit",
+            job.log.dropped_bytes
+        ));
     }
     Ok(exit)
 }

@@ -23,7 +23,9 @@ pub(crate) async fn status(job: &JobId, session: &Session) -> Result<u8, Failure
     if session.out.json {
         session.out.json(&json::status(&status))?;
     } else {
-        session.out.data(sections(&status, text::now_ns()).as_bytes())?;
+        session
+            .out
+            .data(sections(&status, text::now_ns()).as_bytes())?;
     }
     Ok(code::DONE)
 }
@@ -63,8 +65,14 @@ fn sections(status: &Status, now_ns: i64) -> String {
     page.line("Directory", &job.workdir);
     page.line("User", &format!("{}:{}", job.user.0, job.user.1));
     page.section("Limits");
-    page.line("Work", &format!("{} ({})", text::bytes(job.work_bytes), json::work(job.work)));
-    page.line("Timeout", &job.timeout_ms.map_or_else(|| "none".into(), text::millis));
+    page.line(
+        "Work",
+        &format!("{} ({})", text::bytes(job.work_bytes), json::work(job.work)),
+    );
+    page.line(
+        "Timeout",
+        &job.timeout_ms.map_or_else(|| "none".into(), text::millis),
+    );
     page.line("Grace", &text::millis(job.grace_ms));
     times(job, now_ns, &mut page);
     if let Some(found) = &job.outcome {
@@ -77,7 +85,10 @@ fn sections(status: &Status, now_ns: i64) -> String {
     if !status.env.is_empty() {
         page.section("Environment");
         for entry in &status.env {
-            page.put(format_args!("  {}\n", text::plain(&String::from_utf8_lossy(entry))));
+            page.put(format_args!(
+                "  {}\n",
+                text::plain(&String::from_utf8_lossy(entry))
+            ));
         }
     }
     page.0
@@ -86,11 +97,24 @@ fn sections(status: &Status, now_ns: i64) -> String {
 fn times(job: &Job, now_ns: i64, page: &mut Page) {
     let times = Times::of(job);
     page.section("Times");
-    for (name, at) in [("Created", times.created), ("Started", times.started), ("Ended", times.ended)] {
+    for (name, at) in [
+        ("Created", times.created),
+        ("Started", times.started),
+        ("Ended", times.ended),
+    ] {
         page.line(name, &at.map_or_else(|| "-".into(), text::local_time));
     }
-    page.line("Duration", &times.duration_ms(now_ns).map_or_else(|| "-".into(), text::millis));
-    let states: Vec<_> = job.transitions.iter().map(|t| text::state(t.state)).collect();
+    page.line(
+        "Duration",
+        &times
+            .duration_ms(now_ns)
+            .map_or_else(|| "-".into(), text::millis),
+    );
+    let states: Vec<_> = job
+        .transitions
+        .iter()
+        .map(|t| text::state(t.state))
+        .collect();
     page.line("States", &states.join(" → "));
 }
 
@@ -104,10 +128,20 @@ fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
         page.line("Exit code", &exit.to_string());
     }
     if let Some(signal) = outcome.signal {
-        page.line("Signal", &format!("{signal} ({})", crate::signal::name(signal)));
+        page.line(
+            "Signal",
+            &format!("{signal} ({})", crate::signal::name(signal)),
+        );
     }
     let cpu = |us: u64| text::millis(us / 1_000);
-    page.line("CPU", &format!("{} user, {} system", cpu(outcome.cpu_user_us), cpu(outcome.cpu_system_us)));
+    page.line(
+        "CPU",
+        &format!(
+            "{} user, {} system",
+            cpu(outcome.cpu_user_us),
+            cpu(outcome.cpu_system_us)
+        ),
+    );
     page.line("Wall", &text::millis(outcome.wall_ms));
     if let Some(micros) = outcome.start_micros {
         page.line("Start", &format!("{micros} µs from submit to the command"));
@@ -116,13 +150,20 @@ fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
 
 /// The command as it could be typed in a shell.
 pub(crate) fn command(argv: &[Vec<u8>]) -> String {
-    let words: Vec<_> = argv.iter().map(|word| quoted(&String::from_utf8_lossy(word))).collect();
+    let words: Vec<_> = argv
+        .iter()
+        .map(|word| quoted(&String::from_utf8_lossy(word)))
+        .collect();
     words.join(" ")
 }
 
 fn quoted(word: &str) -> String {
     let safe = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(safe) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(safe) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -131,8 +172,18 @@ mod tests {
 
     #[test]
     fn a_command_is_shown_as_it_could_be_typed() {
-        let words = |words: &[&str]| command(&words.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>());
+        let words = |words: &[&str]| {
+            command(
+                &words
+                    .iter()
+                    .map(|word| word.as_bytes().to_vec())
+                    .collect::<Vec<_>>(),
+            )
+        };
         assert_eq!(words(&["sh", "-c", "echo hi"]), "sh -c 'echo hi'");
-        assert_eq!(words(&["printf", "", "it's", "a=b"]), r"printf '' 'it'\''s' a=b");
+        assert_eq!(
+            words(&["printf", "", "it's", "a=b"]),
+            r"printf '' 'it'\''s' a=b"
+        );
     }
 }

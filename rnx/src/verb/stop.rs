@@ -12,8 +12,10 @@ use crate::{
 
 pub(crate) async fn stop(flags: &StopFlags, session: &Session) -> Result<u8, Failure> {
     if flags.grace.is_some() {
-        return Err(Failure::usage("--grace of `rnx job stop` is not supported by this version of rnx yet")
-            .hint("the job's own grace holds: `rnx job run --grace`"));
+        return Err(Failure::usage(
+            "--grace of `rnx job stop` is not supported by this version of rnx yet",
+        )
+        .hint("the job's own grace holds: `rnx job run --grace`"));
     }
     let client = session.connect().await?;
     let stopped = stop_all(&client, flags, session).await;
@@ -32,7 +34,11 @@ async fn stop_all(client: &Client, flags: &StopFlags, session: &Session) -> Resu
             Err(error) => {
                 let failure = Failure::from(error);
                 out.failure(&failure);
-                exit = if exit == code::DONE { failure.code } else { exit };
+                exit = if exit == code::DONE {
+                    failure.code
+                } else {
+                    exit
+                };
             }
         }
     }

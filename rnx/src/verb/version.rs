@@ -20,12 +20,20 @@ pub(crate) async fn version(session: &Session) -> Result<u8, Failure> {
     let out = session.out;
     if out.json {
         let client = json!({"version": OURS, "protocol": proto::VERSION});
-        out.json(&json!({"client": client, "server": node.as_deref().map_or(Value::Null, json::node)}))?;
+        out.json(
+            &json!({"client": client, "server": node.as_deref().map_or(Value::Null, json::node)}),
+        )?;
     } else {
-        out.line(&format!("client  rnx {OURS}, protocol {}", String::from_utf8_lossy(proto::ALPN)))?;
+        out.line(&format!(
+            "client  rnx {OURS}, protocol {}",
+            String::from_utf8_lossy(proto::ALPN)
+        ))?;
         if let Some(node) = &node {
             let (version, host, kernel) = (&node.version, &node.hostname, &node.kernel);
-            let line = format!("server  joblet {version} on {host}, kernel {kernel}, you are {} ({})", node.you, node.role);
+            let line = format!(
+                "server  joblet {version} on {host}, kernel {kernel}, you are {} ({})",
+                node.you, node.role
+            );
             out.line(&text::plain(&line))?;
         }
     }
@@ -33,7 +41,10 @@ pub(crate) async fn version(session: &Session) -> Result<u8, Failure> {
         None => Ok(code::DONE),
         // Without a client file nobody asked for a server.
         Some(failure) if failure.code == code::NOT_FOUND => {
-            out.note(&format!("server  none: {}", failure.message.as_deref().unwrap_or_default()));
+            out.note(&format!(
+                "server  none: {}",
+                failure.message.as_deref().unwrap_or_default()
+            ));
             Ok(code::DONE)
         }
         Some(failure) => Err(failure),

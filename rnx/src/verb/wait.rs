@@ -35,7 +35,10 @@ async fn wait_all(client: &Client, ids: &[String], session: &Session) -> Result<
     if session.out.json {
         session.out.json(&Value::Array(shown))?;
     }
-    Ok(codes.into_iter().find(|exit| *exit != code::DONE).unwrap_or(code::DONE))
+    Ok(codes
+        .into_iter()
+        .find(|exit| *exit != code::DONE)
+        .unwrap_or(code::DONE))
 }
 
 fn tell(job: Result<Box<Job>, RequestError>, session: &Session) -> Result<(u8, Value), Failure> {
@@ -54,6 +57,9 @@ fn tell(job: Result<Box<Job>, RequestError>, session: &Session) -> Result<(u8, V
     if !out.json {
         out.line(&format!("{} {}", text::id(job.id), text::state(job.state)))?;
     }
-    let exit = job.outcome.as_ref().map_or(code::FAILED, exit::outcome_code);
+    let exit = job
+        .outcome
+        .as_ref()
+        .map_or(code::FAILED, exit::outcome_code);
     Ok((exit, json::job(&job)))
 }

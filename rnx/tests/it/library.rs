@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use proto_rkyv::{
-    After, DATA_BYTES_MAX, Kind, Log, Reason, RefusalCode, Reply, Request, State, StopSignal, Streams, Submit, Upload,
-    encode, join,
+    After, DATA_BYTES_MAX, Kind, Log, Reason, RefusalCode, Reply, Request, State, StopSignal,
+    Streams, Submit, Upload, encode, join,
 };
 use rnx::{Arrival, Client, LogEvent, RequestError, RunEvent, Spec, Stream, Tree};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -12,7 +12,11 @@ use tokio::{sync::mpsc, task::JoinSet};
 use crate::server::{Asked, ID, Server, asked, data, job, refused, reply, say};
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 /// Answers every request with the same frames, and hands the requests on.
@@ -79,10 +83,19 @@ fn a_submit_carries_everything_byte_exact_and_its_events_come_in_order() {
     assert_eq!(shown, expected);
     assert_eq!(events.last(), Some(&RunEvent::Ended(ended)));
     let asked = told.try_recv().unwrap();
-    let Request::Submit(submit) = asked.request else { panic!("{:?}", asked.request) };
-    let expected = Submit { after: After::Follow, uploads: None, ..spec.submit.clone() };
+    let Request::Submit(submit) = asked.request else {
+        panic!("{:?}", asked.request)
+    };
+    let expected = Submit {
+        after: After::Follow,
+        uploads: None,
+        ..spec.submit.clone()
+    };
     assert_eq!(*submit, expected);
-    assert_eq!((asked.argv, asked.env, asked.secret_env), (spec.argv, spec.env, spec.secret_env));
+    assert_eq!(
+        (asked.argv, asked.env, asked.secret_env),
+        (spec.argv, spec.env, spec.secret_env)
+    );
     assert!(told.try_recv().is_err(), "one request");
 }
 
@@ -94,7 +107,11 @@ fn arguments_may_straddle_frames_and_have_a_limit() {
         let mut spec = Spec::detached(["true"]);
         spec.argv.extend(vec![vec![b'x'; 100_000]; 30]);
         let mut run = client.submit(&spec).await.unwrap();
-        assert_eq!(run.next().await.unwrap(), None, "a detached job has no events");
+        assert_eq!(
+            run.next().await.unwrap(),
+            None,
+            "a detached job has no events"
+        );
         assert_eq!(told.recv().await.unwrap().argv, spec.argv);
         spec.env = vec![vec![b'x'; 2 << 20]];
         match client.submit(&spec).await {
@@ -103,18 +120,28 @@ fn arguments_may_straddle_frames_and_have_a_limit() {
         }
         spec.env.clear();
         spec.submit.labels = vec![("k".into(), "v".repeat(70_000))];
-        assert!(matches!(client.submit(&spec).await, Err(RequestError::RequestTooLarge(_))));
+        assert!(matches!(
+            client.submit(&spec).await,
+            Err(RequestError::RequestTooLarge(_))
+        ));
     });
     assert!(told.try_recv().is_err(), "what is too large is not sent");
 }
 
 #[test]
 fn an_upload_arrives_whole() {
-    let (server, mut told) = scripted(vec![accepted(), reply(&Reply::Ended(job(Reason::Exited, Some(0), None)))]);
+    let (server, mut told) = scripted(vec![
+        accepted(),
+        reply(&Reply::Ended(job(Reason::Exited, Some(0), None))),
+    ]);
     let dir = tempfile::tempdir().unwrap();
     let big: Vec<u8> = (0..5_000_000u32).map(|at| ((at * 31) >> 3) as u8).collect();
     std::fs::create_dir(dir.path().join("d")).unwrap();
-    std::io::Write::write_all(&mut std::fs::File::create(dir.path().join("d/big")).unwrap(), &big).unwrap();
+    std::io::Write::write_all(
+        &mut std::fs::File::create(dir.path().join("d/big")).unwrap(),
+        &big,
+    )
+    .unwrap();
     std::os::unix::fs::symlink("big", dir.path().join("d/link")).unwrap();
     let mut tree = Tree::new();
     tree.add(dir.path(), None).unwrap();
@@ -124,15 +151,35 @@ fn an_upload_arrives_whole() {
     let mut progress = Vec::new();
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
-        let mut run = client.submit_with(&spec, |sent| progress.push(sent)).await.unwrap();
+        let mut run = client
+            .submit_with(&spec, |sent| progress.push(sent))
+            .await
+            .unwrap();
         assert_eq!(run.ended().await.unwrap().id, ID);
     });
     assert!(progress.is_sorted() && progress.last() == Some(&5_000_000) && progress.len() > 10);
     let asked = told.try_recv().unwrap();
-    let Request::Submit(submit) = asked.request else { panic!("{:?}", asked.request) };
+    let Request::Submit(submit) = asked.request else {
+        panic!("{:?}", asked.request)
+    };
     assert_eq!(submit.uploads, Some(5_000_000));
-    let paths: Vec<_> = asked.uploads.iter().map(|(upload, _)| upload.clone()).collect();
-    assert!(matches!(&paths[..], [Upload::Dir { .. }, Upload::File { bytes: 5_000_000, .. }, Upload::Symlink { .. }, Upload::End]));
+    let paths: Vec<_> = asked
+        .uploads
+        .iter()
+        .map(|(upload, _)| upload.clone())
+        .collect();
+    assert!(matches!(
+        &paths[..],
+        [
+            Upload::Dir { .. },
+            Upload::File {
+                bytes: 5_000_000,
+                ..
+            },
+            Upload::Symlink { .. },
+            Upload::End
+        ]
+    ));
     assert!(asked.uploads[1].1 == big);
 }
 
@@ -142,16 +189,30 @@ fn a_refused_upload_ends_at_once_with_the_reason() {
         // Reads nothing but the request.
         let _ = recv.read_chunk(100, true).await;
         let _ = recv.stop(9u32.into());
-        say(&mut send, [refused(RefusalCode::TooLarge, "uploads are too large")]).await;
+        say(
+            &mut send,
+            [refused(RefusalCode::TooLarge, "uploads are too large")],
+        )
+        .await;
     });
     let dir = tempfile::tempdir().unwrap();
     // Sparse, and far more than any window holds.
-    std::fs::File::create(dir.path().join("huge")).unwrap().set_len(1 << 40).unwrap();
+    std::fs::File::create(dir.path().join("huge"))
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
     let mut spec = Spec::detached(["true"]);
     let mut tree = Tree::new();
     tree.add(dir.path(), None).unwrap();
     spec.uploads = Some(tree);
-    let error = block_on(async { Client::connect(&server.node).await.unwrap().submit(&spec).await.unwrap_err() });
+    let error = block_on(async {
+        Client::connect(&server.node)
+            .await
+            .unwrap()
+            .submit(&spec)
+            .await
+            .unwrap_err()
+    });
     match error {
         RequestError::Refused(refusal) => assert_eq!(refusal.message, "uploads are too large"),
         other => panic!("{other:?}"),
@@ -163,19 +224,32 @@ fn an_upload_that_fails_here_never_looks_complete_there() {
     let (server, mut told) = scripted(vec![accepted()]);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
-    std::fs::File::create(&path).unwrap().set_len(1_000_000).unwrap();
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(1_000_000)
+        .unwrap();
     let mut spec = Spec::detached(["true"]);
     let mut tree = Tree::new();
     tree.add(dir.path(), None).unwrap();
     spec.uploads = Some(tree);
-    std::fs::File::create(&path).unwrap().set_len(999_999).unwrap();
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(999_999)
+        .unwrap();
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
-        assert!(matches!(client.submit(&spec).await, Err(RequestError::Upload(_))));
+        assert!(matches!(
+            client.submit(&spec).await,
+            Err(RequestError::Upload(_))
+        ));
         // The connection is as good as before.
         assert!(client.submit(&Spec::detached(["x"])).await.is_ok());
         let asked = told.recv().await.unwrap();
-        assert_eq!(asked.argv, [b"x".to_vec()], "the server saw the first one given up");
+        assert_eq!(
+            asked.argv,
+            [b"x".to_vec()],
+            "the server saw the first one given up"
+        );
     });
 }
 
@@ -191,7 +265,10 @@ fn a_server_that_accepts_before_the_upload_ends_gets_all_of_it() {
         }
     });
     let dir = tempfile::tempdir().unwrap();
-    std::fs::File::create(dir.path().join("f")).unwrap().set_len(3_000_000).unwrap();
+    std::fs::File::create(dir.path().join("f"))
+        .unwrap()
+        .set_len(3_000_000)
+        .unwrap();
     let mut spec = Spec::detached(["true"]);
     let mut tree = Tree::new();
     tree.add(dir.path(), None).unwrap();
@@ -207,7 +284,13 @@ fn a_server_that_accepts_before_the_upload_ends_gets_all_of_it() {
 #[test]
 fn thousands_of_requests_share_one_connection() {
     let server = Server::start(|mut send, mut recv| async move {
-        let Some(Asked { request: Request::Wait(id), .. }) = asked(&mut recv).await else { panic!("not a wait") };
+        let Some(Asked {
+            request: Request::Wait(id),
+            ..
+        }) = asked(&mut recv).await
+        else {
+            panic!("not a wait")
+        };
         let mut ended = job(Reason::Exited, Some(0), None);
         ended.name = Some(id);
         say(&mut send, [reply(&Reply::Ended(ended))]).await;
@@ -217,7 +300,12 @@ fn thousands_of_requests_share_one_connection() {
         let mut waits = JoinSet::new();
         for index in 0..3_000 {
             let client = client.clone();
-            waits.spawn(async move { (index, client.wait(format!("{index:04}")).await.unwrap().name) });
+            waits.spawn(async move {
+                (
+                    index,
+                    client.wait(format!("{index:04}")).await.unwrap().name,
+                )
+            });
         }
         let mut count = 0;
         while let Some(waited) = waits.join_next().await {
@@ -236,7 +324,10 @@ fn small_requests_have_their_answers() {
         let frames = match asked(&mut recv).await.unwrap().request {
             Request::List(list) => {
                 assert_eq!((list.state, list.limit), (Some(State::Running), Some(3)));
-                vec![reply(&Reply::Jobs(vec![*ended.clone()])), reply(&Reply::Jobs(vec![*ended.clone(), *ended]))]
+                vec![
+                    reply(&Reply::Jobs(vec![*ended.clone()])),
+                    reply(&Reply::Jobs(vec![*ended.clone(), *ended])),
+                ]
             }
             Request::Status(id) => {
                 assert_eq!(id, "1f3a");
@@ -259,9 +350,19 @@ fn small_requests_have_their_answers() {
     });
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
-        assert_eq!(client.list(Some(State::Running), Some(3)).await.unwrap().len(), 3);
+        assert_eq!(
+            client
+                .list(Some(State::Running), Some(3))
+                .await
+                .unwrap()
+                .len(),
+            3
+        );
         let status = client.status("1f3a").await.unwrap();
-        assert_eq!(status.argv, [b"sh".to_vec(), b"-c".to_vec(), b"exit".to_vec()]);
+        assert_eq!(
+            status.argv,
+            [b"sh".to_vec(), b"-c".to_vec(), b"exit".to_vec()]
+        );
         assert_eq!(status.env, [b"A=1".to_vec(), b"S=***".to_vec()]);
         assert_eq!(client.stop("1f3a", StopSignal::Int).await.unwrap().id, ID);
     });
@@ -270,11 +371,22 @@ fn small_requests_have_their_answers() {
 #[test]
 fn a_log_keeps_positions_however_frames_are_cut() {
     let payload: Vec<u8> = (0..DATA_BYTES_MAX).map(|at| (at % 251) as u8).collect();
-    let frames = vec![data(Kind::Stdout, 10, &payload), data(Kind::Stderr, 5, b"e"), reply(&Reply::LogEnd { dropped: 3 })];
+    let frames = vec![
+        data(Kind::Stdout, 10, &payload),
+        data(Kind::Stderr, 5, b"e"),
+        reply(&Reply::LogEnd { dropped: 3 }),
+    ];
     let (server, _told) = scripted(frames);
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
-        let request = Log { job: "1f3a".into(), streams: Streams::All, follow: true, offset: 0, tail_lines: None, since_ns: None };
+        let request = Log {
+            job: "1f3a".into(),
+            streams: Streams::All,
+            follow: true,
+            offset: 0,
+            tail_lines: None,
+            since_ns: None,
+        };
         let mut logs = client.log(request).await.unwrap();
         let (mut all, mut pieces) = (Vec::new(), 0);
         loop {
@@ -285,7 +397,9 @@ fn a_log_keeps_positions_however_frames_are_cut() {
                     assert_eq!(o.left as usize, payload.len() - all.len());
                     pieces += 1;
                 }
-                Some(LogEvent::Output(o)) => assert_eq!((o.offset, &o.bytes[..], o.left), (5, &b"e"[..], 0)),
+                Some(LogEvent::Output(o)) => {
+                    assert_eq!((o.offset, &o.bytes[..], o.left), (5, &b"e"[..], 0))
+                }
                 Some(LogEvent::End { dropped }) => assert_eq!(dropped, 3),
                 None => break,
             }
@@ -297,24 +411,48 @@ fn a_log_keeps_positions_however_frames_are_cut() {
 #[test]
 fn a_copied_tree_is_told_entry_by_entry_or_refused() {
     let entry = |upload: &Upload| encode(upload).unwrap();
-    let file = Upload::File { path: b"d/f".to_vec(), mode: 0o644, bytes: 3 };
-    let frames = vec![entry(&file), data(Kind::File, 0, b"abc"), entry(&Upload::End)];
+    let file = Upload::File {
+        path: b"d/f".to_vec(),
+        mode: 0o644,
+        bytes: 3,
+    };
+    let frames = vec![
+        entry(&file),
+        data(Kind::File, 0, b"abc"),
+        entry(&Upload::End),
+    ];
     let (server, mut told) = scripted(frames);
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
         let mut arrivals = client.copy("1f3a", "d").await.unwrap();
         assert_eq!(arrivals.next().await.unwrap(), Some(Arrival::Entry(file)));
-        assert_eq!(arrivals.next().await.unwrap(), Some(Arrival::Data(b"abc".as_slice().into())));
+        assert_eq!(
+            arrivals.next().await.unwrap(),
+            Some(Arrival::Data(b"abc".as_slice().into()))
+        );
         assert_eq!(arrivals.next().await.unwrap(), None);
         assert_eq!(arrivals.next().await.unwrap(), None);
-        let Request::Copy(copy) = told.recv().await.unwrap().request else { panic!("not a copy") };
+        let Request::Copy(copy) = told.recv().await.unwrap().request else {
+            panic!("not a copy")
+        };
         assert_eq!((copy.job.as_str(), &copy.path[..]), ("1f3a", &b"d"[..]));
     });
-    let (server, _told) = scripted(vec![refused(RefusalCode::NotFound, "no such file: /work/x")]);
+    let (server, _told) = scripted(vec![refused(
+        RefusalCode::NotFound,
+        "no such file: /work/x",
+    )]);
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
-        let error = client.copy("1f3a", "x").await.unwrap().next().await.unwrap_err();
-        assert!(matches!(error, RequestError::Refused(refusal) if refusal.code == RefusalCode::NotFound));
+        let error = client
+            .copy("1f3a", "x")
+            .await
+            .unwrap()
+            .next()
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, RequestError::Refused(refusal) if refusal.code == RefusalCode::NotFound)
+        );
     });
 }
 
@@ -323,18 +461,41 @@ fn answers_that_are_wrong_are_typed_errors_and_the_connection_lives_on() {
     type Check = fn(&RequestError) -> bool;
     let cases: Vec<(&str, Vec<bytes::Bytes>, Check)> = vec![
         ("nothing", vec![], |e| matches!(e, RequestError::Truncated)),
-        ("half a frame", vec![accepted().slice(..20)], |e| matches!(e, RequestError::Truncated)),
-        ("garbage", vec![vec![0xaa; 100].into()], |e| matches!(e, RequestError::Frame(_))),
-        ("a broken archive", vec![data(Kind::Control, 0, b"\xff\xff")], |e| matches!(e, RequestError::Frame(_))),
-        ("another reply", vec![reply(&Reply::LogEnd { dropped: 0 })], |e| matches!(e, RequestError::Unexpected { .. })),
-        ("output", vec![data(Kind::Stdout, 0, b"x")], |e| matches!(e, RequestError::Unexpected { .. })),
-        ("a refusal", vec![refused(RefusalCode::Busy, "full")], |e| matches!(e, RequestError::Refused(_))),
+        ("half a frame", vec![accepted().slice(..20)], |e| {
+            matches!(e, RequestError::Truncated)
+        }),
+        ("garbage", vec![vec![0xaa; 100].into()], |e| {
+            matches!(e, RequestError::Frame(_))
+        }),
+        (
+            "a broken archive",
+            vec![data(Kind::Control, 0, b"\xff\xff")],
+            |e| matches!(e, RequestError::Frame(_)),
+        ),
+        (
+            "another reply",
+            vec![reply(&Reply::LogEnd { dropped: 0 })],
+            |e| matches!(e, RequestError::Unexpected { .. }),
+        ),
+        ("output", vec![data(Kind::Stdout, 0, b"x")], |e| {
+            matches!(e, RequestError::Unexpected { .. })
+        }),
+        ("a refusal", vec![refused(RefusalCode::Busy, "full")], |e| {
+            matches!(e, RequestError::Refused(_))
+        }),
     ];
-    let answers: Arc<Vec<_>> = Arc::new(cases.iter().map(|(_, frames, _)| frames.clone()).collect());
+    let answers: Arc<Vec<_>> =
+        Arc::new(cases.iter().map(|(_, frames, _)| frames.clone()).collect());
     let server = Server::start(move |mut send, mut recv| {
         let answers = answers.clone();
         async move {
-            let Some(Asked { request: Request::Wait(index), .. }) = asked(&mut recv).await else { panic!("not a wait") };
+            let Some(Asked {
+                request: Request::Wait(index),
+                ..
+            }) = asked(&mut recv).await
+            else {
+                panic!("not a wait")
+            };
             match answers.get(index.parse::<usize>().unwrap()) {
                 Some(frames) => say(&mut send, frames.clone()).await,
                 None => send.reset(42u32.into()).unwrap(),
@@ -348,14 +509,24 @@ fn answers_that_are_wrong_are_typed_errors_and_the_connection_lives_on() {
             assert!(check(&error), "{name}: {error:?}");
         }
         let error = client.wait("99").await.unwrap_err();
-        assert!(matches!(error, RequestError::Aborted { code: 42 }), "{error:?}");
+        assert!(
+            matches!(error, RequestError::Aborted { code: 42 }),
+            "{error:?}"
+        );
     });
 }
 
 #[test]
 fn a_run_whose_events_are_awaited_in_a_select_loses_none() {
-    let frames: Vec<_> = (0..500).map(|at| data(Kind::Stdout, at * 3, b"abc")).collect();
-    let all = [vec![accepted()], frames, vec![reply(&Reply::Ended(job(Reason::Exited, Some(0), None)))]].concat();
+    let frames: Vec<_> = (0..500)
+        .map(|at| data(Kind::Stdout, at * 3, b"abc"))
+        .collect();
+    let all = [
+        vec![accepted()],
+        frames,
+        vec![reply(&Reply::Ended(job(Reason::Exited, Some(0), None)))],
+    ]
+    .concat();
     let (server, _told) = scripted(all);
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();

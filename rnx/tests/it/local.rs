@@ -37,22 +37,41 @@ impl Local {
             dir.path().display()
         );
         let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o755).open(dir.path().join("joblet")).unwrap();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o755)
+            .open(dir.path().join("joblet"))
+            .unwrap();
         file.write_all(script.as_bytes()).unwrap();
-        Self { dir, _server: server }
+        Self {
+            dir,
+            _server: server,
+        }
     }
 
     fn base(&self) -> PathBuf {
         self.dir.path().join("state/of/local")
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the program itself is what is tested")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the program itself is what is tested"
+    )]
     fn start(&self, words: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rnx"));
         command.arg("--local").args(words);
-        command.env("RNX_LOCAL_DIR", self.base()).env("JOBLET_BIN", self.dir.path().join("joblet"));
+        command
+            .env("RNX_LOCAL_DIR", self.base())
+            .env("JOBLET_BIN", self.dir.path().join("joblet"));
         command.env("JOBLET_LISTEN", "1.2.3.4:5");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     fn calls(&self) -> Vec<String> {
@@ -83,22 +102,44 @@ fn two_first_commands_start_one_server() {
     let children = [local.start(&["job", "list"]), local.start(&["job", "list"])];
     for child in children {
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert_eq!(output.stdout, b"No jobs found\n");
     }
     let (calls, base) = (local.calls(), local.base());
     let base = base.display();
     let port = fs::read_to_string(local.base().join("port")).unwrap();
-    let init = format!("init --base {base} --listen 127.0.0.1:{} --client-config {base}/rnx-config.yml", port.trim());
+    let init = format!(
+        "init --base {base} --listen 127.0.0.1:{} --client-config {base}/rnx-config.yml",
+        port.trim()
+    );
     assert_eq!(calls, [init, format!("serve --base {base}")]);
-    assert_eq!(fs::metadata(local.base()).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        fs::metadata(local.base()).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
     let pid = local.pid();
-    assert_eq!(nix::unistd::getsid(Some(pid)).unwrap(), pid, "the server has a session of its own");
+    assert_eq!(
+        nix::unistd::getsid(Some(pid)).unwrap(),
+        pid,
+        "the server has a session of its own"
+    );
     let output = local.start(&["job", "list"]).wait_with_output().unwrap();
-    assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]), "later ones just use it");
+    assert_eq!(
+        (output.status.code(), &output.stderr[..]),
+        (Some(0), &b""[..]),
+        "later ones just use it"
+    );
     assert_eq!(local.calls().len(), 2);
     let output = local.start(&["shutdown"]).wait_with_output().unwrap();
-    assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b"down says hello\n"[..]));
+    assert_eq!(
+        (output.status.code(), &output.stderr[..]),
+        (Some(0), &b"down says hello\n"[..])
+    );
     assert_eq!(local.calls()[2], format!("down --base {base}"));
 }
 
@@ -108,7 +149,10 @@ fn a_server_that_does_not_start_is_shown_by_its_last_words() {
     let output = local.start(&["job", "list"]).wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("the server did not start (exit status: 3):\nerror: port is taken\n"), "{stderr}");
+    assert!(
+        stderr.contains("the server did not start (exit status: 3):\nerror: port is taken\n"),
+        "{stderr}"
+    );
     assert!(stderr.contains("joblet.log"), "{stderr}");
 }
 

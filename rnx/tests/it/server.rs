@@ -12,11 +12,13 @@ use std::{
 
 use bytes::Bytes;
 use proto_rkyv::{
-    HEADER_BYTES, Header, Id, Job, Kind, LogTotals, Outcome, Piece, Reader, Reason, Refusal, RefusalCode, Reply,
-    Request, State, Transition, Upload, Work, encode, header_bytes, split,
+    HEADER_BYTES, Header, Id, Job, Kind, LogTotals, Outcome, Piece, Reader, Reason, Refusal,
+    RefusalCode, Reply, Request, State, Transition, Upload, Work, encode, header_bytes, split,
 };
 use quinn::{Endpoint, RecvStream, SendStream, crypto::rustls::QuicServerConfig};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 use rnx::{Config, Node};
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, server::WebPkiClientVerifier};
 use tokio::sync::oneshot;
@@ -115,13 +117,19 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
                 let endpoint = Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
                 tell.send(endpoint.local_addr().unwrap()).unwrap();
-                tokio::select! {
-                    () = accept(&endpoint, handler) => {}
-                    _ = stopped => {}
+                let died = tokio::select! {
+                    () = accept(&endpoint, handler) => false,
+                    died = stopped => died.is_ok(),
+                };
+                if died {
+                    return;
                 }
                 endpoint.close(0u32.into(), b"test is over");
                 endpoint.wait_idle().await;
@@ -129,13 +137,28 @@ impl Server {
         });
         let address = told.recv().unwrap();
         let node = node(address, ca, pair);
-        Self { address, node, stop: Some(stop), thread: Some(thread) }
+        Self {
+            address,
+            node,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends it like a killed process: the socket is gone and nobody was told.
+    pub(crate) fn die(mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
     }
 
     /// Writes a client file for this server.
     pub(crate) fn client_file(&self, dir: &Path) -> PathBuf {
         let path = dir.join("rnx-config.yml");
-        Config::new(path.clone(), BTreeMap::from([("default".to_owned(), self.node.clone())])).save().unwrap();
+        Config::new(
+            path.clone(),
+            BTreeMap::from([("default".to_owned(), self.node.clone())]),
+        )
+        .save()
+        .unwrap();
         path
     }
 }
@@ -145,7 +168,10 @@ impl Drop for Server {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
-            assert!(ended.is_ok() || thread::panicking(), "the server of the test panicked");
+            assert!(
+                ended.is_ok() || thread::panicking(),
+                "the server of the test panicked"
+            );
         }
     }
 }
@@ -154,7 +180,9 @@ async fn accept(endpoint: &Endpoint, handler: Handler) {
     while let Some(incoming) = endpoint.accept().await {
         let handler = handler.clone();
         tokio::spawn(async move {
-            let Ok(connection) = incoming.await else { return };
+            let Ok(connection) = incoming.await else {
+                return;
+            };
             while let Ok((send, recv)) = connection.accept_bi().await {
                 tokio::spawn(handler(send, recv));
             }
@@ -166,15 +194,21 @@ fn server_config(ca: &Authority, pair: &Pair, alpn: &[u8]) -> quinn::ServerConfi
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(ca.0.der().clone()).unwrap();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .build()
+        .unwrap();
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![pair.cert.der().clone()], PrivateKeyDer::Pkcs8(pair.key.serialize_der().into()))
+        .with_single_cert(
+            vec![pair.cert.der().clone()],
+            PrivateKeyDer::Pkcs8(pair.key.serialize_der().into()),
+        )
         .unwrap();
     tls.alpn_protocols = vec![alpn.to_vec()];
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    let mut config =
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
     let mut transport = quinn::TransportConfig::default();
     transport.max_concurrent_bidi_streams(8_192u32.into());
     // Closing lasts three round trips, and without one that was measured it is this guess.
@@ -195,37 +229,66 @@ pub(crate) struct Asked {
 
 /// Reads a request to the end of its stream; `None` when the client gave it up.
 pub(crate) async fn asked(recv: &mut RecvStream) -> Option<Asked> {
-    let (mut reader, mut request, mut uploads) = (Reader::default(), None, Vec::<(Upload, Vec<u8>)>::new());
+    let (mut reader, mut request, mut uploads) =
+        (Reader::default(), None, Vec::<(Upload, Vec<u8>)>::new());
     let (mut bulk, mut at) = (BTreeMap::<u8, Vec<u8>>::new(), Kind::Control);
     while let Some(chunk) = recv.read_chunk(usize::MAX, true).await.ok()? {
         reader.feed(chunk.bytes);
         while let Some(piece) = reader.next().unwrap() {
             match piece {
-                Piece::Control(archive) if request.is_none() => request = Some(Request::decode(&archive).unwrap()),
-                Piece::Control(archive) => uploads.push((Upload::decode(&archive).unwrap(), Vec::new())),
+                Piece::Control(archive) if request.is_none() => {
+                    request = Some(Request::decode(&archive).unwrap())
+                }
+                Piece::Control(archive) => {
+                    uploads.push((Upload::decode(&archive).unwrap(), Vec::new()))
+                }
                 Piece::Begin(header) => at = header.kind,
-                Piece::Data { bytes, .. } if at == Kind::File => uploads.last_mut().unwrap().1.extend_from_slice(&bytes),
-                Piece::Data { bytes, .. } => bulk.entry(at as u8).or_default().extend_from_slice(&bytes),
+                Piece::Data { bytes, .. } if at == Kind::File => {
+                    uploads.last_mut().unwrap().1.extend_from_slice(&bytes)
+                }
+                Piece::Data { bytes, .. } => {
+                    bulk.entry(at as u8).or_default().extend_from_slice(&bytes)
+                }
             }
         }
     }
     assert!(reader.is_between_frames());
     let mut list = |kind: Kind| {
         let payload = bulk.remove(&(kind as u8)).unwrap_or_default();
-        split(&payload).unwrap().into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>()
+        split(&payload)
+            .unwrap()
+            .into_iter()
+            .map(<[u8]>::to_vec)
+            .collect::<Vec<_>>()
     };
     let (argv, env, secret_env) = (list(Kind::Argv), list(Kind::Env), list(Kind::SecretEnv));
     assert!(bulk.is_empty());
-    Some(Asked { request: request?, argv, env, secret_env, uploads })
+    Some(Asked {
+        request: request?,
+        argv,
+        env,
+        secret_env,
+        uploads,
+    })
 }
 
-pub(crate) const ID: Id = [0x1f, 0x3a, 0x5c, 0x7e, 0x90, 0xab, 0x4c, 0xde, 0x8f, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd];
+pub(crate) const ID: Id = [
+    0x1f, 0x3a, 0x5c, 0x7e, 0x90, 0xab, 0x4c, 0xde, 0x8f, 0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd,
+];
 pub(crate) const ID_TEXT: &str = "1f3a5c7e-90ab-4cde-8f01-23456789abcd";
 
 /// A job that ended for `reason`.
 pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -> Box<Job> {
-    let at = |state, seconds: i64| Transition { state, wall_ns: 1_700_000_000_000_000_000 + seconds * 1_000_000_000, mono_ns: 7 };
-    let end = if exit_code == Some(0) { State::Completed } else { State::Failed };
+    let at = |state, seconds: i64| Transition {
+        state,
+        wall_ns: 1_700_000_000_000_000_000 + seconds * 1_000_000_000,
+        mono_ns: 7,
+    };
+    let end = if exit_code == Some(0) {
+        State::Completed
+    } else {
+        State::Failed
+    };
     Box::new(Job {
         id: ID,
         name: Some("n\u{1b}[2J".into()),
@@ -239,7 +302,11 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
         work: Work::Memory,
         timeout_ms: None,
         grace_ms: 10_000,
-        transitions: vec![at(State::Initializing, 0), at(State::Running, 1), at(end, 3)],
+        transitions: vec![
+            at(State::Initializing, 0),
+            at(State::Running, 1),
+            at(end, 3),
+        ],
         outcome: Some(Outcome {
             reason,
             exit_code,
@@ -249,7 +316,11 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
             wall_ms: 2_000,
             start_micros: Some(700),
         }),
-        log: LogTotals { stdout_bytes: 4, stderr_bytes: 4, dropped_bytes: 0 },
+        log: LogTotals {
+            stdout_bytes: 4,
+            stderr_bytes: 4,
+            dropped_bytes: 0,
+        },
     })
 }
 
@@ -260,12 +331,22 @@ pub(crate) fn reply(reply: &Reply) -> Bytes {
 
 /// The refusal that a server would send.
 pub(crate) fn refused(code: RefusalCode, message: &str) -> Bytes {
-    reply(&Reply::Refused(Refusal { code, message: message.into(), hint: Some("a hint".into()) }))
+    reply(&Reply::Refused(Refusal {
+        code,
+        message: message.into(),
+        hint: Some("a hint".into()),
+    }))
 }
 
 /// A data frame.
 pub(crate) fn data(kind: Kind, offset: u64, payload: &[u8]) -> Bytes {
-    let header = Header { kind, len: payload.len() as u32, job: ID, offset, time_ns: 1_700_000_000_000_000_000 };
+    let header = Header {
+        kind,
+        len: payload.len() as u32,
+        job: ID,
+        offset,
+        time_ns: 1_700_000_000_000_000_000,
+    };
     let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
     frame.extend_from_slice(&header_bytes(&header));
     frame.extend_from_slice(payload);

@@ -21,8 +21,12 @@ pub(super) struct Interrupts {
 
 impl Interrupts {
     pub(super) fn new() -> Result<Self, Failure> {
-        let catch = |kind| signal(kind).map_err(|error| Failure::new(format!("catch signals: {error}")));
-        Ok(Self { int: catch(SignalKind::interrupt())?, term: catch(SignalKind::terminate())? })
+        let catch =
+            |kind| signal(kind).map_err(|error| Failure::new(format!("catch signals: {error}")));
+        Ok(Self {
+            int: catch(SignalKind::interrupt())?,
+            term: catch(SignalKind::terminate())?,
+        })
     }
 
     /// The next one, as what to pass on.
@@ -51,7 +55,9 @@ fn fed(stdin: &impl AsFd) -> io::Result<bool> {
     }
     let mut ready = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
     poll(&mut ready, PollTimeout::ZERO)?;
-    Ok(ready[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN)))
+    Ok(ready[0]
+        .revents()
+        .is_some_and(|events| events.contains(PollFlags::POLLIN)))
 }
 
 #[cfg(test)]

@@ -15,10 +15,15 @@ use rnx::{
 use crate::{environment, exit::Failure, flags::RunFlags, out::Out};
 
 pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Failure> {
-    let variables = environment::collect(&flags.env_file, &flags.env, &flags.secret_env, |name| env::var_os(name))?;
+    let variables = environment::collect(&flags.env_file, &flags.env, &flags.secret_env, |name| {
+        env::var_os(name)
+    })?;
     let uploads = uploads(&flags.upload)?;
     for path in uploads.iter().flat_map(Tree::skipped) {
-        out.warn(&format!("{} is left out: it is neither file, directory nor link", path.display()));
+        out.warn(&format!(
+            "{} is left out: it is neither file, directory nor link",
+            path.display()
+        ));
     }
     let submit = Submit {
         name: flags.name.clone(),
@@ -31,8 +36,18 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         uploads: None,
         after,
     };
-    let argv = flags.command.iter().map(|word| word.as_bytes().to_vec()).collect();
-    Ok(Spec { submit, argv, env: variables.plain, secret_env: variables.secret, uploads })
+    let argv = flags
+        .command
+        .iter()
+        .map(|word| word.as_bytes().to_vec())
+        .collect();
+    Ok(Spec {
+        submit,
+        argv,
+        env: variables.plain,
+        secret_env: variables.secret,
+        uploads,
+    })
 }
 
 fn uploads(named: &[OsString]) -> Result<Option<Tree>, Failure> {
@@ -51,9 +66,10 @@ fn uploads(named: &[OsString]) -> Result<Option<Tree>, Failure> {
 fn split(upload: &OsStr, exists: impl Fn(&Path) -> bool) -> (&Path, Option<&OsStr>) {
     let bytes = upload.as_bytes();
     match bytes.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if !exists(Path::new(upload)) => {
-            (Path::new(OsStr::from_bytes(&bytes[..colon])), Some(OsStr::from_bytes(&bytes[colon + 1..])))
-        }
+        Some(colon) if !exists(Path::new(upload)) => (
+            Path::new(OsStr::from_bytes(&bytes[..colon])),
+            Some(OsStr::from_bytes(&bytes[colon + 1..])),
+        ),
         Some(_) | None => (Path::new(upload), None),
     }
 }
