@@ -202,7 +202,8 @@ impl Shard {
             let changed = self.desk.has_changed.listen();
             let link = self.desk.current.borrow().clone();
             if let Some(link) = link {
-                if let Some(namespaces) = self.desk.pool.borrow_mut().take() {
+                let ready = self.desk.pool.borrow_mut().take();
+                if let Some(namespaces) = ready {
                     self.refill();
                     return Ok((link, namespaces));
                 }
