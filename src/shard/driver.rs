@@ -117,9 +117,12 @@ impl Shard {
     /// # Errors
     /// The reactor's refusal.
     pub(super) fn submit(self: &Rc<Self>, new: NewJob) -> Result<(), Refusal> {
+        let id = new.id;
         let mut effects = Vec::new();
         let event = Event::Submit(Box::new(new));
         reactor::on(&mut self.core.borrow_mut(), self.moment(), event, &mut effects)?;
+        // From here on it can be followed.
+        self.bodies.borrow_mut().entry(id).or_insert_with(Body::new);
         self.perform_all(effects);
         Ok(())
     }

@@ -75,7 +75,6 @@ impl Shard {
 
     async fn make(self: &Rc<Self>, id: JobId) -> Result<(), StartFailure> {
         let Some((spec, work)) = self.recipe(id) else { return Err(vanished()) };
-        self.bodies.borrow_mut().entry(id).or_insert_with(Body::new);
         self.undo_former(id).await;
         let (link, namespaces) = self.crew_and_namespaces().await?;
         self.with_body(id, |body| {

@@ -53,7 +53,9 @@ impl Remote {
     /// Gives `call` to `shard`; never waits.
     pub(crate) fn post(&self, shard: ShardIndex, call: Call) {
         let tx = self.out[shard].as_ref().expect("nobody posts to itself");
-        tx.borrow_mut().post(call);
+        let mut tx = tx.borrow_mut();
+        tx.post(call);
+        tx.flush();
     }
 
     fn backlog(&self, shard: ShardIndex) -> usize {

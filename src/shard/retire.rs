@@ -62,6 +62,7 @@ impl Shard {
     pub(super) fn release(self: &Rc<Self>, id: JobId) {
         self.timers.clear_all(id);
         let Some(body) = self.bodies.borrow_mut().remove(&id) else { return };
+        body.progress.end();
         if let Some(link) = &body.link {
             link.command(KeeperCommand::Release { id });
         }
