@@ -297,12 +297,15 @@ pub const DOWN_MARGIN: Duration = Duration::from_secs(15);
 pub const DOWN_KILL_WAIT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(IDS_COUNT_DEFAULT as u64 <= *IDS_COUNT_RANGE.end());
-const _: () = assert!(IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_PER_JOB as u64 <= IDS_END_MAX);
+const _: () = assert!(
+    IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_PER_JOB as u64 <= IDS_END_MAX
+);
 /// End of the last range of host ids: the last 65,536 hold ids that mean "none" to system calls.
 pub const IDS_END_MAX: u64 = (1 << 32) - 65_536;
 const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
 const _: () = assert!(SPLICE_BUSY_BYTES <= PIPE_BYTES as u64 && PIPE_BYTES < PIPE_BUSY_BYTES);
-const _: () = assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
+const _: () =
+    assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
 const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);
 // ---- sandbox ----------------------------------------------------------------------------------------
 
@@ -320,16 +323,23 @@ pub const OOM_SCORE_ADJ_JOB: i32 = 500;
 const _: () = assert!(TEMPLATE_FILE_BYTES_MAX < TEMPLATE_BYTES_MAX);
 const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
 const _: () = assert!(
-    HOST_IDS_FIRST_DEFAULT as u64 + HOST_ID_SLICES_DEFAULT as u64 * ID_SLICE_RANGES as u64 * IDS_PER_JOB as u64
+    HOST_IDS_FIRST_DEFAULT as u64
+        + HOST_ID_SLICES_DEFAULT as u64 * ID_SLICE_RANGES as u64 * IDS_PER_JOB as u64
         == 1 << 32
 );
 const _: () = assert!(HANDSHAKES_BEFORE_RETRY < HANDSHAKES_MAX);
 const _: () = assert!(8 * STREAM_RECEIVE_WINDOW_BYTES <= CONNECTION_RECEIVE_WINDOW_BYTES);
-const _: () = assert!(OUTPUT_COPY_BYTES_MAX < OUTPUT_SLAB_BYTES_MAX && OUTPUT_SLAB_BYTES_MAX <= OUTPUT_BATCH_BYTES_MAX);
+const _: () = assert!(
+    OUTPUT_COPY_BYTES_MAX < OUTPUT_SLAB_BYTES_MAX
+        && OUTPUT_SLAB_BYTES_MAX <= OUTPUT_BATCH_BYTES_MAX
+);
 const _: () = assert!(FIRST_FRAME_TIMEOUT.as_secs() < CONNECTION_IDLE_MAX.as_secs());
 // One job with everything at its largest is one control frame of 64 KiB.
 const _: () = assert!(
-    NAME_BYTES_MAX + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16) + PATH_BYTES_MAX + 2 * OWNER_BYTES_MAX
+    NAME_BYTES_MAX
+        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
+        + PATH_BYTES_MAX
+        + 2 * OWNER_BYTES_MAX
         < 32 << 10
 );
 

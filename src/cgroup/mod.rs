@@ -139,12 +139,24 @@ impl Tree {
                 Ok(entries) => entries,
                 // Somebody removed theirs while we were looking.
                 Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(CgroupError::Read { path: directory, source }),
+                Err(source) => {
+                    return Err(CgroupError::Read {
+                        path: directory,
+                        source,
+                    });
+                }
             };
-            for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+            for entry in entries
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            {
                 if entry.file_name() == name.as_str() {
                     found.push(Self::at(entry.path())?);
-                } else if !entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+                } else if !entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .starts_with(PREFIX.as_bytes())
+                {
                     ahead.push(entry.path());
                 }
             }
@@ -158,12 +170,21 @@ impl Tree {
     /// [`CgroupError`].
     pub fn contains_us(instance: &str) -> Result<bool, CgroupError> {
         let name = directory_name(instance)?;
-        Ok(Place::find()?.own.components().any(|part| part.as_os_str() == name.as_str()))
+        Ok(Place::find()?
+            .own
+            .components()
+            .any(|part| part.as_os_str() == name.as_str()))
     }
 
     fn at(path: PathBuf) -> Result<Self, CgroupError> {
-        let dir = File::open(&path).map_err(|source| CgroupError::Make { path: path.clone(), source })?;
-        Ok(Self { dir: dir.into(), path })
+        let dir = File::open(&path).map_err(|source| CgroupError::Make {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            dir: dir.into(),
+            path,
+        })
     }
 
     /// Its directory, for messages.
@@ -179,7 +200,10 @@ impl Tree {
     pub fn helpers_procs(&self) -> Result<OwnedFd, CgroupError> {
         let name = format!("{HELPERS}/cgroup.procs");
         self.open_at(&name, OFlag::O_WRONLY)
-            .map_err(|source| CgroupError::Make { path: self.path.join(name), source })
+            .map_err(|source| CgroupError::Make {
+                path: self.path.join(name),
+                source,
+            })
     }
 
     /// Makes the leaf of a job and opens its directory, for CLONE_INTO_CGROUP; close it when the job is born.
@@ -188,17 +212,20 @@ impl Tree {
     /// [`CgroupError::Exists`], [`CgroupError::Make`].
     pub fn create(&self, job: JobId) -> Result<OwnedFd, CgroupError> {
         let name = job.to_string();
-        let make =
-            |error: io::Error| CgroupError::Make { path: self.path.join(job.to_string()), source: error };
+        let make = |error: io::Error| CgroupError::Make {
+            path: self.path.join(job.to_string()),
+            source: error,
+        };
         match mkdirat(&self.dir, name.as_str(), Mode::from_bits_retain(0o755)) {
             Ok(()) => {}
             Err(Errno::EEXIST) => return Err(CgroupError::Exists(job)),
             Err(error) => return Err(make(error.into())),
         }
-        self.open_at(&name, OFlag::O_DIRECTORY | OFlag::O_RDONLY).map_err(|error| {
-            let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::RemoveDir);
-            make(error)
-        })
+        self.open_at(&name, OFlag::O_DIRECTORY | OFlag::O_RDONLY)
+            .map_err(|error| {
+                let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::RemoveDir);
+                make(error)
+            })
     }
 
     /// Kills every process of a job with SIGKILL, those too that are being made right now. They are gone when
@@ -210,7 +237,8 @@ impl Tree {
     /// # Source
     /// Linux `Documentation/admin-guide/cgroup-v2.rst`, "cgroup.kill".
     pub fn kill(&self, job: JobId) -> Result<(), CgroupError> {
-        self.write(&format!("{job}/cgroup.kill"), "1").map_err(|error| missing(job, error))
+        self.write(&format!("{job}/cgroup.kill"), "1")
+            .map_err(|error| missing(job, error))
     }
 
     /// Whether a process of a job is left. Zombies do not count.
@@ -219,7 +247,9 @@ impl Tree {
     /// [`CgroupError::Missing`], [`CgroupError::Read`].
     pub fn populated(&self, job: JobId) -> Result<bool, CgroupError> {
         let name = format!("{job}/cgroup.events");
-        self.read_populated(&name).map(|(_, populated)| populated).map_err(|error| missing(job, error))
+        self.read_populated(&name)
+            .map(|(_, populated)| populated)
+            .map_err(|error| missing(job, error))
     }
 
     /// Removes the leaf of a job.
@@ -227,7 +257,8 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::Busy`] while there are processes in it; [`CgroupError::Missing`].
     pub fn remove(&self, job: JobId) -> Result<(), CgroupError> {
-        remove_directory(&self.dir, &job.to_string(), &self.path).map_err(|error| missing(job, error))
+        remove_directory(&self.dir, &job.to_string(), &self.path)
+            .map_err(|error| missing(job, error))
     }
 
     /// The jobs that have a leaf.
@@ -235,7 +266,10 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::Read`].
     pub fn leaves(&self) -> Result<Vec<JobId>, CgroupError> {
-        Ok(directories(&self.path)?.iter().filter_map(|name| JobId::parse(name)).collect())
+        Ok(directories(&self.path)?
+            .iter()
+            .filter_map(|name| JobId::parse(name))
+            .collect())
     }
 
     /// Kills every process in the tree, helpers included.
@@ -251,19 +285,29 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::Read`].
     pub fn wait_empty(&self, wait: Duration) -> Result<bool, CgroupError> {
-        #[expect(clippy::disallowed_methods, reason = "start-up and tear-down, before and after any shard")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "start-up and tear-down, before and after any shard"
+        )]
         let (start, now) = (Instant::now(), Instant::now);
         let (mut events, mut populated) = self.read_populated("cgroup.events")?;
         while populated {
-            let Some(left) = wait.checked_sub(now().duration_since(start)).filter(|left| !left.is_zero())
+            let Some(left) = wait
+                .checked_sub(now().duration_since(start))
+                .filter(|left| !left.is_zero())
             else {
                 return Ok(false);
             };
             // The file says POLLPRI when it has changed since this descriptor read it.
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout);
-            populated = reread_populated(&mut events)
-                .map_err(|source| CgroupError::Read { path: self.path.join("cgroup.events"), source })?;
+            let _ = poll(
+                &mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)],
+                timeout,
+            );
+            populated = reread_populated(&mut events).map_err(|source| CgroupError::Read {
+                path: self.path.join("cgroup.events"),
+                source,
+            })?;
         }
         Ok(true)
     }
@@ -282,18 +326,29 @@ impl Tree {
             Err(busy) if busy.kind() == io::ErrorKind::ResourceBusy => {
                 Err(CgroupError::Busy { path: self.path })
             }
-            Err(source) => Err(CgroupError::Write { path: self.path, source }),
+            Err(source) => Err(CgroupError::Write {
+                path: self.path,
+                source,
+            }),
         }
     }
 
     fn open_at(&self, name: &str, flags: OFlag) -> io::Result<OwnedFd> {
-        Ok(openat(&self.dir, name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?)
+        Ok(openat(
+            &self.dir,
+            name,
+            flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
+            Mode::empty(),
+        )?)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), CgroupError> {
         self.open_at(name, OFlag::O_WRONLY)
             .and_then(|file| File::from(file).write_all(text.as_bytes()))
-            .map_err(|source| CgroupError::Write { path: self.path.join(name), source })
+            .map_err(|source| CgroupError::Write {
+                path: self.path.join(name),
+                source,
+            })
     }
 
     fn read_populated(&self, name: &str) -> Result<(File, bool), CgroupError> {
@@ -302,7 +357,10 @@ impl Tree {
             let populated = reread_populated(&mut file)?;
             Ok((file, populated))
         };
-        read().map_err(|source| CgroupError::Read { path: self.path.join(name), source })
+        read().map_err(|source| CgroupError::Read {
+            path: self.path.join(name),
+            source,
+        })
     }
 }
 
@@ -314,7 +372,10 @@ fn remove_directory(parent: &OwnedFd, name: &str, path: &Path) -> Result<(), Cgr
         if error == Errno::EBUSY {
             CgroupError::Busy { path: path.clone() }
         } else {
-            CgroupError::Write { path: path.clone(), source: error.into() }
+            CgroupError::Write {
+                path: path.clone(),
+                source: error.into(),
+            }
         }
     };
     match remove() {
@@ -368,7 +429,10 @@ fn reread_populated(file: &mut File) -> io::Result<bool> {
 
 /// The names of the cgroups right below one.
 fn directories(path: &Path) -> Result<Vec<String>, CgroupError> {
-    let read = |source| CgroupError::Read { path: path.to_owned(), source };
+    let read = |source| CgroupError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(read)? {
         let entry = entry.map_err(read)?;

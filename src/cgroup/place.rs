@@ -27,10 +27,13 @@ impl Place {
     /// # Errors
     /// [`CgroupError::NotMounted`], [`CgroupError::Read`].
     pub fn find() -> Result<Self, CgroupError> {
-        let read = |path: &str, source| CgroupError::Read { path: path.into(), source };
+        let read = |path: &str, source| CgroupError::Read {
+            path: path.into(),
+            source,
+        };
         let mounts = mountinfo::read().map_err(|source| read("/proc/self/mountinfo", source))?;
-        let membership =
-            fs::read_to_string("/proc/self/cgroup").map_err(|source| read("/proc/self/cgroup", source))?;
+        let membership = fs::read_to_string("/proc/self/cgroup")
+            .map_err(|source| read("/proc/self/cgroup", source))?;
         let own = own_path(&membership);
         let mut found: Vec<_> = mounts
             .into_iter()
@@ -44,8 +47,16 @@ impl Place {
         let mount = found.into_iter().next().ok_or(CgroupError::NotMounted)?;
         let inside = own.strip_prefix(&mount.root).unwrap_or(Path::new(""));
         let own = mount.point.join(inside);
-        let own = if own.is_dir() { own } else { mount.point.clone() };
-        Ok(Self { mount: mount.point, own, read_only: mount.read_only })
+        let own = if own.is_dir() {
+            own
+        } else {
+            mount.point.clone()
+        };
+        Ok(Self {
+            mount: mount.point,
+            own,
+            read_only: mount.read_only,
+        })
     }
 }
 
@@ -56,7 +67,8 @@ fn own_path(membership: &str) -> PathBuf {
         .find_map(|line| line.strip_prefix("0::"))
         .map(PathBuf::from)
         .filter(|path| {
-            path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+            path.components()
+                .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
         })
         .unwrap_or_else(|| PathBuf::from("/"))
 }
@@ -69,7 +81,10 @@ mod tests {
     fn our_path_is_the_line_without_a_controller() {
         for (text, expected) in [
             ("9:pids:/x\n0::/\n", "/"),
-            ("0::/system.slice/joblet.service\n", "/system.slice/joblet.service"),
+            (
+                "0::/system.slice/joblet.service\n",
+                "/system.slice/joblet.service",
+            ),
             ("4:memory:/a\n0::/b c\n", "/b c"),
             ("0::/../outside\n", "/"),
             ("4:memory:/a\n", "/"),

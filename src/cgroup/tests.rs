@@ -35,15 +35,22 @@ impl Drop for Grove {
 
 #[expect(clippy::disallowed_methods, reason = "a process to put into a cgroup")]
 fn sleeper() -> Child {
-    Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap()
+    Command::new("sleep")
+        .arg("600")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 fn join(procs: OwnedFd, child: &Child) {
-    File::from(procs).write_all(child.id().to_string().as_bytes()).unwrap();
+    File::from(procs)
+        .write_all(child.id().to_string().as_bytes())
+        .unwrap();
 }
 
 fn procs(tree: &Tree, job: JobId) -> OwnedFd {
-    tree.open_at(&format!("{job}/cgroup.procs"), OFlag::O_WRONLY).unwrap()
+    tree.open_at(&format!("{job}/cgroup.procs"), OFlag::O_WRONLY)
+        .unwrap()
 }
 
 #[test]
@@ -61,7 +68,10 @@ fn a_leaf_is_made_filled_killed_emptied_and_removed() {
     assert!(matches!(tree.remove(job), Err(CgroupError::Busy { .. })));
     tree.kill(job).unwrap();
     let status = child.wait().unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(libc::SIGKILL)
+    );
     assert!(tree.wait_empty(Duration::from_secs(20)).unwrap());
     assert!(!tree.populated(job).unwrap());
     tree.remove(job).unwrap();
@@ -72,8 +82,15 @@ fn a_leaf_is_made_filled_killed_emptied_and_removed() {
 fn what_is_asked_of_a_job_without_a_leaf_is_missing() {
     let grove = Grove::new();
     let (tree, job) = (grove.tree(), JobId::random());
-    for result in [tree.kill(job), tree.remove(job), tree.populated(job).map(|_| ())] {
-        assert!(matches!(result, Err(CgroupError::Missing(same)) if same == job), "{result:?}");
+    for result in [
+        tree.kill(job),
+        tree.remove(job),
+        tree.populated(job).map(|_| ()),
+    ] {
+        assert!(
+            matches!(result, Err(CgroupError::Missing(same)) if same == job),
+            "{result:?}"
+        );
     }
 }
 
@@ -87,10 +104,15 @@ fn a_tree_is_found_again_with_all_that_is_in_it_and_killed_as_a_whole() {
     join(tree.helpers_procs().unwrap(), &children[1]);
 
     let found = Tree::all(&grove.instance()).unwrap();
-    assert_eq!(found.iter().map(Tree::path).collect::<Vec<_>>(), [tree.path()]);
+    assert_eq!(
+        found.iter().map(Tree::path).collect::<Vec<_>>(),
+        [tree.path()]
+    );
     assert!(!found[0].wait_empty(Duration::from_millis(1)).unwrap());
     found[0].kill_all().unwrap();
-    children.iter_mut().for_each(|child| _ = child.wait().unwrap());
+    children
+        .iter_mut()
+        .for_each(|child| _ = child.wait().unwrap());
     assert!(found[0].wait_empty(Duration::from_secs(20)).unwrap());
     for tree in found {
         tree.remove_all().unwrap();
@@ -118,7 +140,10 @@ fn another_instance_is_not_touched() {
 #[test]
 fn an_instance_that_would_be_a_path_is_refused() {
     for instance in ["", "..", "a/b", "a b", "a-b"] {
-        assert!(matches!(Tree::open(instance), Err(CgroupError::Instance(_))), "{instance:?}");
+        assert!(
+            matches!(Tree::open(instance), Err(CgroupError::Instance(_))),
+            "{instance:?}"
+        );
     }
     assert!(!Tree::contains_us("nobodyhasthis").unwrap());
 }

@@ -40,7 +40,14 @@ pub(super) fn run_daemon(base: &Base, config: &Config, keys: &PkiFiles) -> Resul
     let front = Arc::new(front_config(base, keys)?);
     let signals = end_signals()?;
     topology::run(
-        topology::Setup { base, config, sockets, cpus, signals, on_ready: ready },
+        topology::Setup {
+            base,
+            config,
+            sockets,
+            cpus,
+            signals,
+            on_ready: ready,
+        },
         Arc::new(move |handle, socket| Box::pin(serve_front(handle, socket, Arc::clone(&front)))),
     )?;
     clear(base)?;
@@ -100,7 +107,9 @@ fn ready() {
 /// Cores this process may use, in ascending order.
 fn allowed_cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0)).context("read the cores that may be used")?;
-    Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
+    Ok((0..CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+        .collect())
 }
 
 /// Blocks the signals that end the daemon, for every thread made later, and gives a descriptor that is
@@ -111,7 +120,8 @@ fn end_signals() -> Result<OwnedFd> {
         set.add(signal);
     }
     set.thread_block().context("block signals")?;
-    let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signal descriptor")?;
+    let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("make a signal descriptor")?;
     Ok(signals.as_fd().try_clone_to_owned()?)
 }
 

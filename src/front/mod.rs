@@ -75,7 +75,9 @@ pub struct Front {
 
 impl fmt::Debug for Front {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Front").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Front")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,18 +111,34 @@ impl Front {
         accept: Accept,
     ) -> Result<Self, FrontError> {
         let tls = tls::server_config(&config.ca_pem, &config.cert_pem, &config.key_pem)?;
-        let keys = Keys { reset: &config.reset_key, token: &config.token_key };
+        let keys = Keys {
+            reset: &config.reset_key,
+            token: &config.token_key,
+        };
         let transport = Transport::new(tls, keys, shard, shards)?;
         let work = Work::new();
-        let endpoint = Endpoint::new(socket, (shard, shards), transport, Rc::clone(&work), forward, accept)
-            .map_err(|source| FrontError::Socket { shard, source })?;
-        Ok(Self { endpoint, shard, work })
+        let endpoint = Endpoint::new(
+            socket,
+            (shard, shards),
+            transport,
+            Rc::clone(&work),
+            forward,
+            accept,
+        )
+        .map_err(|source| FrontError::Socket { shard, source })?;
+        Ok(Self {
+            endpoint,
+            shard,
+            work,
+        })
     }
 
     /// What steers this front while [`Front::serve`] runs.
     #[must_use]
     pub fn control(&self) -> FrontControl {
-        FrontControl { work: Rc::clone(&self.work) }
+        FrontControl {
+            work: Rc::clone(&self.work),
+        }
     }
 
     /// Serves until [`FrontControl::close`].
@@ -132,7 +150,10 @@ impl Front {
     /// Peers are not told; they find out by their idle timeout.
     pub async fn serve(self) -> Result<(), FrontError> {
         let shard = self.shard;
-        self.endpoint.run().await.map_err(|source| FrontError::Socket { shard, source })
+        self.endpoint
+            .run()
+            .await
+            .map_err(|source| FrontError::Socket { shard, source })
     }
 }
 

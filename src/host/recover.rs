@@ -82,7 +82,12 @@ pub enum RecoverError {
 /// # Errors
 /// [`RecoverError`]; what came before the failure is done, and calling again goes on from there.
 pub fn recover(base_dir: &Path, instance: &str) -> Result<Report, RecoverError> {
-    recover_from(base_dir, instance, Path::new(identity::LEASE_DIRECTORY), limits::RECOVER_WAIT)
+    recover_from(
+        base_dir,
+        instance,
+        Path::new(identity::LEASE_DIRECTORY),
+        limits::RECOVER_WAIT,
+    )
 }
 
 fn recover_from(
@@ -100,7 +105,9 @@ fn recover_from(
         report.trees += 1;
         tree.kill_all()?;
         if !tree.wait_empty(wait)? {
-            return Err(RecoverError::StillPopulated { path: tree.path().to_owned() });
+            return Err(RecoverError::StillPopulated {
+                path: tree.path().to_owned(),
+            });
         }
         tree.remove_all()?;
     }
@@ -113,15 +120,22 @@ fn recover_from(
 
 /// Detaches what is mounted below our private directories, what covers first.
 fn unmount(base_dir: &Path) -> Result<usize, RecoverError> {
-    let Ok(base_dir) = base_dir.canonicalize() else { return Ok(0) };
+    let Ok(base_dir) = base_dir.canonicalize() else {
+        return Ok(0);
+    };
     let private = PRIVATE_DIRECTORIES.map(|name| base_dir.join(name));
     let mounts = mountinfo::read().map_err(RecoverError::Mounts)?;
     let mut count = 0;
     for mount in mounts.into_iter().rev() {
-        if private.iter().any(|directory| mount.point.starts_with(directory)) {
+        if private
+            .iter()
+            .any(|directory| mount.point.starts_with(directory))
+        {
             let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-            umount2(&mount.point, flags)
-                .map_err(|error| RecoverError::Unmount { path: mount.point, source: error.into() })?;
+            umount2(&mount.point, flags).map_err(|error| RecoverError::Unmount {
+                path: mount.point,
+                source: error.into(),
+            })?;
             count += 1;
         }
     }
@@ -160,8 +174,15 @@ mod tests {
         fn new() -> Self {
             let base = TempDir::new().unwrap();
             let instance = JobId::random().to_string()[..8].to_owned();
-            File::create(base.path().join("instance")).unwrap().write_all(instance.as_bytes()).unwrap();
-            Self { leases: base.path().join("ids"), base, instance }
+            File::create(base.path().join("instance"))
+                .unwrap()
+                .write_all(instance.as_bytes())
+                .unwrap();
+            Self {
+                leases: base.path().join("ids"),
+                base,
+                instance,
+            }
         }
 
         fn recover(&self) -> Result<Report, RecoverError> {
@@ -177,8 +198,14 @@ mod tests {
 
     #[expect(clippy::disallowed_methods, reason = "a process to be killed")]
     fn sleeper_in(procs: OwnedFd) -> Child {
-        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
-        File::from(procs).write_all(child.id().to_string().as_bytes()).unwrap();
+        let child = Command::new("sleep")
+            .arg("600")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        File::from(procs)
+            .write_all(child.id().to_string().as_bytes())
+            .unwrap();
         child
     }
 
@@ -188,16 +215,34 @@ mod tests {
         let tree = Tree::open(&ruin.instance).unwrap();
         let job = JobId::random();
         drop(tree.create(job).unwrap());
-        let procs = File::options().write(true).open(tree.path().join(format!("{job}/cgroup.procs")));
-        let mut children = [sleeper_in(procs.unwrap().into()), sleeper_in(tree.helpers_procs().unwrap())];
+        let procs = File::options()
+            .write(true)
+            .open(tree.path().join(format!("{job}/cgroup.procs")));
+        let mut children = [
+            sleeper_in(procs.unwrap().into()),
+            sleeper_in(tree.helpers_procs().unwrap()),
+        ];
         let base = ruin.base.path();
-        let work = WorkOptions { base_dir: base, job, bytes: 8 << 20, uid: 70_000, gid: 70_000 };
+        let work = WorkOptions {
+            base_dir: base,
+            job,
+            bytes: 8 << 20,
+            uid: 70_000,
+            gid: 70_000,
+        };
         let image = WorkImage::create(&work).unwrap();
         File::create(base.join("work/half.img")).unwrap();
         fs::create_dir(base.join("run")).unwrap();
         fs::create_dir(base.join("run/template")).unwrap();
         let options = Some("size=64k");
-        mount(Some("x"), &base.join("run/template"), Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        mount(
+            Some("x"),
+            &base.join("run/template"),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            options,
+        )
+        .unwrap();
         let lease = LeaseOptions {
             directory: ruin.leases.clone(),
             instance: ruin.instance.clone(),
@@ -207,13 +252,28 @@ mod tests {
         };
         drop(IdRanges::lease(lease).unwrap());
 
-        let all = Report { leaves: 1, trees: 1, mounts: 1, loop_devices: 1, images: 1, leases: 1 };
+        let all = Report {
+            leaves: 1,
+            trees: 1,
+            mounts: 1,
+            loop_devices: 1,
+            images: 1,
+            leases: 1,
+        };
         assert_eq!(ruin.recover().unwrap(), all);
         for child in &mut children {
-            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+            assert_eq!(
+                std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()),
+                Some(9)
+            );
         }
         assert!(!tree.path().exists());
-        assert!(!mountinfo::read().unwrap().iter().any(|mount| mount.point.starts_with(base)));
+        assert!(
+            !mountinfo::read()
+                .unwrap()
+                .iter()
+                .any(|mount| mount.point.starts_with(base))
+        );
         image.discard();
         // The kernel clears the device right after its last close, not always before that returns.
         let work = base.join("work").canonicalize().unwrap();
@@ -230,9 +290,19 @@ mod tests {
         let ruin = Ruin::new();
         let theirs = ruin.base.path().join("volumes");
         fs::create_dir(&theirs).unwrap();
-        mount(Some("x"), &theirs, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+        mount(
+            Some("x"),
+            &theirs,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("size=64k"),
+        )
+        .unwrap();
         let report = ruin.recover();
-        let stays = mountinfo::read().unwrap().iter().any(|mount| mount.point == theirs);
+        let stays = mountinfo::read()
+            .unwrap()
+            .iter()
+            .any(|mount| mount.point == theirs);
         umount2(&theirs, MntFlags::MNT_DETACH).unwrap();
         assert_eq!(report.unwrap(), Report::default());
         assert!(stays);
@@ -245,13 +315,24 @@ mod tests {
         let mut child = sleeper_in(tree.helpers_procs().unwrap());
         assert_eq!(ours.recover().unwrap(), Report::default());
         assert!(child.try_wait().unwrap().is_none());
-        assert_eq!(theirs.recover().unwrap(), Report { trees: 1, ..Report::default() });
+        assert_eq!(
+            theirs.recover().unwrap(),
+            Report {
+                trees: 1,
+                ..Report::default()
+            }
+        );
         child.wait().unwrap();
     }
 
     #[test]
     fn a_base_directory_that_never_was_has_nothing_to_recover() {
-        let none = recover_from(Path::new("/nonexistent"), "00000000", Path::new("/nonexistent/ids"), WAIT);
+        let none = recover_from(
+            Path::new("/nonexistent"),
+            "00000000",
+            Path::new("/nonexistent/ids"),
+            WAIT,
+        );
         assert_eq!(none.unwrap(), Report::default());
     }
 }

@@ -72,10 +72,16 @@ impl JobId {
     pub fn starts_with(self, prefix: &str) -> bool {
         if prefix.contains('-') {
             let mut buffer = Uuid::encode_buffer();
-            self.0.hyphenated().encode_lower(&mut buffer).starts_with(prefix)
+            self.0
+                .hyphenated()
+                .encode_lower(&mut buffer)
+                .starts_with(prefix)
         } else {
             let mut buffer = Uuid::encode_buffer();
-            self.0.simple().encode_lower(&mut buffer).starts_with(prefix)
+            self.0
+                .simple()
+                .encode_lower(&mut buffer)
+                .starts_with(prefix)
         }
     }
 
@@ -124,12 +130,20 @@ mod tests {
     #[test]
     fn prefixes_match_with_and_without_dashes() {
         let id = JobId::parse("01234567-89ab-4def-8123-456789abcdef").unwrap();
-        for prefix in ["0123", "01234567-89", "0123456789ab", "01234567-89ab-4def-8123-456789abcdef"] {
+        for prefix in [
+            "0123",
+            "01234567-89",
+            "0123456789ab",
+            "01234567-89ab-4def-8123-456789abcdef",
+        ] {
             assert!(id.starts_with(prefix), "{prefix}");
         }
         assert!(!id.starts_with("0124"));
         assert_eq!(JobId::check_prefix("ABCD"), Ok("abcd".to_owned()));
         assert!(matches!(JobId::check_prefix("abc"), Err(IdError::Short(_))));
-        assert!(matches!(JobId::check_prefix("abcg"), Err(IdError::Characters(_))));
+        assert!(matches!(
+            JobId::check_prefix("abcg"),
+            Err(IdError::Characters(_))
+        ));
     }
 }

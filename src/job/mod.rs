@@ -15,6 +15,8 @@ pub use id::{IdError, JobId, ShardIndex};
 pub use outcome::{LogTotals, Outcome, Reason};
 pub use refusal::{Refusal, RefusalCode};
 pub use role::{Peer, Role, RoleError};
-pub use spec::{ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User};
+pub use spec::{
+    ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
+};
 pub use state::{State, Transition};
 pub use view::{Chunk, JobView, NodeView, WorkKind};

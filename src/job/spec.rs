@@ -43,7 +43,11 @@ pub struct EnvEntry {
 
 impl std::fmt::Debug for EnvEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let value = if self.is_secret { "***".into() } else { String::from_utf8_lossy(&self.value) };
+        let value = if self.is_secret {
+            "***".into()
+        } else {
+            String::from_utf8_lossy(&self.value)
+        };
         write!(f, "{}={value}", self.name)
     }
 }

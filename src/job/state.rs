@@ -37,7 +37,11 @@ impl State {
     #[must_use]
     pub const fn has_ended(self) -> bool {
         match self {
-            Self::Scheduled | Self::Queued | Self::Initializing | Self::Running | Self::Stopping => false,
+            Self::Scheduled
+            | Self::Queued
+            | Self::Initializing
+            | Self::Running
+            | Self::Stopping => false,
             Self::Completed | Self::Failed | Self::Stopped | Self::Timeout | Self::Canceled => true,
         }
     }

@@ -43,7 +43,9 @@ pub struct Recorder {
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorder").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("Recorder")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,7 +68,10 @@ impl Recorder {
             base: base.to_path_buf(),
             ring: rt::ring(),
             gate: Gate::new(limits::SPLICES_IN_FLIGHT),
-            nowhere: Rc::new(nowhere.map_err(|source| LogError::Open { path: null.to_path_buf(), source })?),
+            nowhere: Rc::new(nowhere.map_err(|source| LogError::Open {
+                path: null.to_path_buf(),
+                source,
+            })?),
             disk,
         }))
     }
@@ -86,11 +91,18 @@ impl Recorder {
     ) -> Result<Capture, LogError> {
         progress.update(from.snapshot());
         let shared = Rc::new(Shared::new(self.clone(), id, limits, from, progress));
-        let streams = [(Stream::Stdout, pipes.stdout), (Stream::Stderr, pipes.stderr)];
+        let streams = [
+            (Stream::Stdout, pipes.stdout),
+            (Stream::Stderr, pipes.stderr),
+        ];
         for (stream, pipe) in streams {
             let pipe = Rc::new(Ready::new(pipe).map_err(LogError::Pipe)?);
             shared.begin_stream();
-            drop(rt::spawn(stream::capture(StreamTask { job: shared.clone(), pipe, stream })));
+            drop(rt::spawn(stream::capture(StreamTask {
+                job: shared.clone(),
+                pipe,
+                stream,
+            })));
         }
         Ok(Capture(shared))
     }
@@ -155,7 +167,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn new(recorder: Rc<Recorder>, id: JobId, limits: Limits, from: &Recovered, progress: Rc<Progress>) -> Self {
+    fn new(
+        recorder: Rc<Recorder>,
+        id: JobId,
+        limits: Limits,
+        from: &Recovered,
+        progress: Rc<Progress>,
+    ) -> Self {
         Self {
             files: JobFiles::new(&recorder.base, id),
             recorder,
@@ -193,7 +211,9 @@ impl Shared {
         let stored = self.stdout_bytes.get() + self.stderr_bytes.get();
         let index_free = limits::INDEX_FREE_BYTES + stored / 2;
         let index_charge = self.index.bytes().saturating_sub(index_free);
-        self.limits.bytes.saturating_sub(stored + index_charge + self.reserved_bytes.get())
+        self.limits
+            .bytes
+            .saturating_sub(stored + index_charge + self.reserved_bytes.get())
     }
 
     /// Whether the index takes no more.
@@ -208,7 +228,14 @@ impl Shared {
         self.last_time_ns.set(time_ns);
         let at = self.stdout_bytes.get() + self.stderr_bytes.get();
         let offset = self.stored(stream).get();
-        self.index.push(Record { at, offset, time_ns, len: bytes, stream, is_recovered: false });
+        self.index.push(Record {
+            at,
+            offset,
+            time_ns,
+            len: bytes,
+            stream,
+            is_recovered: false,
+        });
         self.stored(stream).set(offset + u64::from(bytes));
         self.write_index_soon();
     }
@@ -231,8 +258,15 @@ impl Shared {
 
     /// The caller has the right to write from [`Index::begin`].
     async fn write_index(&self) {
-        let written =
-            self.index.write_out(&self.files, &self.dropped_bytes, &self.progress, &self.settled).await;
+        let written = self
+            .index
+            .write_out(
+                &self.files,
+                &self.dropped_bytes,
+                &self.progress,
+                &self.settled,
+            )
+            .await;
         if let Err(error) = written {
             self.warn(&error);
         }

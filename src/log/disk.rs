@@ -47,8 +47,10 @@ impl DiskGuard {
     /// [`LogError::Open`], [`LogError::FreeSpace`].
     pub fn new(base: &Path, reserve_bytes: u64) -> Result<Arc<Self>, LogError> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
-        let dir = open(base, flags, Mode::empty())
-            .map_err(|e| LogError::Open { path: base.to_path_buf(), source: e.into() })?;
+        let dir = open(base, flags, Mode::empty()).map_err(|e| LogError::Open {
+            path: base.to_path_buf(),
+            source: e.into(),
+        })?;
         let guard = Self {
             dir,
             path: base.to_path_buf(),
@@ -67,7 +69,9 @@ impl DiskGuard {
     /// Free space above the reserve as far as it has been handed out for use, bytes.
     #[must_use]
     pub fn headroom(&self) -> u64 {
-        self.ceiling.load(SeqCst).saturating_sub(self.granted.load(SeqCst))
+        self.ceiling
+            .load(SeqCst)
+            .saturating_sub(self.granted.load(SeqCst))
     }
 
     /// Grants at most `want` bytes; fewer, or none, when the reserve would be touched.
@@ -81,8 +85,16 @@ impl DiskGuard {
             self.look_or_say();
             bytes = self.try_take(want);
         }
-        let charged = if bytes == 0 { 0 } else { bytes + limits::DISK_ROUNDING_BYTES };
-        Grant { guard: self.clone(), bytes, charged }
+        let charged = if bytes == 0 {
+            0
+        } else {
+            bytes + limits::DISK_ROUNDING_BYTES
+        };
+        Grant {
+            guard: self.clone(),
+            bytes,
+            charged,
+        }
     }
 
     fn try_take(&self, want: u64) -> u64 {
@@ -94,7 +106,10 @@ impl DiskGuard {
                 return 0;
             }
             let after = granted + bytes + limits::DISK_ROUNDING_BYTES;
-            match self.granted.compare_exchange_weak(granted, after, SeqCst, SeqCst) {
+            match self
+                .granted
+                .compare_exchange_weak(granted, after, SeqCst, SeqCst)
+            {
                 Ok(_) => return bytes,
                 Err(other) => granted = other,
             }
@@ -107,7 +122,10 @@ impl DiskGuard {
         let checked = self.checked_ns.load(SeqCst);
         let interval = u64::try_from(limits::DISK_CHECK_INTERVAL.as_nanos()).unwrap_or(u64::MAX);
         now.saturating_sub(checked) >= interval
-            && self.checked_ns.compare_exchange(checked, now, SeqCst, SeqCst).is_ok()
+            && self
+                .checked_ns
+                .compare_exchange(checked, now, SeqCst, SeqCst)
+                .is_ok()
     }
 
     fn elapsed_ns(&self) -> u64 {
@@ -117,12 +135,17 @@ impl DiskGuard {
 
     fn look(&self) -> Result<(), LogError> {
         let settled = self.settled.load(SeqCst); // Before the look: see above.
-        let seen = fstatvfs(&self.dir)
-            .map_err(|e| LogError::FreeSpace { path: self.path.clone(), source: e.into() })?;
+        let seen = fstatvfs(&self.dir).map_err(|e| LogError::FreeSpace {
+            path: self.path.clone(),
+            source: e.into(),
+        })?;
         let free = seen.blocks_available().saturating_mul(seen.fragment_size());
         let above_reserve = free.saturating_sub(self.reserve_bytes);
         let end = settled.saturating_add(above_reserve);
-        let next_look = self.granted.load(SeqCst).saturating_add(limits::DISK_CHECK_BYTES);
+        let next_look = self
+            .granted
+            .load(SeqCst)
+            .saturating_add(limits::DISK_CHECK_BYTES);
         self.is_full.store(end <= next_look, SeqCst);
         self.ceiling.store(end.min(next_look), SeqCst);
         self.checked_ns.store(self.elapsed_ns(), SeqCst);
@@ -154,7 +177,11 @@ impl Grant {
 
     /// Gives back what was not used.
     pub fn settle(mut self, used: u64) {
-        let kept = if used == 0 { 0 } else { used + limits::DISK_ROUNDING_BYTES };
+        let kept = if used == 0 {
+            0
+        } else {
+            used + limits::DISK_ROUNDING_BYTES
+        };
         let kept = kept.min(self.charged);
         self.guard.granted.fetch_sub(self.charged - kept, SeqCst);
         self.charged = kept;
@@ -201,7 +228,10 @@ mod tests {
         assert_eq!(guard.granted.load(SeqCst), before);
         guard.take(1 << 20).settle(10);
         let charged = 10 + limits::DISK_ROUNDING_BYTES;
-        assert_eq!((guard.granted.load(SeqCst), guard.settled.load(SeqCst)), (before + charged, charged));
+        assert_eq!(
+            (guard.granted.load(SeqCst), guard.settled.load(SeqCst)),
+            (before + charged, charged)
+        );
     }
 
     #[test]

@@ -22,7 +22,9 @@ impl JobFiles {
     /// Where job `id` of the base directory `base` has its output.
     #[must_use]
     pub fn new(base: &Path, id: JobId) -> Self {
-        Self { dir: jobs_dir(base).join(id.to_string()).into() }
+        Self {
+            dir: jobs_dir(base).join(id.to_string()).into(),
+        }
     }
 
     /// The directory itself.
@@ -51,25 +53,34 @@ impl JobFiles {
         let dir = self.dir.clone();
         let removed = rt::blocking("remove log", move || std::fs::remove_dir_all(dir)).await?;
         match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(LogError::Remove { path: self.dir.to_path_buf(), source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError::Remove {
+                path: self.dir.to_path_buf(),
+                source,
+            }),
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
     /// Opens a file of this job for capture; makes it, and the directory, when it is not there.
     pub(super) async fn create(&self, path: &Path) -> Result<Rc<File>, LogError> {
-        let failed = |source| LogError::Open { path: path.to_path_buf(), source };
+        let failed = |source| LogError::Open {
+            path: path.to_path_buf(),
+            source,
+        };
         match File::open(path, OpenHow::Create).await {
             Ok(file) => Ok(Rc::new(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 match rt::ring().mkdir(&self.dir).await {
                     // The other stream may have been faster.
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(failed(error));
+                    }
                     Ok(()) | Err(_) => {}
                 }
-                File::open(path, OpenHow::Create).await.map(Rc::new).map_err(failed)
+                File::open(path, OpenHow::Create)
+                    .await
+                    .map(Rc::new)
+                    .map_err(failed)
             }
             Err(error) => Err(failed(error)),
         }

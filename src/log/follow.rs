@@ -44,19 +44,32 @@ impl Follower {
     ///
     /// # Errors
     /// [`LogError`].
-    pub async fn open(dir: &Path, query: LogQuery, progress: Rc<Progress>) -> Result<Self, LogError> {
+    pub async fn open(
+        dir: &Path,
+        query: LogQuery,
+        progress: Rc<Progress>,
+    ) -> Result<Self, LogError> {
         let reader = progress.reader(dir);
         let snapshot = progress.snapshot();
         let streams = query.streams;
-        let since_ns = query.since_ns.and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0);
+        let since_ns = query
+            .since_ns
+            .and_then(|ns| u64::try_from(ns).ok())
+            .unwrap_or(0);
         let mut position = query.offset;
         if let Some(lines) = query.tail_lines {
-            position = position.max(tail::last_lines(&reader, streams, snapshot.records, lines).await?);
+            position =
+                position.max(tail::last_lines(&reader, streams, snapshot.records, lines).await?);
         }
-        let mut record =
-            tail::first_not(&reader, snapshot.records, |record| record.end(streams) <= position).await?;
+        let mut record = tail::first_not(&reader, snapshot.records, |record| {
+            record.end(streams) <= position
+        })
+        .await?;
         if since_ns > 0 {
-            let late = tail::first_not(&reader, snapshot.records, |record| record.time_ns < since_ns).await?;
+            let late = tail::first_not(&reader, snapshot.records, |record| {
+                record.time_ns < since_ns
+            })
+            .await?;
             record = record.max(late);
         }
         Ok(Self {
@@ -87,7 +100,8 @@ impl Follower {
             let snapshot = self.progress.snapshot();
             let end = self.until.unwrap_or(snapshot.records);
             if self.cursor.record < end {
-                self.fill(end, !snapshot.is_ended && end == snapshot.records).await?;
+                self.fill(end, !snapshot.is_ended && end == snapshot.records)
+                    .await?;
             } else if self.until.is_some() || snapshot.is_ended {
                 return Ok(None);
             } else {
@@ -100,7 +114,10 @@ impl Follower {
     async fn fill(&mut self, end: u64, is_live: bool) -> Result<(), LogError> {
         let count = (end - self.cursor.record).min(limits::FOLLOW_READ_RECORDS);
         let is_fresh = is_live && self.cursor.record + count == end;
-        let records = self.reader.records(self.cursor.record, count, is_fresh).await?;
+        let records = self
+            .reader
+            .records(self.cursor.record, count, is_fresh)
+            .await?;
         let block = self.choose(&records);
         let stdout = self.read(&block, Stream::Stdout, is_fresh).await?;
         let stderr = self.read(&block, Stream::Stderr, is_fresh).await?;
@@ -125,7 +142,10 @@ impl Follower {
 
     /// What of `records`, which begin at the cursor, comes next.
     fn choose(&self, records: &[Record]) -> Block {
-        let mut block = Block { pieces: Vec::new(), after: self.cursor };
+        let mut block = Block {
+            pieces: Vec::new(),
+            after: self.cursor,
+        };
         let mut bytes = 0;
         for record in records {
             let position = record.position(self.streams);
@@ -167,7 +187,9 @@ impl Follower {
             }
             end += piece.len;
         }
-        self.reader.bytes(stream, start, end - start, is_fresh).await
+        self.reader
+            .bytes(stream, start, end - start, is_fresh)
+            .await
     }
 }
 
@@ -186,7 +208,10 @@ struct Block {
 
 impl Block {
     fn start(&self, stream: Stream) -> Option<u64> {
-        self.pieces.iter().find(|piece| piece.stream == stream).map(|piece| piece.offset)
+        self.pieces
+            .iter()
+            .find(|piece| piece.stream == stream)
+            .map(|piece| piece.offset)
     }
 }
 

@@ -62,7 +62,8 @@ impl Index {
 
     /// Whether the file lacks something.
     pub(super) fn is_behind(&self, dropped_bytes: u64) -> bool {
-        !self.pending.borrow().is_empty() || self.dropped_written.get().unwrap_or(0) != dropped_bytes
+        !self.pending.borrow().is_empty()
+            || self.dropped_written.get().unwrap_or(0) != dropped_bytes
     }
 
     /// Takes the right to write, which the caller uses with [`Index::write_out`].
@@ -104,18 +105,33 @@ impl Index {
                 file
             }
         };
-        let failed = |source| LogError::Write { path: path.clone(), source };
+        let failed = |source| LogError::Write {
+            path: path.clone(),
+            source,
+        };
         if self.dropped_written.get() != Some(dropped_bytes) {
             let header = Bytes::copy_from_slice(&Header { dropped_bytes }.encode());
             file.write_all_at(header, 0).await.map_err(failed)?;
             self.dropped_written.set(Some(dropped_bytes));
         }
-        let batch: Vec<u8> = self.pending.borrow().iter().flat_map(Record::encode).collect();
+        let batch: Vec<u8> = self
+            .pending
+            .borrow()
+            .iter()
+            .flat_map(Record::encode)
+            .collect();
         let count = batch.len() / super::record::RECORD_BYTES;
         if count > 0 {
-            file.write_all_at(batch.into(), position_of(self.written.get())).await.map_err(failed)?;
+            file.write_all_at(batch.into(), position_of(self.written.get()))
+                .await
+                .map_err(failed)?;
         }
-        let bytes: u64 = self.pending.borrow_mut().drain(..count).map(|r| u64::from(r.len)).sum();
+        let bytes: u64 = self
+            .pending
+            .borrow_mut()
+            .drain(..count)
+            .map(|r| u64::from(r.len))
+            .sum();
         self.written.set(self.written.get() + count as u64);
         self.written_bytes.set(self.written_bytes.get() + bytes);
         progress.update(Snapshot {

@@ -37,7 +37,10 @@ impl Progress {
     /// Starts at `snapshot`.
     #[must_use]
     pub fn new(snapshot: Snapshot) -> Rc<Self> {
-        Rc::new(Self { watch: Watch::new(snapshot), ..Self::default() })
+        Rc::new(Self {
+            watch: Watch::new(snapshot),
+            ..Self::default()
+        })
     }
 
     /// Of a job that has ended: what its files say.
@@ -65,7 +68,10 @@ impl Progress {
 
     /// Says that nothing will follow. Twice is fine.
     pub fn end(&self) {
-        self.update(Snapshot { is_ended: true, ..self.snapshot() });
+        self.update(Snapshot {
+            is_ended: true,
+            ..self.snapshot()
+        });
     }
 
     /// Grows with each change: what [`Progress::changed`] compares.

@@ -39,7 +39,9 @@ pub(super) struct Reader {
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("Reader")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -60,7 +62,10 @@ impl Reader {
     /// What the files of an ended job say.
     pub(super) async fn ended_snapshot(&self) -> Result<Snapshot, LogError> {
         let path = index_path(&self.dir);
-        let mut snapshot = Snapshot { is_ended: true, ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            is_ended: true,
+            ..Snapshot::default()
+        };
         let file = match self.index_file().await {
             Ok(file) => file,
             Err(LogError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -68,9 +73,18 @@ impl Reader {
             }
             Err(error) => return Err(error),
         };
-        let failed = |source| LogError::Read { path: path.clone(), source };
-        let header = file.read_range(0, RECORD_BYTES, true).await.map_err(failed)?;
-        let header = Header::decode(&header).ok_or(LogError::Corrupt { path: path.clone(), record: 0 })?;
+        let failed = |source| LogError::Read {
+            path: path.clone(),
+            source,
+        };
+        let header = file
+            .read_range(0, RECORD_BYTES, true)
+            .await
+            .map_err(failed)?;
+        let header = Header::decode(&header).ok_or(LogError::Corrupt {
+            path: path.clone(),
+            record: 0,
+        })?;
         snapshot.dropped_bytes = header.dropped_bytes;
         snapshot.records = records_in(file.size().await.map_err(failed)?);
         if let Some(last) = snapshot.records.checked_sub(1) {
@@ -101,9 +115,15 @@ impl Reader {
         let file = self.index_file().await?;
         let len = usize::try_from(count).expect("callers ask for a bounded number") * RECORD_BYTES;
         let raw = file.read_range(position_of(first), len, is_fresh).await;
-        let raw = raw.map_err(|source| LogError::Read { path: index_path(&self.dir), source })?;
-        let decoded: Option<Rc<[Record]>> = raw.chunks_exact(RECORD_BYTES).map(Record::decode).collect();
-        let records = decoded.filter(|r| r.len() as u64 == count).ok_or_else(|| self.corrupt(first))?;
+        let raw = raw.map_err(|source| LogError::Read {
+            path: index_path(&self.dir),
+            source,
+        })?;
+        let decoded: Option<Rc<[Record]>> =
+            raw.chunks_exact(RECORD_BYTES).map(Record::decode).collect();
+        let records = decoded
+            .filter(|r| r.len() as u64 == count)
+            .ok_or_else(|| self.corrupt(first))?;
         if is_fresh {
             self.newest_records.replace(Some((first, records.clone())));
         }
@@ -125,7 +145,10 @@ impl Reader {
         }
         let size = usize::try_from(len).expect("callers ask for a bounded number");
         let read = file.read_range(offset, size, is_fresh).await;
-        let bytes = Bytes::from(read.map_err(|source| LogError::Read { path: path.clone(), source })?);
+        let bytes = Bytes::from(read.map_err(|source| LogError::Read {
+            path: path.clone(),
+            source,
+        })?);
         self.reads.set(self.reads.get() + 1);
         if bytes.len() != size {
             let source = io::ErrorKind::UnexpectedEof.into();
@@ -141,15 +164,21 @@ impl Reader {
 
     /// The index and the files contradict each other at `record`.
     pub(super) fn corrupt(&self, record: u64) -> LogError {
-        LogError::Corrupt { path: index_path(&self.dir), record }
+        LogError::Corrupt {
+            path: index_path(&self.dir),
+            record,
+        }
     }
 
     fn known(&self, stream: Stream, offset: u64, len: u64) -> Option<Bytes> {
-        self.newest.borrow().iter().find_map(|(known, from, bytes)| {
-            let start = usize::try_from(offset.checked_sub(*from)?).ok()?;
-            let end = start.checked_add(usize::try_from(len).ok()?)?;
-            (*known == stream && end <= bytes.len()).then(|| bytes.slice(start..end))
-        })
+        self.newest
+            .borrow()
+            .iter()
+            .find_map(|(known, from, bytes)| {
+                let start = usize::try_from(offset.checked_sub(*from)?).ok()?;
+                let end = start.checked_add(usize::try_from(len).ok()?)?;
+                (*known == stream && end <= bytes.len()).then(|| bytes.slice(start..end))
+            })
     }
 
     async fn index_file(&self) -> Result<Rc<File>, LogError> {
@@ -163,7 +192,11 @@ impl Reader {
         }
     }
 
-    async fn open(&self, slot: &RefCell<Option<Rc<File>>>, path: &Path) -> Result<Rc<File>, LogError> {
+    async fn open(
+        &self,
+        slot: &RefCell<Option<Rc<File>>>,
+        path: &Path,
+    ) -> Result<Rc<File>, LogError> {
         if let Some(file) = &*slot.borrow() {
             return Ok(file.clone());
         }
@@ -172,7 +205,10 @@ impl Reader {
             return Ok(file.clone());
         }
         let opened = File::open(path, OpenHow::Read).await;
-        let file = Rc::new(opened.map_err(|source| LogError::Open { path: path.to_path_buf(), source })?);
+        let file = Rc::new(opened.map_err(|source| LogError::Open {
+            path: path.to_path_buf(),
+            source,
+        })?);
         slot.replace(Some(file.clone()));
         Ok(file)
     }

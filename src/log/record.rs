@@ -78,13 +78,19 @@ impl Record {
         match (streams, self.stream) {
             (Streams::All, _) => self.at,
             (Streams::Stdout, Stream::Stdout) | (Streams::Stderr, Stream::Stderr) => self.offset,
-            (Streams::Stdout, Stream::Stderr) | (Streams::Stderr, Stream::Stdout) => self.at - self.offset,
+            (Streams::Stdout, Stream::Stderr) | (Streams::Stderr, Stream::Stdout) => {
+                self.at - self.offset
+            }
         }
     }
 
     /// Bytes of `streams` before the end of this record.
     pub(super) fn end(&self, streams: Streams) -> u64 {
-        let len = if streams.includes(self.stream) { u64::from(self.len) } else { 0 };
+        let len = if streams.includes(self.stream) {
+            u64::from(self.len)
+        } else {
+            0
+        };
         self.position(streams) + len
     }
 }
@@ -108,7 +114,11 @@ impl Header {
     /// `None` when it is not one of this version.
     pub(super) fn decode(raw: &[u8]) -> Option<Self> {
         let fresh = Self::default().encode();
-        (raw.get(..16)? == &fresh[..16]).then(|| Some(Self { dropped_bytes: u64_at(raw, 16)? }))?
+        (raw.get(..16)? == &fresh[..16]).then(|| {
+            Some(Self {
+                dropped_bytes: u64_at(raw, 16)?,
+            })
+        })?
     }
 }
 
@@ -123,11 +133,33 @@ mod tests {
     #[test]
     fn a_record_survives_the_disk_and_knows_its_place_in_either_stream() {
         let stream = Stream::Stderr;
-        let record = Record { at: 100, offset: 30, time_ns: 7, len: 5, stream, is_recovered: true };
+        let record = Record {
+            at: 100,
+            offset: 30,
+            time_ns: 7,
+            len: 5,
+            stream,
+            is_recovered: true,
+        };
         assert_eq!(Record::decode(&record.encode()), Some(record));
-        assert_eq!((record.position(Streams::All), record.end(Streams::All)), (100, 105));
-        assert_eq!((record.position(Streams::Stdout), record.end(Streams::Stdout)), (70, 70));
-        assert_eq!((record.position(Streams::Stderr), record.end(Streams::Stderr)), (30, 35));
+        assert_eq!(
+            (record.position(Streams::All), record.end(Streams::All)),
+            (100, 105)
+        );
+        assert_eq!(
+            (
+                record.position(Streams::Stdout),
+                record.end(Streams::Stdout)
+            ),
+            (70, 70)
+        );
+        assert_eq!(
+            (
+                record.position(Streams::Stderr),
+                record.end(Streams::Stderr)
+            ),
+            (30, 35)
+        );
     }
 
     #[test]

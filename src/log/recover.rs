@@ -57,14 +57,29 @@ impl Recovered {
 /// # Errors
 /// [`LogError::Open`], [`LogError::Read`], [`LogError::Write`].
 pub fn recover(dir: &Path, now_ns: u64) -> Result<Recovered, LogError> {
-    let sizes = Ends { stdout: size(dir, Stream::Stdout)?, stderr: size(dir, Stream::Stderr)? };
+    let sizes = Ends {
+        stdout: size(dir, Stream::Stdout)?,
+        stderr: size(dir, Stream::Stderr)?,
+    };
     let path = index_path(dir);
-    let exists = path.try_exists().map_err(|source| LogError::Open { path: path.clone(), source })?;
+    let exists = path.try_exists().map_err(|source| LogError::Open {
+        path: path.clone(),
+        source,
+    })?;
     if !exists && sizes == Ends::default() {
         return Ok(Recovered::default());
     }
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = file.map_err(|source| LogError::Open { path: path.clone(), source })?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let file = file.map_err(|source| LogError::Open {
+        path: path.clone(),
+        source,
+    })?;
     Index { file, path: &path }.agree_with(sizes, now_ns)
 }
 
@@ -85,7 +100,10 @@ struct Ends {
 
 impl Ends {
     fn after(record: &Record) -> Self {
-        Self { stdout: record.end(Streams::Stdout), stderr: record.end(Streams::Stderr) }
+        Self {
+            stdout: record.end(Streams::Stdout),
+            stderr: record.end(Streams::Stderr),
+        }
     }
 
     fn fits_in(self, sizes: Self) -> bool {
@@ -114,7 +132,9 @@ impl Index<'_> {
         // Backwards to the last record that the files bear out; almost always the first one looked at.
         let (mut last, mut farthest) = (None, Ends::default());
         while found.records > 0 {
-            let record = self.read(position_of(found.records - 1))?.and_then(|raw| Record::decode(&raw));
+            let record = self
+                .read(position_of(found.records - 1))?
+                .and_then(|raw| Record::decode(&raw));
             if let Some(record) = record {
                 let ends = Ends::after(&record);
                 farthest.stdout = farthest.stdout.max(ends.stdout);
@@ -129,9 +149,17 @@ impl Index<'_> {
         found.lost_bytes = farthest.beyond(sizes);
         found.totals.dropped_bytes += found.lost_bytes;
         found.last_time_ns = last.map_or(0, |record| record.time_ns);
-        self.write(0, &Header { dropped_bytes: found.totals.dropped_bytes }.encode())?;
+        self.write(
+            0,
+            &Header {
+                dropped_bytes: found.totals.dropped_bytes,
+            }
+            .encode(),
+        )?;
         let path = self.path.to_path_buf();
-        self.file.set_len(position_of(found.records)).map_err(|source| LogError::Write { path, source })?;
+        self.file
+            .set_len(position_of(found.records))
+            .map_err(|source| LogError::Write { path, source })?;
         let ends = last.as_ref().map_or(Ends::default(), Ends::after);
         self.add_rest(&mut found, ends, sizes, now_ns)?;
         found.totals.stdout_bytes = sizes.stdout;
@@ -155,7 +183,14 @@ impl Index<'_> {
             let len = u32::try_from(rest.min(REST_BYTES_MAX)).expect("bounded by 1 GiB");
             let time_ns = now_ns.max(found.last_time_ns);
             let at = ends.stdout + ends.stderr;
-            let record = Record { at, offset, time_ns, len, stream, is_recovered: true };
+            let record = Record {
+                at,
+                offset,
+                time_ns,
+                len,
+                stream,
+                is_recovered: true,
+            };
             self.write(position_of(found.records), &record.encode())?;
             ends = Ends::after(&record);
             found.records += 1;
@@ -167,7 +202,12 @@ impl Index<'_> {
 
     fn len(&self) -> Result<u64, LogError> {
         let metadata = self.file.metadata();
-        Ok(metadata.map_err(|source| LogError::Read { path: self.path.to_path_buf(), source })?.len())
+        Ok(metadata
+            .map_err(|source| LogError::Read {
+                path: self.path.to_path_buf(),
+                source,
+            })?
+            .len())
     }
 
     /// `None` beyond the end.
@@ -176,13 +216,19 @@ impl Index<'_> {
         match self.file.read_exact_at(&mut raw, at) {
             Ok(()) => Ok(Some(raw)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(source) => Err(LogError::Read { path: self.path.to_path_buf(), source }),
+            Err(source) => Err(LogError::Read {
+                path: self.path.to_path_buf(),
+                source,
+            }),
         }
     }
 
     fn write(&self, at: u64, raw: &[u8]) -> Result<(), LogError> {
         let written = self.file.write_all_at(raw, at);
-        written.map_err(|source| LogError::Write { path: self.path.to_path_buf(), source })
+        written.map_err(|source| LogError::Write {
+            path: self.path.to_path_buf(),
+            source,
+        })
     }
 }
 
@@ -193,7 +239,14 @@ mod tests {
     use super::*;
 
     fn rec(at: u64, stream: Stream, offset: u64, len: u32) -> Record {
-        Record { at, offset, time_ns: 100 + at, len, stream, is_recovered: false }
+        Record {
+            at,
+            offset,
+            time_ns: 100 + at,
+            len,
+            stream,
+            is_recovered: false,
+        }
     }
 
     struct Case<'a> {
@@ -209,20 +262,39 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("stdout"), vec![b'o'; case.stdout]).unwrap();
         fs::write(dir.path().join("stderr"), vec![b'e'; case.stderr]).unwrap();
-        let mut index = Header { dropped_bytes: case.dropped }.encode().to_vec();
-        case.records.iter().for_each(|record| index.extend(record.encode()));
+        let mut index = Header {
+            dropped_bytes: case.dropped,
+        }
+        .encode()
+        .to_vec();
+        case.records
+            .iter()
+            .for_each(|record| index.extend(record.encode()));
         index.extend(vec![9; case.torn]);
         fs::write(dir.path().join("index"), index).unwrap();
         let found = recover(dir.path(), 5_000).unwrap();
         let again = recover(dir.path(), 6_000).unwrap();
-        assert_eq!(again, Recovered { added_records: 0, lost_bytes: 0, ..found }, "twice is as once");
+        assert_eq!(
+            again,
+            Recovered {
+                added_records: 0,
+                lost_bytes: 0,
+                ..found
+            },
+            "twice is as once"
+        );
         let index = fs::read(dir.path().join("index")).unwrap();
         assert_eq!(index.len() as u64, position_of(found.records));
         let mut end = 0;
         let records: Vec<_> = index[RECORD_BYTES..]
             .chunks(RECORD_BYTES)
             .map(|raw| Record::decode(raw).unwrap())
-            .inspect(|record| assert_eq!(std::mem::replace(&mut end, record.end(Streams::All)), record.at))
+            .inspect(|record| {
+                assert_eq!(
+                    std::mem::replace(&mut end, record.end(Streams::All)),
+                    record.at
+                )
+            })
             .collect();
         assert_eq!(end, (case.stdout + case.stderr) as u64);
         (found, records)
@@ -231,21 +303,52 @@ mod tests {
     #[test]
     fn files_in_order_stay_as_they_are() {
         let records = [rec(0, Stream::Stdout, 0, 10), rec(10, Stream::Stderr, 0, 5)];
-        let case = Case { stdout: 10, stderr: 5, records: &records, torn: 0, dropped: 7 };
+        let case = Case {
+            stdout: 10,
+            stderr: 5,
+            records: &records,
+            torn: 0,
+            dropped: 7,
+        };
         let (found, after) = recovered(&case);
         assert_eq!(after, records);
-        assert_eq!((found.added_records, found.lost_bytes, found.last_time_ns), (0, 0, 110));
-        assert_eq!(found.totals, LogTotals { stdout_bytes: 10, stderr_bytes: 5, dropped_bytes: 7 });
+        assert_eq!(
+            (found.added_records, found.lost_bytes, found.last_time_ns),
+            (0, 0, 110)
+        );
+        assert_eq!(
+            found.totals,
+            LogTotals {
+                stdout_bytes: 10,
+                stderr_bytes: 5,
+                dropped_bytes: 7
+            }
+        );
     }
 
     #[test]
     fn a_torn_record_is_cut_and_the_rest_of_both_streams_gets_records() {
         let records = [rec(0, Stream::Stdout, 0, 10)];
-        let case = Case { stdout: 12, stderr: 5, records: &records, torn: 17, dropped: 0 };
+        let case = Case {
+            stdout: 12,
+            stderr: 5,
+            records: &records,
+            torn: 17,
+            dropped: 0,
+        };
         let (found, after) = recovered(&case);
-        assert_eq!((found.records, found.added_records, found.last_time_ns), (3, 2, 5_000));
-        assert_eq!((after[1].stream, after[1].offset, after[1].len), (Stream::Stdout, 10, 2));
-        assert_eq!((after[2].stream, after[2].offset, after[2].len), (Stream::Stderr, 0, 5));
+        assert_eq!(
+            (found.records, found.added_records, found.last_time_ns),
+            (3, 2, 5_000)
+        );
+        assert_eq!(
+            (after[1].stream, after[1].offset, after[1].len),
+            (Stream::Stdout, 10, 2)
+        );
+        assert_eq!(
+            (after[2].stream, after[2].offset, after[2].len),
+            (Stream::Stderr, 0, 5)
+        );
         assert!(!after[0].is_recovered && after[1].is_recovered && after[1].time_ns == 5_000);
     }
 
@@ -257,16 +360,31 @@ mod tests {
             rec(15, Stream::Stdout, 10, 20),
             rec(35, Stream::Stderr, 5, 5),
         ];
-        let case = Case { stdout: 13, stderr: 10, records: &records, torn: 0, dropped: 1 };
+        let case = Case {
+            stdout: 13,
+            stderr: 10,
+            records: &records,
+            torn: 0,
+            dropped: 1,
+        };
         let (found, after) = recovered(&case);
         assert_eq!((found.lost_bytes, found.totals.dropped_bytes), (17, 18));
         assert_eq!(&after[..2], &records[..2]);
-        assert_eq!((after[2].offset, after[2].len, after[3].offset, after[3].len), (10, 3, 5, 5));
+        assert_eq!(
+            (after[2].offset, after[2].len, after[3].offset, after[3].len),
+            (10, 3, 5, 5)
+        );
     }
 
     #[test]
     fn an_index_that_is_missing_or_unreadable_is_made_anew() {
-        let (found, after) = recovered(&Case { stdout: 3, stderr: 0, records: &[], torn: 0, dropped: 0 });
+        let (found, after) = recovered(&Case {
+            stdout: 3,
+            stderr: 0,
+            records: &[],
+            torn: 0,
+            dropped: 0,
+        });
         assert_eq!((found.records, after[0].len), (1, 3));
         let dir = tempfile::tempdir().unwrap();
         #[expect(clippy::disallowed_methods, reason = "a test lays out files")]

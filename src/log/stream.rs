@@ -78,7 +78,11 @@ impl Drop for Burst<'_> {
 impl<'a> Burst<'a> {
     fn new(task: &'a StreamTask) -> Self {
         task.job.begin_burst();
-        Self { task, file: None, is_pipe_big: false }
+        Self {
+            task,
+            file: None,
+            is_pipe_big: false,
+        }
     }
 
     async fn run(mut self) -> Flow {
@@ -110,7 +114,11 @@ impl<'a> Burst<'a> {
     async fn pause(&self) {
         let job = &self.task.job;
         let is_watched = job.progress.is_watched();
-        let pace = if is_watched { limits::SPLICE_PACE_WATCHED } else { limits::SPLICE_PACE };
+        let pace = if is_watched {
+            limits::SPLICE_PACE_WATCHED
+        } else {
+            limits::SPLICE_PACE
+        };
         if job.phase() == Phase::Capturing {
             or(sleep(pace), job.phase_changed.listen()).await;
         }
@@ -123,7 +131,10 @@ impl<'a> Burst<'a> {
             return false;
         }
         let news = or(self.task.pipe.readable(), job.phase_changed.listen());
-        if matches!(or(news, sleep(limits::LOG_IDLE_CLOSE)).await, Either::Left(_)) {
+        if matches!(
+            or(news, sleep(limits::LOG_IDLE_CLOSE)).await,
+            Either::Left(_)
+        ) {
             return false;
         }
         if self.is_pipe_big {
@@ -189,7 +200,11 @@ impl<'a> Burst<'a> {
         let recorder = &job.recorder;
         let pass = recorder.gate.enter().await;
         let is_alone = recorder.gate.is_alone();
-        let len = if is_alone { limits::SPLICE_ALONE_BYTES } else { limits::SPLICE_BYTES };
+        let len = if is_alone {
+            limits::SPLICE_ALONE_BYTES
+        } else {
+            limits::SPLICE_BYTES
+        };
         let want = u64::from(len).min(most).min(job.room());
         if want == 0 {
             return None;
@@ -200,12 +215,19 @@ impl<'a> Burst<'a> {
             drop(pass);
             return Some(self.discard(most, false).await);
         }
-        job.reserved_bytes.set(job.reserved_bytes.get() + u64::from(len));
+        job.reserved_bytes
+            .set(job.reserved_bytes.get() + u64::from(len));
         let offset = Some(job.stored(self.task.stream).get());
-        let splice = Splice { from: self.task.pipe.clone(), to: owner(file), offset, len };
+        let splice = Splice {
+            from: self.task.pipe.clone(),
+            to: owner(file),
+            offset,
+            len,
+        };
         let moved = recorder.ring.splice(splice).await;
         drop(pass);
-        job.reserved_bytes.set(job.reserved_bytes.get() - u64::from(len));
+        job.reserved_bytes
+            .set(job.reserved_bytes.get() - u64::from(len));
         grant.settle(*moved.as_ref().unwrap_or(&0) as u64);
         let answer = match moved {
             Ok(0) => Moved::End,
@@ -231,8 +253,15 @@ impl<'a> Burst<'a> {
         let job = &self.task.job;
         let recorder = &job.recorder;
         let _pass = recorder.gate.enter().await;
-        let len = u32::try_from(most).unwrap_or(u32::MAX).min(limits::DISCARD_BYTES);
-        let splice = Splice { from: self.task.pipe.clone(), to: recorder.nowhere.clone(), offset: None, len };
+        let len = u32::try_from(most)
+            .unwrap_or(u32::MAX)
+            .min(limits::DISCARD_BYTES);
+        let splice = Splice {
+            from: self.task.pipe.clone(),
+            to: recorder.nowhere.clone(),
+            offset: None,
+            len,
+        };
         match recorder.ring.splice(splice).await {
             Ok(0) => Moved::End,
             Ok(bytes) => {
@@ -257,7 +286,10 @@ impl<'a> Burst<'a> {
         if is_new && pipe::available(&*self.task.pipe).is_ok_and(|bytes| bytes == 0) {
             return Ok(None);
         }
-        let file = job.files.create(&job.files.stream(self.task.stream)).await?;
+        let file = job
+            .files
+            .create(&job.files.stream(self.task.stream))
+            .await?;
         self.file = Some(file.clone());
         Ok(Some(file))
     }

@@ -47,7 +47,11 @@ pub(super) async fn last_lines(
         let below = above.saturating_sub(limits::FOLLOW_READ_RECORDS);
         let records = reader.records(below, above - below, false).await?;
         let mut batch = Batch::default();
-        for record in records.iter().rev().filter(|record| streams.includes(record.stream)) {
+        for record in records
+            .iter()
+            .rev()
+            .filter(|record| streams.includes(record.stream))
+        {
             let mut rest = u64::from(record.len);
             while rest > 0 {
                 let len = rest.min(limits::FOLLOW_READ_BYTES - batch.bytes);
@@ -83,7 +87,12 @@ struct Search {
 impl Search {
     /// `bytes` lie at `position`, right before what was looked at last.
     fn backwards(&mut self, bytes: &[u8], position: u64) -> Option<u64> {
-        for (index, _) in bytes.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+        for (index, _) in bytes
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, byte)| **byte == b'\n')
+        {
             let after = position + index as u64 + 1;
             // The newline at the very end closes the last line and opens none.
             if after < self.end {
@@ -119,7 +128,9 @@ impl Batch {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         };
-        let end = range.as_ref().map_or(piece.offset + piece.len, |range| range.end);
+        let end = range
+            .as_ref()
+            .map_or(piece.offset + piece.len, |range| range.end);
         *range = Some(piece.offset..end);
         self.bytes += piece.len;
         self.pieces.push(piece);
@@ -147,11 +158,17 @@ impl Batch {
     }
 }
 
-async fn read(reader: &Reader, stream: Stream, range: Option<&Range<u64>>) -> Result<bytes::Bytes, LogError> {
+async fn read(
+    reader: &Reader,
+    stream: Stream,
+    range: Option<&Range<u64>>,
+) -> Result<bytes::Bytes, LogError> {
     match range {
         // Contiguous unless somebody else wrote the index; never more than was asked for.
         Some(range) if range.end - range.start <= limits::FOLLOW_READ_BYTES => {
-            reader.bytes(stream, range.start, range.end - range.start, false).await
+            reader
+                .bytes(stream, range.start, range.end - range.start, false)
+                .await
         }
         Some(_) => Err(reader.corrupt(0)),
         None => Ok(bytes::Bytes::new()),

@@ -31,10 +31,21 @@ use crate::{
     rt::{self, testing::Dice, testing::on_shard},
 };
 
-const ALL: LogQuery =
-    LogQuery { streams: Streams::All, follow: true, offset: 0, tail_lines: None, since_ns: None };
-const HISTORY: LogQuery = LogQuery { follow: false, ..ALL };
-const UNLIMITED: Limits = Limits { bytes: u64::MAX, policy: Policy::Drop };
+const ALL: LogQuery = LogQuery {
+    streams: Streams::All,
+    follow: true,
+    offset: 0,
+    tail_lines: None,
+    since_ns: None,
+};
+const HISTORY: LogQuery = LogQuery {
+    follow: false,
+    ..ALL
+};
+const UNLIMITED: Limits = Limits {
+    bytes: u64::MAX,
+    policy: Policy::Drop,
+};
 
 /// A base directory and the recorder of the shard that the test runs on.
 struct House {
@@ -54,7 +65,10 @@ impl House {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = DiskGuard::new(dir.path(), 0).unwrap();
-        Self { recorder: Recorder::new(dir.path(), disk).unwrap(), dir }
+        Self {
+            recorder: Recorder::new(dir.path(), disk).unwrap(),
+            dir,
+        }
     }
 
     fn job(&self, limits: Limits) -> Job {
@@ -62,8 +76,16 @@ impl House {
         let (stdout, stdout_w) = pipe();
         let (stderr, stderr_w) = pipe();
         let pipes = Pipes { stdout, stderr };
-        let capture = self.recorder.capture(id, pipes, limits, &Recovered::default(), Rc::default()).unwrap();
-        Job { id, stdout: stdout_w.into(), stderr: stderr_w.into(), capture }
+        let capture = self
+            .recorder
+            .capture(id, pipes, limits, &Recovered::default(), Rc::default())
+            .unwrap();
+        Job {
+            id,
+            stdout: stdout_w.into(),
+            stderr: stderr_w.into(),
+            capture,
+        }
     }
 
     fn files(&self, id: JobId) -> JobFiles {
@@ -73,7 +95,9 @@ impl House {
 
 impl Job {
     async fn follower(&self, query: LogQuery) -> Follower {
-        Follower::open(self.capture.files().dir(), query, self.capture.progress()).await.unwrap()
+        Follower::open(self.capture.files().dir(), query, self.capture.progress())
+            .await
+            .unwrap()
     }
 
     /// Waits until readers may see so many bytes.
@@ -101,7 +125,10 @@ fn pipe() -> (OwnedFd, OwnedFd) {
 
 fn random(seed: u64, bytes: usize) -> Arc<[u8]> {
     let mut dice = Dice::new(seed);
-    (0..bytes.div_ceil(8)).flat_map(|_| dice.roll().to_le_bytes()).take(bytes).collect()
+    (0..bytes.div_ceil(8))
+        .flat_map(|_| dice.roll().to_le_bytes())
+        .take(bytes)
+        .collect()
 }
 
 /// Writes everything in pieces of random sizes, then closes.
@@ -111,7 +138,9 @@ fn write_in_pieces(mut to: File, bytes: Arc<[u8]>, seed: u64) -> thread::JoinHan
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let most = if dice.below(4) == 0 { 200_000 } else { 5_000 };
-            let len = usize::try_from(1 + dice.below(most)).unwrap().min(rest.len());
+            let len = usize::try_from(1 + dice.below(most))
+                .unwrap()
+                .min(rest.len());
             to.write_all(&rest[..len]).unwrap();
             rest = &rest[len..];
         }
@@ -139,7 +168,11 @@ fn sixty_four_mebibytes_reach_files_and_followers_byte_for_byte() {
         let job = house.job(UNLIMITED);
         let (out, err) = (random(1, EACH), random(2, EACH));
         let all = rt::spawn(read_all(job.follower(ALL).await, [0, 0]));
-        let skip = LogQuery { streams: Streams::Stderr, offset: 1_234_567, ..ALL };
+        let skip = LogQuery {
+            streams: Streams::Stderr,
+            offset: 1_234_567,
+            ..ALL
+        };
         let part = rt::spawn(read_all(job.follower(skip).await, [0, 1_234_567]));
         let mut slow = job.follower(ALL).await;
         let slow = rt::spawn(async move {
@@ -150,19 +183,40 @@ fn sixty_four_mebibytes_reach_files_and_followers_byte_for_byte() {
             }
             bytes
         });
-        let Job { id, stdout, stderr, capture } = job;
-        let writers = [write_in_pieces(stdout, out.clone(), 3), write_in_pieces(stderr, err.clone(), 4)];
+        let Job {
+            id,
+            stdout,
+            stderr,
+            capture,
+        } = job;
+        let writers = [
+            write_in_pieces(stdout, out.clone(), 3),
+            write_in_pieces(stderr, err.clone(), 4),
+        ];
         let progress = capture.progress();
         while progress.snapshot().bytes < 2 * EACH as u64 {
             progress.changed(progress.version()).await;
         }
         let totals = capture.drain().await;
         let each = EACH as u64;
-        assert_eq!(totals, LogTotals { stdout_bytes: each, stderr_bytes: each, dropped_bytes: 0 });
+        assert_eq!(
+            totals,
+            LogTotals {
+                stdout_bytes: each,
+                stderr_bytes: each,
+                dropped_bytes: 0
+            }
+        );
         progress.end();
         let [all_out, all_err] = all.await.unwrap();
-        assert!(all_out == out[..] && all_err == err[..], "a follower of both streams");
-        assert!(part.await.unwrap()[1] == err[1_234_567..], "a follower of one stream from an offset");
+        assert!(
+            all_out == out[..] && all_err == err[..],
+            "a follower of both streams"
+        );
+        assert!(
+            part.await.unwrap()[1] == err[1_234_567..],
+            "a follower of one stream from an offset"
+        );
         assert_eq!(slow.await.unwrap(), 2 * EACH);
         let files = house.files(id);
         assert!(fs::read(files.stream(Stream::Stdout)).unwrap() == out[..]);
@@ -188,13 +242,24 @@ fn output_keeps_the_order_in_which_it_was_captured() {
         let mut follower = job.follower(ALL).await;
         let mut written = 0;
         for round in 0..100_u8 {
-            let stream = if round % 3 == 0 { Stream::Stderr } else { Stream::Stdout };
-            let to = if stream == Stream::Stderr { &mut job.stderr } else { &mut job.stdout };
+            let stream = if round % 3 == 0 {
+                Stream::Stderr
+            } else {
+                Stream::Stdout
+            };
+            let to = if stream == Stream::Stderr {
+                &mut job.stderr
+            } else {
+                &mut job.stdout
+            };
             to.write_all(&[round, b'\n']).unwrap();
             written += 2;
             job.readable(written).await;
             let chunk = follower.next().await.unwrap().unwrap();
-            assert_eq!((chunk.stream, &chunk.bytes[..]), (stream, &[round, b'\n'][..]));
+            assert_eq!(
+                (chunk.stream, &chunk.bytes[..]),
+                (stream, &[round, b'\n'][..])
+            );
         }
         job.capture.drain().await;
         job.capture.progress().end();
@@ -202,10 +267,19 @@ fn output_keeps_the_order_in_which_it_was_captured() {
         let mut history = job.follower(HISTORY).await;
         let mut seen = Vec::new();
         while let Some(chunk) = history.next().await.unwrap() {
-            seen.extend(chunk.bytes.iter().copied().filter(|byte| *byte != b'\n' || chunk.bytes.len() == 1));
+            seen.extend(
+                chunk
+                    .bytes
+                    .iter()
+                    .copied()
+                    .filter(|byte| *byte != b'\n' || chunk.bytes.len() == 1),
+            );
         }
         seen.retain(|byte| *byte != b'\n');
-        assert_eq!(seen, (0..100).filter(|byte| *byte != b'\n').collect::<Vec<_>>());
+        assert_eq!(
+            seen,
+            (0..100).filter(|byte| *byte != b'\n').collect::<Vec<_>>()
+        );
     });
 }
 
@@ -214,10 +288,20 @@ fn produced_is_stored_plus_dropped_on_both_sides_of_the_limit() {
     on_shard(|| async {
         let house = House::new();
         let check = async |limit: u64, out: usize, err: usize| {
-            let job = house.job(Limits { bytes: limit, policy: Policy::Drop });
-            let Job { stdout, stderr, capture, id } = job;
-            let writers =
-                [write_in_pieces(stdout, random(5, out), 6), write_in_pieces(stderr, random(7, err), 8)];
+            let job = house.job(Limits {
+                bytes: limit,
+                policy: Policy::Drop,
+            });
+            let Job {
+                stdout,
+                stderr,
+                capture,
+                id,
+            } = job;
+            let writers = [
+                write_in_pieces(stdout, random(5, out), 6),
+                write_in_pieces(stderr, random(7, err), 8),
+            ];
             let produced = (out + err) as u64;
             loop {
                 let t = capture.totals();
@@ -228,12 +312,18 @@ fn produced_is_stored_plus_dropped_on_both_sides_of_the_limit() {
             }
             let totals = capture.drain().await;
             let stored = totals.stdout_bytes + totals.stderr_bytes;
-            assert_eq!((stored, totals.dropped_bytes), (limit.min(produced), produced - limit.min(produced)));
+            assert_eq!(
+                (stored, totals.dropped_bytes),
+                (limit.min(produced), produced - limit.min(produced))
+            );
             for writer in writers {
                 writer.join().unwrap();
             }
             let found = recover(house.files(id).dir(), 1).unwrap();
-            assert_eq!((found.totals, found.added_records, found.lost_bytes), (totals, 0, 0));
+            assert_eq!(
+                (found.totals, found.added_records, found.lost_bytes),
+                (totals, 0, 0)
+            );
         };
         for (limit, out, err) in [
             (10, 9, 0),
@@ -255,7 +345,10 @@ fn produced_is_stored_plus_dropped_on_both_sides_of_the_limit() {
 fn the_limit_is_told_once_it_is_exceeded_and_not_when_it_is_reached() {
     on_shard(|| async {
         let house = House::new();
-        let mut job = house.job(Limits { bytes: 4, policy: Policy::Stop });
+        let mut job = house.job(Limits {
+            bytes: 4,
+            policy: Policy::Stop,
+        });
         job.stdout.write_all(b"1234").unwrap();
         job.produced(4).await;
         let quiet = rt::timeout(Duration::from_millis(20), job.capture.limit_hit()).await;
@@ -264,16 +357,37 @@ fn the_limit_is_told_once_it_is_exceeded_and_not_when_it_is_reached() {
         job.capture.limit_hit().await;
         job.capture.limit_hit().await;
         let totals = job.capture.drain().await;
-        assert_eq!(totals, LogTotals { stdout_bytes: 4, stderr_bytes: 0, dropped_bytes: 1 });
+        assert_eq!(
+            totals,
+            LogTotals {
+                stdout_bytes: 4,
+                stderr_bytes: 0,
+                dropped_bytes: 1
+            }
+        );
     });
 }
 
 /// A tmpfs of a mebibyte that only the calling thread sees and that ends with it.
 fn tiny_disk(at: &Path) {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .unwrap();
     let options = Some("size=1m,mode=0700");
-    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options).unwrap();
+    mount(
+        Some("tmpfs"),
+        at,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        options,
+    )
+    .unwrap();
 }
 
 async fn fill_tiny_disk(base: &Path, disk: Arc<DiskGuard>) -> (LogTotals, PathBuf) {
@@ -281,7 +395,15 @@ async fn fill_tiny_disk(base: &Path, disk: Arc<DiskGuard>) -> (LogTotals, PathBu
     let id = JobId::random();
     let (stdout, stdout_w) = pipe();
     let (stderr, _stderr_w) = pipe();
-    let capture = recorder.capture(id, Pipes { stdout, stderr }, UNLIMITED, &Recovered::default(), Rc::default()).unwrap();
+    let capture = recorder
+        .capture(
+            id,
+            Pipes { stdout, stderr },
+            UNLIMITED,
+            &Recovered::default(),
+            Rc::default(),
+        )
+        .unwrap();
     let writer = write_in_pieces(stdout_w.into(), random(9, 3 << 20), 10);
     while capture.totals().stdout_bytes + capture.totals().dropped_bytes < 3 << 20 {
         rt::yield_io().await;
@@ -290,7 +412,10 @@ async fn fill_tiny_disk(base: &Path, disk: Arc<DiskGuard>) -> (LogTotals, PathBu
     let totals = capture.drain().await;
     assert_eq!(totals.stdout_bytes + totals.dropped_bytes, 3 << 20);
     let files = JobFiles::new(base, id);
-    assert_eq!(files.stream(Stream::Stdout).metadata().unwrap().len(), totals.stdout_bytes);
+    assert_eq!(
+        files.stream(Stream::Stdout).metadata().unwrap().len(),
+        totals.stdout_bytes
+    );
     (totals, files.dir().to_path_buf())
 }
 
@@ -303,7 +428,10 @@ fn a_full_disk_drops_output_counts_it_and_keeps_what_is_stored_readable() {
         // Guarding another disk, so that this one really fills up.
         let guard = DiskGuard::new(elsewhere.path(), 0).unwrap();
         let (totals, dir) = fill_tiny_disk(base.path(), guard).await;
-        assert!(totals.stdout_bytes > 512 << 10 && totals.dropped_bytes > 0, "{totals:?}");
+        assert!(
+            totals.stdout_bytes > 512 << 10 && totals.dropped_bytes > 0,
+            "{totals:?}"
+        );
         let progress = Progress::from_files(&dir).await.unwrap();
         let follower = Follower::open(&dir, ALL, progress).await.unwrap();
         let mut seen = 0;
@@ -313,7 +441,9 @@ fn a_full_disk_drops_output_counts_it_and_keeps_what_is_stored_readable() {
         }
         // What the index could not describe on a full disk is described at recovery.
         let found = recover(&dir, 1).map(|found| found.totals.stdout_bytes);
-        assert!(seen == totals.stdout_bytes || found.is_ok_and(|bytes| bytes == totals.stdout_bytes));
+        assert!(
+            seen == totals.stdout_bytes || found.is_ok_and(|bytes| bytes == totals.stdout_bytes)
+        );
     });
 }
 
@@ -327,7 +457,10 @@ fn the_reserve_of_a_disk_is_not_touched() {
         let seen = nix::sys::statvfs::statvfs(base.path()).unwrap();
         let free = seen.blocks_available() * seen.fragment_size();
         assert!(free >= 512 << 10, "{free} bytes are free");
-        assert!(totals.stdout_bytes > 128 << 10 && totals.dropped_bytes > 0, "{totals:?}");
+        assert!(
+            totals.stdout_bytes > 128 << 10 && totals.dropped_bytes > 0,
+            "{totals:?}"
+        );
     });
 }
 
@@ -361,7 +494,12 @@ fn a_job_that_writes_nothing_gets_no_files() {
     on_shard(|| async {
         let house = House::new();
         let job = house.job(UNLIMITED);
-        let Job { id, stdout, stderr, capture } = job;
+        let Job {
+            id,
+            stdout,
+            stderr,
+            capture,
+        } = job;
         drop(stdout);
         rt::sleep(Duration::from_millis(2)).await; // Lets one stream see its end before the other.
         drop(stderr);
@@ -369,7 +507,9 @@ fn a_job_that_writes_nothing_gets_no_files() {
         assert!(!house.files(id).dir().exists());
         let ended = Progress::from_files(house.files(id).dir()).await.unwrap();
         assert!(ended.snapshot().is_ended);
-        let mut follower = Follower::open(house.files(id).dir(), ALL, ended).await.unwrap();
+        let mut follower = Follower::open(house.files(id).dir(), ALL, ended)
+            .await
+            .unwrap();
         assert_eq!(follower.next().await.unwrap(), None);
     });
 }
@@ -382,7 +522,8 @@ fn a_silent_job_holds_no_file_open() {
         let dir = house.files(job.id).dir().to_path_buf();
         let open = || {
             let fds = fs::read_dir("/proc/self/fd").unwrap().flatten();
-            fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&dir))).count()
+            fds.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&dir)))
+                .count()
         };
         job.stdout.write_all(b"one").unwrap();
         job.readable(3).await;
@@ -411,14 +552,22 @@ fn a_capture_goes_on_where_the_last_one_was_abandoned() {
         drop(stderr_w);
         let mut from = Recovered::default();
         for stop_at in [1 << 20, 2 << 20, 3 << 20, 4 << 20] {
-            let pipes = Pipes { stdout: stdout.try_clone().unwrap(), stderr: stderr.try_clone().unwrap() };
-            let capture = house.recorder.capture(id, pipes, UNLIMITED, &from, Rc::default()).unwrap();
+            let pipes = Pipes {
+                stdout: stdout.try_clone().unwrap(),
+                stderr: stderr.try_clone().unwrap(),
+            };
+            let capture = house
+                .recorder
+                .capture(id, pipes, UNLIMITED, &from, Rc::default())
+                .unwrap();
             while capture.totals().stdout_bytes < stop_at {
                 rt::yield_io().await;
             }
             drop(capture);
             // As the death of a daemon would: no operation in flight is left.
-            while rt::blocking("stat", || ()).await.is_err() || format!("{:?}", rt::ring()) != IDLE_RING {
+            while rt::blocking("stat", || ()).await.is_err()
+                || format!("{:?}", rt::ring()) != IDLE_RING
+            {
                 rt::yield_io().await;
             }
             rt::sleep(Duration::from_millis(5)).await;
@@ -454,7 +603,11 @@ fn followers_at_the_tail_share_one_read() {
                 rt::yield_io().await;
             }
         }
-        assert!(reader.reads.get() <= 25, "{} reads for 20 pieces and 50 followers", reader.reads.get());
+        assert!(
+            reader.reads.get() <= 25,
+            "{} reads for 20 pieces and 50 followers",
+            reader.reads.get()
+        );
         job.capture.drain().await;
         job.capture.progress().end();
         for task in tasks {
@@ -501,7 +654,10 @@ fn an_idle_job_costs_less_than_three_kibibytes() {
         println!("future of an idle stream {future}, shared by both {shared} bytes");
         // Two tasks with their headers, two descriptors' records, two operations and two places in line.
         let overhead = 2 * (128 + 96 + 64 + 24);
-        assert!(2 * future + shared + overhead < 3 << 10, "{future} {shared}");
+        assert!(
+            2 * future + shared + overhead < 3 << 10,
+            "{future} {shared}"
+        );
     });
 }
 
@@ -518,7 +674,14 @@ fn lay_out(dir: &Path, pieces: &Pieces) {
         let at = (streams[0].len() + streams[1].len()) as u64;
         let file = &mut streams[usize::from(*stream == Stream::Stderr)];
         let (offset, len) = (file.len() as u64, u32::try_from(bytes.len()).unwrap());
-        let record = Record { at, offset, time_ns: *time_ns, len, stream: *stream, is_recovered: false };
+        let record = Record {
+            at,
+            offset,
+            time_ns: *time_ns,
+            len,
+            stream: *stream,
+            is_recovered: false,
+        };
         index.extend(record.encode());
         file.extend_from_slice(bytes);
     }
@@ -550,7 +713,9 @@ fn model(pieces: &Pieces, query: &LogQuery) -> Vec<(Stream, u8)> {
         start = start.max(begin);
     }
     let rest = selected.into_iter().skip(start);
-    rest.filter(|(_, time, _)| *time >= since).map(|(stream, _, byte)| (stream, byte)).collect()
+    rest.filter(|(_, time, _)| *time >= since)
+        .map(|(stream, _, byte)| (stream, byte))
+        .collect()
 }
 
 async fn check(dir: &Path, pieces: &Pieces, query: LogQuery) {
@@ -561,7 +726,12 @@ async fn check(dir: &Path, pieces: &Pieces, query: LogQuery) {
         seen.extend(chunk.bytes.iter().map(|byte| (chunk.stream, *byte)));
     }
     let expected = model(pieces, &query);
-    assert!(seen == expected, "{query:?}: {} bytes instead of {}", seen.len(), expected.len());
+    assert!(
+        seen == expected,
+        "{query:?}: {} bytes instead of {}",
+        seen.len(),
+        expected.len()
+    );
 }
 
 #[test]
@@ -583,11 +753,19 @@ fn the_last_lines_are_those_that_tail_would_show() {
     on_shard(|| async {
         for (pieces, lines, expected) in table {
             let dir = tempfile::tempdir().unwrap();
-            let pieces: Pieces =
-                pieces.iter().map(|text| (Stream::Stdout, 1, text.as_bytes().to_vec())).collect();
+            let pieces: Pieces = pieces
+                .iter()
+                .map(|text| (Stream::Stdout, 1, text.as_bytes().to_vec()))
+                .collect();
             lay_out(dir.path(), &pieces);
-            let query = LogQuery { tail_lines: Some(*lines), ..HISTORY };
-            let seen: Vec<u8> = model(&pieces, &query).into_iter().map(|(_, byte)| byte).collect();
+            let query = LogQuery {
+                tail_lines: Some(*lines),
+                ..HISTORY
+            };
+            let seen: Vec<u8> = model(&pieces, &query)
+                .into_iter()
+                .map(|(_, byte)| byte)
+                .collect();
             assert_eq!(seen, expected.as_bytes(), "the model itself");
             check(dir.path(), &pieces, query).await;
         }
@@ -601,15 +779,35 @@ fn random_queries_of_random_histories_give_what_a_naive_model_gives() {
             let mut dice = Dice::new(seed + 100);
             let dir = tempfile::tempdir().unwrap();
             let mut time = 1_000;
-            let count = if seed % 10 == 0 { 3_000 } else { dice.below(60) };
+            let count = if seed % 10 == 0 {
+                3_000
+            } else {
+                dice.below(60)
+            };
             let mut total = 0;
             let mut pieces: Pieces = Vec::new();
             for _ in 0..count {
-                let most = if seed % 4 == 1 && dice.below(12) == 0 { 700_000 } else { 40 };
+                let most = if seed % 4 == 1 && dice.below(12) == 0 {
+                    700_000
+                } else {
+                    40
+                };
                 let len = 1 + dice.below(most);
                 let density = 2 + dice.below(if most > 40 { 100_000 } else { 12 });
-                let bytes = (0..len).map(|_| if dice.below(density) == 0 { b'\n' } else { b'a' }).collect();
-                let stream = if dice.below(3) == 0 { Stream::Stderr } else { Stream::Stdout };
+                let bytes = (0..len)
+                    .map(|_| {
+                        if dice.below(density) == 0 {
+                            b'\n'
+                        } else {
+                            b'a'
+                        }
+                    })
+                    .collect();
+                let stream = if dice.below(3) == 0 {
+                    Stream::Stderr
+                } else {
+                    Stream::Stdout
+                };
                 time += dice.below(3) * 40_000_000;
                 total += len;
                 pieces.push((stream, time, bytes));
@@ -620,9 +818,14 @@ fn random_queries_of_random_histories_give_what_a_naive_model_gives() {
                 let query = LogQuery {
                     streams: streams[usize::try_from(dice.below(3)).unwrap()],
                     follow: dice.below(2) == 0,
-                    offset: if dice.below(2) == 0 { dice.below(total + 3) } else { 0 },
+                    offset: if dice.below(2) == 0 {
+                        dice.below(total + 3)
+                    } else {
+                        0
+                    },
                     tail_lines: (dice.below(2) == 0).then(|| dice.below(30)),
-                    since_ns: (dice.below(4) == 0).then(|| i64::try_from(dice.below(time + 2)).unwrap()),
+                    since_ns: (dice.below(4) == 0)
+                        .then(|| i64::try_from(dice.below(time + 2)).unwrap()),
                 };
                 check(dir.path(), &pieces, query).await;
             }
@@ -635,9 +838,17 @@ fn an_index_that_lies_is_an_error_and_no_panic() {
     on_shard(|| async {
         let dir = tempfile::tempdir().unwrap();
         lay_out(dir.path(), &vec![(Stream::Stdout, 1, b"hello".to_vec())]);
-        fs::OpenOptions::new().write(true).open(dir.path().join("stdout")).unwrap().set_len(3).unwrap();
+        fs::OpenOptions::new()
+            .write(true)
+            .open(dir.path().join("stdout"))
+            .unwrap()
+            .set_len(3)
+            .unwrap();
         let progress = Progress::from_files(dir.path()).await.unwrap();
         let mut follower = Follower::open(dir.path(), ALL, progress).await.unwrap();
-        assert!(matches!(follower.next().await, Err(super::LogError::Read { .. })));
+        assert!(matches!(
+            follower.next().await,
+            Err(super::LogError::Read { .. })
+        ));
     });
 }

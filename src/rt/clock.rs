@@ -25,7 +25,9 @@ pub fn now() -> Instant {
 /// The wall clock, nanoseconds since the epoch; 0 when it stands before 1970.
 #[must_use]
 pub fn wall_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 

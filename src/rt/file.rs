@@ -34,7 +34,10 @@ impl File {
     /// A file that is opened meanwhile stays open: do not drop it half-way.
     pub async fn open(path: &Path, how: OpenHow) -> io::Result<Self> {
         let mut options = monoio::fs::OpenOptions::new();
-        options.read(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options
+            .read(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW);
         if how == OpenHow::Create {
             options.write(true).create(true);
         }
@@ -54,12 +57,18 @@ impl File {
     /// # Errors
     /// As pread(2).
     pub async fn read_at(&self, buffer: Vec<u8>, offset: u64) -> (io::Result<usize>, Vec<u8>) {
-        debug_assert!(buffer.is_empty(), "reads start at the first byte of the buffer");
+        debug_assert!(
+            buffer.is_empty(),
+            "reads start at the first byte of the buffer"
+        );
         self.0.read_at(buffer, offset).await
     }
 
     /// Reads one counter out of an eventfd.
-    pub(super) async fn read_counter(&self, buffer: Box<[u8; 8]>) -> (io::Result<usize>, Box<[u8; 8]>) {
+    pub(super) async fn read_counter(
+        &self,
+        buffer: Box<[u8; 8]>,
+    ) -> (io::Result<usize>, Box<[u8; 8]>) {
         self.0.read_at(buffer, 0).await
     }
 
@@ -71,12 +80,16 @@ impl File {
     /// As pread(2).
     pub async fn read_range(&self, offset: u64, len: usize, is_fresh: bool) -> io::Result<Vec<u8>> {
         let mut buffer = Vec::with_capacity(len);
-        if is_fresh && preadv::read_cached(&self.0, &mut buffer, len, offset).is_ok_and(|n| n == len) {
+        if is_fresh
+            && preadv::read_cached(&self.0, &mut buffer, len, offset).is_ok_and(|n| n == len)
+        {
             return Ok(buffer);
         }
         while buffer.len() < len {
             let have = buffer.len() as u64;
-            let (read, rest) = self.read_at(Vec::with_capacity(len - buffer.len()), offset + have).await;
+            let (read, rest) = self
+                .read_at(Vec::with_capacity(len - buffer.len()), offset + have)
+                .await;
             match read {
                 Ok(0) => break,
                 Ok(_) if buffer.is_empty() => buffer = rest,

@@ -26,9 +26,14 @@ impl Gate {
     /// A gate for `count` at once.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        let inner =
-            Inner { free: Cell::new(count), inside: Cell::new(0), waiters: RefCell::new(Waiters::default()) };
-        Self { inner: Rc::new(inner) }
+        let inner = Inner {
+            free: Cell::new(count),
+            inside: Cell::new(0),
+            waiters: RefCell::new(Waiters::default()),
+        };
+        Self {
+            inner: Rc::new(inner),
+        }
     }
 
     /// Waits in line and goes in; dropping the pass goes out.

@@ -24,7 +24,9 @@ impl Waiters {
 
     /// Whether the waiter with this id, or a newcomer without one, is the next.
     pub(super) fn is_first(&self, id: Option<u64>) -> bool {
-        self.line.front().is_none_or(|(first, _)| Some(*first) == id)
+        self.line
+            .front()
+            .is_none_or(|(first, _)| Some(*first) == id)
     }
 
     pub(super) fn wake_first(&self) {
@@ -68,7 +70,8 @@ impl<'a> Seat<'a> {
 
     /// Whether somebody took it out of the line to wake it.
     fn was_called(&self) -> bool {
-        self.id.is_some_and(|id| self.waiters.borrow().position(id).is_none())
+        self.id
+            .is_some_and(|id| self.waiters.borrow().position(id).is_none())
     }
 }
 
@@ -97,7 +100,11 @@ impl Event {
 
     /// Listens from this call on: what happens before the first poll is not missed.
     pub fn listen(&self) -> Listener<'_> {
-        Listener { event: self, seen: self.count.get(), seat: Seat::new(&self.waiters) }
+        Listener {
+            event: self,
+            seen: self.count.get(),
+            seat: Seat::new(&self.waiters),
+        }
     }
 
     /// It happens.
@@ -119,7 +126,9 @@ pub struct Listener<'a> {
 
 impl fmt::Debug for Listener<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener").field("seen", &self.seen).finish_non_exhaustive()
+        f.debug_struct("Listener")
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
     }
 }
 
@@ -163,7 +172,11 @@ impl Notify {
     /// # Cancel
     /// A call that had come to this waiter goes to the next one.
     pub async fn notified(&self) {
-        let mut turn = Turn { notify: self, seat: Seat::new(&self.waiters), is_over: false };
+        let mut turn = Turn {
+            notify: self,
+            seat: Seat::new(&self.waiters),
+            is_over: false,
+        };
         poll_fn(|cx| {
             if turn.seat.was_called() || turn.notify.is_called.replace(false) {
                 turn.is_over = true;
@@ -201,7 +214,11 @@ pub struct Watch<T: Copy> {
 impl<T: Copy> Watch<T> {
     /// Starts with `value`, version 0.
     pub fn new(value: T) -> Self {
-        Self { value: Cell::new(value), version: Cell::new(0), changed: Event::new() }
+        Self {
+            value: Cell::new(value),
+            version: Cell::new(0),
+            changed: Event::new(),
+        }
     }
 
     /// The value as it is now.
@@ -260,7 +277,11 @@ impl<T> fmt::Debug for OneshotReceiver<T> {
 /// One value from one task to another of the same thread.
 #[must_use]
 pub fn oneshot<T>() -> (OneshotSender<T>, OneshotReceiver<T>) {
-    let once = Rc::new(RefCell::new(Once { value: None, waker: None, is_abandoned: false }));
+    let once = Rc::new(RefCell::new(Once {
+        value: None,
+        waker: None,
+        is_abandoned: false,
+    }));
     (OneshotSender(once.clone()), OneshotReceiver(once))
 }
 
@@ -328,8 +349,15 @@ mod tests {
             let listener = event.listen();
             event.notify_all();
             listener.await;
-            assert!(timeout(Duration::from_millis(1), event.listen()).await.is_err());
-            assert!(event.waiters.borrow().is_empty(), "who stops listening leaves the line");
+            assert!(
+                timeout(Duration::from_millis(1), event.listen())
+                    .await
+                    .is_err()
+            );
+            assert!(
+                event.waiters.borrow().is_empty(),
+                "who stops listening leaves the line"
+            );
         });
     }
 

@@ -47,7 +47,10 @@ impl Bell {
     pub fn new() -> io::Result<Arc<Self>> {
         // Blocking: a READ through the ring arms a poll, and a plain thread wants to sleep in it.
         let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { eventfd, is_armed: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            eventfd,
+            is_armed: AtomicBool::new(false),
+        }))
     }
 
     /// Wakes the receiver if it sleeps or is about to. Cheap otherwise.
@@ -82,8 +85,20 @@ impl Bell {
 pub fn link<T>(capacity: usize, from: &Arc<Bell>, to: &Arc<Bell>) -> (Tx<T>, Rx<T>) {
     let (producer, consumer) = RingBuffer::new(capacity);
     let wants_space = Arc::new(AtomicBool::new(false));
-    let tx = Tx { producer, wants_space: wants_space.clone(), to: to.clone(), backlog: VecDeque::new() };
-    (tx, Rx { consumer, wants_space, from: from.clone() })
+    let tx = Tx {
+        producer,
+        wants_space: wants_space.clone(),
+        to: to.clone(),
+        backlog: VecDeque::new(),
+    };
+    (
+        tx,
+        Rx {
+            consumer,
+            wants_space,
+            from: from.clone(),
+        },
+    )
 }
 
 /// The sending end. Belongs to the thread of the bell it was made with.
@@ -96,7 +111,9 @@ pub struct Tx<T> {
 
 impl<T> fmt::Debug for Tx<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tx").field("backlog", &self.backlog.len()).finish_non_exhaustive()
+        f.debug_struct("Tx")
+            .field("backlog", &self.backlog.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,7 +179,9 @@ pub struct Rx<T> {
 
 impl<T> fmt::Debug for Rx<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rx").field("messages", &self.consumer.slots()).finish_non_exhaustive()
+        f.debug_struct("Rx")
+            .field("messages", &self.consumer.slots())
+            .finish_non_exhaustive()
     }
 }
 
@@ -178,7 +197,9 @@ impl<T> Rx<T> {
         }
         if count > 0 {
             fence(Ordering::SeqCst);
-            if self.wants_space.load(Ordering::Relaxed) && self.wants_space.swap(false, Ordering::AcqRel) {
+            if self.wants_space.load(Ordering::Relaxed)
+                && self.wants_space.swap(false, Ordering::AcqRel)
+            {
                 self.from.ring();
             }
         }
@@ -211,7 +232,9 @@ pub struct Sleeper {
 
 impl fmt::Debug for Sleeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleeper").field("bell", &self.bell).finish_non_exhaustive()
+        f.debug_struct("Sleeper")
+            .field("bell", &self.bell)
+            .finish_non_exhaustive()
     }
 }
 
@@ -222,7 +245,12 @@ impl Sleeper {
     /// `EMFILE`.
     pub fn new(bell: &Arc<Bell>) -> io::Result<Self> {
         let eventfd = Rc::new(File::from_fd(bell.eventfd.as_fd().try_clone_to_owned()?)?);
-        Ok(Self { bell: bell.clone(), eventfd, reading: None, buffer: None })
+        Ok(Self {
+            bell: bell.clone(),
+            eventfd,
+            reading: None,
+            buffer: None,
+        })
     }
 
     /// Sleeps until the bell rings, unless `look` finds work. May wake for nothing.
@@ -310,7 +338,10 @@ mod tests {
                     });
                     let is_over = next == count && tx.backlog() == 0;
                     if got == 0 && !is_over && (sent == count || tx.backlog() >= 32) {
-                        sleeper.sleep(|| !rx.is_empty() || tx.can_flush()).await.unwrap();
+                        sleeper
+                            .sleep(|| !rx.is_empty() || tx.can_flush())
+                            .await
+                            .unwrap();
                     }
                 }
             }
@@ -328,7 +359,11 @@ mod tests {
             let mut sleeper = Sleeper::new(&bell).unwrap();
             for _ in 0..3 {
                 let short = std::time::Duration::from_millis(1);
-                assert!(crate::rt::timeout(short, sleeper.sleep(|| false)).await.is_err());
+                assert!(
+                    crate::rt::timeout(short, sleeper.sleep(|| false))
+                        .await
+                        .is_err()
+                );
             }
             bell.ring();
             sleeper.sleep(|| false).await.unwrap();

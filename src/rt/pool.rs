@@ -78,7 +78,9 @@ pub fn blocking<T: Send + 'static>(
     let done = runtime::pool().enqueue(what, run);
     async move {
         done?.await;
-        result_rx.try_recv().map_err(|_| BlockingError::Panicked { what })
+        result_rx
+            .try_recv()
+            .map_err(|_| BlockingError::Panicked { what })
     }
 }
 
@@ -113,7 +115,12 @@ impl Pool {
     pub(super) fn start(cpus: CpuSet) -> io::Result<Rc<Self>> {
         let bell = Bell::new()?;
         let mut sleeper = Sleeper::new(&bell)?;
-        let pool = Rc::new(Self { state: RefCell::default(), next_ticket: Cell::new(0), bell, cpus });
+        let pool = Rc::new(Self {
+            state: RefCell::default(),
+            next_ticket: Cell::new(0),
+            bell,
+            cpus,
+        });
         let served = pool.clone();
         drop(spawn(async move {
             loop {
@@ -163,11 +170,13 @@ impl Pool {
         let (work, inbox) = mpsc::channel();
         let (report, done) = link(2, &own_bell, &self.bell);
         let cpus = self.cpus;
-        std::thread::Builder::new().name("joblet-blocking".into()).spawn(move || {
-            // Otherwise it would inherit the shard's own CPU. Refused: it works there, only slower.
-            let _ = sched_setaffinity(Pid::from_raw(0), &cpus);
-            work_off(&inbox, report);
-        })?;
+        std::thread::Builder::new()
+            .name("joblet-blocking".into())
+            .spawn(move || {
+                // Otherwise it would inherit the shard's own CPU. Refused: it works there, only slower.
+                let _ = sched_setaffinity(Pid::from_raw(0), &cpus);
+                work_off(&inbox, report);
+            })?;
         Ok(Worker { work, done })
     }
 
@@ -190,7 +199,11 @@ impl Pool {
     }
 
     fn has_news(&self) -> bool {
-        self.state.borrow().workers.iter().any(|worker| !worker.done.is_empty())
+        self.state
+            .borrow()
+            .workers
+            .iter()
+            .any(|worker| !worker.done.is_empty())
     }
 }
 
@@ -246,10 +259,17 @@ mod tests {
             let mut calls = Vec::new();
             for i in 0..limits::BLOCKING_THREADS_MAX + limits::BLOCKING_QUEUE_MAX {
                 let barrier = (i < limits::BLOCKING_THREADS_MAX).then(|| barrier.clone());
-                calls.push(blocking("hold", move || barrier.map(|barrier| barrier.wait()).is_some()));
+                calls.push(blocking("hold", move || {
+                    barrier.map(|barrier| barrier.wait()).is_some()
+                }));
             }
             let refused = blocking("one too many", || ()).await;
-            assert!(matches!(refused, Err(BlockingError::Full { what: "one too many" })));
+            assert!(matches!(
+                refused,
+                Err(BlockingError::Full {
+                    what: "one too many"
+                })
+            ));
             barrier.wait();
             for call in calls {
                 call.await.unwrap();

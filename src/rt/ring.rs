@@ -76,7 +76,9 @@ impl Ring {
     pub async fn mkdir(&self, path: &Path) -> io::Result<()> {
         let path = CString::new(path.as_os_str().as_encoded_bytes())?;
         let answer = Rc::new(Answer::default());
-        self.side.borrow_mut().push_mkdir(path, 0o700, answer.clone())?;
+        self.side
+            .borrow_mut()
+            .push_mkdir(path, 0o700, answer.clone())?;
         match self.answered(answer).await {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(-error)),

@@ -35,7 +35,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cpu: None, entries: limits::RING_ENTRIES }
+        Self {
+            cpu: None,
+            entries: limits::RING_ENTRIES,
+        }
     }
 }
 
@@ -85,7 +88,10 @@ pub fn run<F: Future>(options: Options, main: impl FnOnce() -> F) -> Result<F::O
     if let Some(cpu) = options.cpu
         && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
     {
-        return Err(RunError::Pin { cpu, source: io::Error::last_os_error() });
+        return Err(RunError::Pin {
+            cpu,
+            source: io::Error::last_os_error(),
+        });
     }
     let mut builder = io_uring06::IoUring::builder();
     builder.setup_single_issuer().setup_coop_taskrun();
@@ -105,12 +111,21 @@ pub fn run<F: Future>(options: Options, main: impl FnOnce() -> F) -> Result<F::O
 
 fn start_local(cpus: CpuSet) -> io::Result<Local> {
     let door: OwnedFd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?.into();
-    Ok(Local { ring: Ring::start()?, pool: Pool::start(cpus)?, open_door: Rc::new(Ready::new(door)?) })
+    Ok(Local {
+        ring: Ring::start()?,
+        pool: Pool::start(cpus)?,
+        open_door: Rc::new(Ready::new(door)?),
+    })
 }
 
 fn local<T>(pick: impl FnOnce(&Local) -> T) -> T {
-    LOCAL
-        .with_borrow(|local| pick(local.as_ref().expect("only code inside `run` asks for the shard's parts")))
+    LOCAL.with_borrow(|local| {
+        pick(
+            local
+                .as_ref()
+                .expect("only code inside `run` asks for the shard's parts"),
+        )
+    })
 }
 
 /// The second ring of this shard.
@@ -151,7 +166,9 @@ pub struct Task<T>(JoinHandle<Result<T, Panicked>>);
 
 impl<T> std::fmt::Debug for Task<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Task").field("is_finished", &self.0.is_finished()).finish()
+        f.debug_struct("Task")
+            .field("is_finished", &self.0.is_finished())
+            .finish()
     }
 }
 
@@ -222,7 +239,10 @@ mod tests {
             let late = started.elapsed();
             is_over.set(true);
             busy.await.unwrap();
-            assert!(late < Duration::from_millis(150), "a 5 ms timer took {late:?}");
+            assert!(
+                late < Duration::from_millis(150),
+                "a 5 ms timer took {late:?}"
+            );
         });
     }
 
@@ -239,16 +259,30 @@ mod tests {
     fn a_shard_runs_where_it_was_pinned_and_a_cpu_that_is_not_there_is_an_error() {
         let cpu = core_affinity::get_core_ids().unwrap()[0].id;
         std::thread::spawn(move || {
-            let options = Options { cpu: Some(cpu), entries: 256 };
-            let seen = run(options, || async { sched_getaffinity(Pid::from_raw(0)).unwrap() }).unwrap();
-            let set: Vec<_> = (0..CpuSet::count()).filter(|&i| seen.is_set(i).unwrap()).collect();
+            let options = Options {
+                cpu: Some(cpu),
+                entries: 256,
+            };
+            let seen = run(options, || async {
+                sched_getaffinity(Pid::from_raw(0)).unwrap()
+            })
+            .unwrap();
+            let set: Vec<_> = (0..CpuSet::count())
+                .filter(|&i| seen.is_set(i).unwrap())
+                .collect();
             assert_eq!(set, [cpu]);
             let again = run(options, || async {});
             assert!(matches!(again, Err(RunError::Nested)));
         })
         .join()
         .unwrap();
-        let refused = run(Options { cpu: Some(1_000), entries: 256 }, || async {});
+        let refused = run(
+            Options {
+                cpu: Some(1_000),
+                entries: 256,
+            },
+            || async {},
+        );
         assert!(matches!(refused, Err(RunError::Pin { cpu: 1_000, .. })));
     }
 }

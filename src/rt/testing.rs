@@ -10,8 +10,19 @@ where
     F::Output: Send,
 {
     std::thread::scope(|scope| {
-        let shard = scope.spawn(|| run(Options { cpu: None, entries: 256 }, main).unwrap());
-        shard.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let shard = scope.spawn(|| {
+            run(
+                Options {
+                    cpu: None,
+                    entries: 256,
+                },
+                main,
+            )
+            .unwrap()
+        });
+        shard
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

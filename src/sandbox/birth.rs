@@ -61,7 +61,11 @@ impl Birth {
             _ => return None,
         };
         let id = bytes[12..28].try_into().ok()?;
-        Some(Self { id: JobId::from_bytes(id), pid: u32::from_le_bytes(word(4)), failure })
+        Some(Self {
+            id: JobId::from_bytes(id),
+            pid: u32::from_le_bytes(word(4)),
+            failure,
+        })
     }
 }
 

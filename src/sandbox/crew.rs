@@ -199,12 +199,17 @@ impl Crew {
         );
         let pid = execute(theirs, arguments)?;
         let pidfd = pidfd_open(pid).map_err(|source| CrewError::End { pid, source })?;
-        let keeper = Helper { pid, pidfd, socket: keeper };
+        let keeper = Helper {
+            pid,
+            pidfd,
+            socket: keeper,
+        };
         let started = (|| {
             // Before it has forked anybody: they are then born in that cgroup.
             join(options.helpers_procs, pid).map_err(|source| CrewError::Join { pid, source })?;
             let ends = [keeper_end.as_fd(), spawner_end.as_fd(), maker_end.as_fd()];
-            scm::send(ours.as_fd(), &setup, &ends).map_err(|source| CrewError::SetUp { pid, source })?;
+            scm::send(ours.as_fd(), &setup, &ends)
+                .map_err(|source| CrewError::SetUp { pid, source })?;
             drop((keeper_end, spawner_end, maker_end));
             let others = await_reply(&ours, pid)?;
             await_ready(&keeper)?;
@@ -213,8 +218,16 @@ impl Crew {
         match started {
             Ok([(spawner_pid, spawner_pidfd), (maker_pid, maker_pidfd)]) => Ok(Self {
                 keeper,
-                spawner: Helper { pid: spawner_pid, pidfd: spawner_pidfd, socket: spawner },
-                maker: Helper { pid: maker_pid, pidfd: maker_pidfd, socket: maker },
+                spawner: Helper {
+                    pid: spawner_pid,
+                    pidfd: spawner_pidfd,
+                    socket: spawner,
+                },
+                maker: Helper {
+                    pid: maker_pid,
+                    pidfd: maker_pidfd,
+                    socket: maker,
+                },
             }),
             Err(error) => {
                 // Its children die with it.
@@ -228,7 +241,9 @@ impl Crew {
     /// Whether all three helpers run. When not, the crew has to be replaced.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        [&self.keeper, &self.spawner, &self.maker].into_iter().all(|helper| !helper.has_ended())
+        [&self.keeper, &self.spawner, &self.maker]
+            .into_iter()
+            .all(|helper| !helper.has_ended())
     }
 
     /// Kills the spawner, which is stuck in a step.
@@ -271,7 +286,10 @@ impl Helper {
     /// # Errors
     /// [`CrewError::End`].
     pub fn kill(&self) -> Result<(), CrewError> {
-        pidfd_kill(self.pidfd.as_fd()).map_err(|source| CrewError::End { pid: self.pid, source })
+        pidfd_kill(self.pidfd.as_fd()).map_err(|source| CrewError::End {
+            pid: self.pid,
+            source,
+        })
     }
 
     /// Tells a keeper to end, kills it when it has not after [`limits::CREW_SHUT_DOWN`], and reaps it: it is
@@ -280,19 +298,28 @@ impl Helper {
     /// # Errors
     /// [`CrewError::End`].
     pub fn end_keeper(self) -> Result<(), CrewError> {
-        let end = |source| CrewError::End { pid: self.pid, source };
+        let end = |source| CrewError::End {
+            pid: self.pid,
+            source,
+        };
         // When its socket is full or closed it does not matter what is in it: it will be killed, or has ended.
         let _ = scm::send(self.socket.as_fd(), &KeeperCommand::Exit.encode(), &[]);
         if !readable(self.pidfd.as_fd(), limits::CREW_SHUT_DOWN).map_err(end)? {
             self.kill()?;
         }
-        waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED).map_err(|error| end(error.into()))?;
+        waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED)
+            .map_err(|error| end(error.into()))?;
         Ok(())
     }
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+    Ok(socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?)
 }
 
 /// A pair whose first end, ours, never blocks.
@@ -313,7 +340,10 @@ fn setup_message(scratch_dir: &Path) -> Result<Vec<u8>, CrewError> {
 /// Starts this very program again, whatever has been put in its place on disk since.
 fn execute(setup: OwnedFd, arguments: &[&str]) -> Result<u32, CrewError> {
     let path = PathBuf::from("/proc/self/exe");
-    #[expect(clippy::disallowed_methods, reason = "the one place where helpers start")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where helpers start"
+    )]
     let child = Command::new(&path)
         .arg0("joblet-keeper")
         .args(arguments)
@@ -353,9 +383,10 @@ fn await_reply(setup: &OwnedFd, pid: u32) -> Result<[(u32, OwnedFd); 2], CrewErr
         return Err(CrewError::Helper { pid, step, source });
     }
     match (length, buffer[0], buffer[1], <[OwnedFd; 2]>::try_from(fds)) {
-        (REPLY_BYTES, VERSION, 0, Ok([spawner, maker])) => {
-            Ok([(u32::from_le_bytes(word(8)), spawner), (u32::from_le_bytes(word(12)), maker)])
-        }
+        (REPLY_BYTES, VERSION, 0, Ok([spawner, maker])) => Ok([
+            (u32::from_le_bytes(word(8)), spawner),
+            (u32::from_le_bytes(word(12)), maker),
+        ]),
         _ => Err(set_up(io::ErrorKind::InvalidData.into())),
     }
 }
@@ -401,9 +432,18 @@ pub fn setup_from_stdin() -> io::Result<OwnedFd> {
 
 /// What a helper process has become after its forks, with the sockets it needs and no other.
 enum Role {
-    Keeper { daemon: OwnedFd, births: OwnedFd },
-    Spawner { daemon: OwnedFd, keeper: OwnedFd, options: SpawnerOptions },
-    Maker { daemon: OwnedFd },
+    Keeper {
+        daemon: OwnedFd,
+        births: OwnedFd,
+    },
+    Spawner {
+        daemon: OwnedFd,
+        keeper: OwnedFd,
+        options: SpawnerOptions,
+    },
+    Maker {
+        daemon: OwnedFd,
+    },
 }
 
 /// Becomes a keeper, with a spawner and a maker as children. Called first thing in a process that
@@ -419,10 +459,18 @@ pub fn helper_main(setup: OwnedFd) -> ! {
     drop(setup);
     match role {
         Ok(Role::Keeper { daemon, births }) => keeper::run(daemon, births),
-        Ok(Role::Spawner { daemon, keeper, options }) => match spawner::run(daemon, keeper, &options) {
+        Ok(Role::Spawner {
+            daemon,
+            keeper,
+            options,
+        }) => match spawner::run(daemon, keeper, &options) {
             Ok(()) => exit_now(0),
             Err(error) => {
-                let _ = writeln!(io::stderr(), "joblet-spawner: {error}: {:?}", std::error::Error::source(&error));
+                let _ = writeln!(
+                    io::stderr(),
+                    "joblet-spawner: {error}: {:?}",
+                    std::error::Error::source(&error)
+                );
                 exit_now(EXIT_SETUP)
             }
         },
@@ -434,7 +482,9 @@ pub fn helper_main(setup: OwnedFd) -> ! {
 /// Returns three times: in each of the processes that it makes of this one.
 fn set_up(setup: &OwnedFd) -> Result<Role, (HelperStep, io::Error)> {
     close_others(&[setup.as_fd()]).map_err(|error| (HelperStep::Detach, error))?;
-    let Some(([keeper, spawner, maker], scratch_dir)) = await_setup(setup) else { exit_now(EXIT_SETUP) };
+    let Some(([keeper, spawner, maker], scratch_dir)) = await_setup(setup) else {
+        exit_now(EXIT_SETUP)
+    };
     detach().map_err(|error| (HelperStep::Detach, error))?;
     let (births, announce) = pair().map_err(|error| (HelperStep::Sockets, error))?;
     let at_home = std::process::id();
@@ -444,7 +494,11 @@ fn set_up(setup: &OwnedFd) -> Result<Role, (HelperStep, io::Error)> {
         Forked::Child => {
             become_child(c"joblet-spawner", at_home);
             let options = SpawnerOptions { scratch_dir };
-            return Ok(Role::Spawner { daemon: spawner, keeper: announce, options });
+            return Ok(Role::Spawner {
+                daemon: spawner,
+                keeper: announce,
+                options,
+            });
         }
     };
     drop((spawner, announce));
@@ -456,7 +510,10 @@ fn set_up(setup: &OwnedFd) -> Result<Role, (HelperStep, io::Error)> {
         }
     };
     reply(setup, spawner_pid, maker_pid).map_err(|error| (HelperStep::ForkMaker, error))?;
-    Ok(Role::Keeper { daemon: keeper, births })
+    Ok(Role::Keeper {
+        daemon: keeper,
+        births,
+    })
 }
 
 /// The set-up message; `None` when the daemon is gone or is not ours.
@@ -520,8 +577,8 @@ mod tests {
     /// When this binary is executed by [`Crew::start_as`], this is where it becomes the helper.
     #[test]
     fn the_helper_of_these_tests() {
-        let executed =
-            getsockopt(&io::stdin(), sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket);
+        let executed = getsockopt(&io::stdin(), sockopt::SockType)
+            .is_ok_and(|kind| kind == SockType::SeqPacket);
         if executed {
             helper_main(setup_from_stdin().unwrap());
         }
@@ -529,7 +586,11 @@ mod tests {
 
     /// A file that takes a pid as `cgroup.procs` does, and changes nothing.
     fn no_cgroup() -> OwnedFd {
-        File::options().write(true).open("/dev/null").unwrap().into()
+        File::options()
+            .write(true)
+            .open("/dev/null")
+            .unwrap()
+            .into()
     }
 
     struct Scratch {
@@ -539,12 +600,17 @@ mod tests {
 
     impl Scratch {
         fn new() -> Self {
-            Self { directory: tempfile::tempdir().unwrap(), procs: no_cgroup() }
+            Self {
+                directory: tempfile::tempdir().unwrap(),
+                procs: no_cgroup(),
+            }
         }
 
         fn crew(&self) -> Crew {
-            let options =
-                CrewOptions { scratch_dir: self.directory.path(), helpers_procs: self.procs.as_fd() };
+            let options = CrewOptions {
+                scratch_dir: self.directory.path(),
+                helpers_procs: self.procs.as_fd(),
+            };
             Crew::start_as(&options, &AS_HELPER).unwrap()
         }
     }
@@ -561,7 +627,10 @@ mod tests {
     }
 
     fn ended(helper: &Helper) {
-        assert!(readable(helper.pidfd.as_fd(), Duration::from_secs(20)).unwrap(), "{helper:?} lives");
+        assert!(
+            readable(helper.pidfd.as_fd(), Duration::from_secs(20)).unwrap(),
+            "{helper:?} lives"
+        );
     }
 
     #[test]
@@ -578,10 +647,20 @@ mod tests {
         for helper in [&crew.spawner, &crew.maker] {
             assert_eq!(status(helper.pid, "PPid:"), keeper.to_string());
         }
-        assert!(fs::read(format!("/proc/{keeper}/environ")).unwrap().is_empty());
+        assert!(
+            fs::read(format!("/proc/{keeper}/environ"))
+                .unwrap()
+                .is_empty()
+        );
         // stdin, stdout, stderr, daemon, births, epoll.
-        assert_eq!(fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count(), 6);
-        let others = [crew.spawner.pidfd.try_clone().unwrap(), crew.maker.pidfd.try_clone().unwrap()];
+        assert_eq!(
+            fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count(),
+            6
+        );
+        let others = [
+            crew.spawner.pidfd.try_clone().unwrap(),
+            crew.maker.pidfd.try_clone().unwrap(),
+        ];
         crew.shut_down().unwrap();
         assert!(!Path::new(&format!("/proc/{keeper}")).exists());
         for pidfd in others {
@@ -595,7 +674,10 @@ mod tests {
         let crew = scratch.crew();
         let ids = IdRange::from_base(0xA000_0000).unwrap();
         let socket = crew.maker.socket.as_fd();
-        assert!(receive(socket).unwrap().is_none(), "nothing yet, and no waiting");
+        assert!(
+            receive(socket).unwrap().is_none(),
+            "nothing yet, and no waiting"
+        );
         request(socket, ids).unwrap();
         assert!(readable(socket, Duration::from_secs(20)).unwrap());
         assert!(matches!(receive(socket).unwrap(), Some(Answer::Made(made)) if made.ids == ids));
@@ -630,7 +712,11 @@ mod tests {
     #[test]
     fn helpers_without_a_daemon_end() {
         let scratch = Scratch::new();
-        let Crew { keeper, spawner, maker } = scratch.crew();
+        let Crew {
+            keeper,
+            spawner,
+            maker,
+        } = scratch.crew();
         let pidfds = [&keeper, &spawner, &maker].map(|helper| helper.pidfd.try_clone().unwrap());
         drop((keeper.socket, spawner.socket, maker.socket));
         for pidfd in &pidfds {
@@ -642,8 +728,10 @@ mod tests {
     #[test]
     fn what_cannot_start_is_an_error_and_leaves_no_process() {
         let scratch = Scratch::new();
-        let options =
-            CrewOptions { scratch_dir: Path::new("relative"), helpers_procs: scratch.procs.as_fd() };
+        let options = CrewOptions {
+            scratch_dir: Path::new("relative"),
+            helpers_procs: scratch.procs.as_fd(),
+        };
         assert!(matches!(Crew::start(&options), Err(CrewError::Scratch(_))));
         let children = || {
             let path = format!("/proc/self/task/{}/children", nix::unistd::gettid());
@@ -651,12 +739,23 @@ mod tests {
         };
         let before = children();
         let read_only = File::open("/dev/null").unwrap();
-        let options = CrewOptions { scratch_dir: scratch.directory.path(), helpers_procs: read_only.as_fd() };
-        assert!(matches!(Crew::start_as(&options, &AS_HELPER), Err(CrewError::Join { .. })));
-        let options =
-            CrewOptions { scratch_dir: scratch.directory.path(), helpers_procs: scratch.procs.as_fd() };
+        let options = CrewOptions {
+            scratch_dir: scratch.directory.path(),
+            helpers_procs: read_only.as_fd(),
+        };
+        assert!(matches!(
+            Crew::start_as(&options, &AS_HELPER),
+            Err(CrewError::Join { .. })
+        ));
+        let options = CrewOptions {
+            scratch_dir: scratch.directory.path(),
+            helpers_procs: scratch.procs.as_fd(),
+        };
         // A program that ends without an answer.
-        assert!(matches!(Crew::start_as(&options, &["--list"]), Err(CrewError::SetUp { .. })));
+        assert!(matches!(
+            Crew::start_as(&options, &["--list"]),
+            Err(CrewError::SetUp { .. })
+        ));
         assert_eq!(children(), before);
     }
 }

@@ -146,7 +146,12 @@ impl IdRanges {
         for path in SUBORDINATE_FILES {
             check_overlap(&options, Path::new(path))?;
         }
-        let mut ranges = Self { options, leased: Vec::new(), free: VecDeque::new(), used: HashSet::new() };
+        let mut ranges = Self {
+            options,
+            leased: Vec::new(),
+            free: VecDeque::new(),
+            used: HashSet::new(),
+        };
         ranges.grow()?;
         Ok(ranges)
     }
@@ -190,7 +195,10 @@ impl IdRanges {
     }
 
     fn exhausted(&self) -> IdError {
-        IdError::Exhausted { first: self.options.first, slices: self.options.slices }
+        IdError::Exhausted {
+            first: self.options.first,
+            slices: self.options.slices,
+        }
     }
 
     /// Leases the first slice that is nobody's.
@@ -223,11 +231,16 @@ pub fn release_all(directory: &Path, instance: &str) -> Result<usize, IdError> {
         return Ok(0);
     }
     let _lock = lock(directory)?;
-    let read = |source| IdError::Read { path: directory.to_owned(), source };
+    let read = |source| IdError::Read {
+        path: directory.to_owned(),
+        source,
+    };
     let mut removed = 0;
     for entry in fs::read_dir(directory).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if is_slice_name(path.file_name()) && Lease::read(&path)?.is_some_and(|lease| lease.is_of(instance)) {
+        if is_slice_name(path.file_name())
+            && Lease::read(&path)?.is_some_and(|lease| lease.is_of(instance))
+        {
             remove(&path)?;
             removed += 1;
         }
@@ -247,14 +260,21 @@ impl Lease {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(IdError::Read { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(IdError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
         let (instance, base_dir) = (parts.next().unwrap_or_default(), parts.next());
-        Ok(base_dir.filter(|base_dir| !base_dir.is_empty()).map(|base_dir| Self {
-            instance: instance.to_owned(),
-            base_dir: PathBuf::from(OsStr::from_bytes(base_dir)),
-        }))
+        Ok(base_dir
+            .filter(|base_dir| !base_dir.is_empty())
+            .map(|base_dir| Self {
+                instance: instance.to_owned(),
+                base_dir: PathBuf::from(OsStr::from_bytes(base_dir)),
+            }))
     }
 
     fn is_of(&self, instance: &str) -> bool {
@@ -265,15 +285,23 @@ impl Lease {
     fn is_stale(&self) -> bool {
         match fs::read(self.base_dir.join("instance")) {
             // However that file is laid out, the instance stands in it.
-            Ok(text) => !text.windows(self.instance.len().max(1)).any(|part| part == self.instance),
-            Err(error) => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+            Ok(text) => !text
+                .windows(self.instance.len().max(1))
+                .any(|part| part == self.instance),
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ),
         }
     }
 }
 
 /// Makes a lease file unless somebody holds that slice. The directory is locked.
 fn claim(path: &Path, options: &LeaseOptions) -> Result<bool, IdError> {
-    let write = |source| IdError::Write { path: path.to_owned(), source };
+    let write = |source| IdError::Write {
+        path: path.to_owned(),
+        source,
+    };
     match File::options().write(true).create_new(true).open(path) {
         Ok(mut file) => {
             let mut text = options.instance.clone().into_bytes();
@@ -303,18 +331,27 @@ fn claim(path: &Path, options: &LeaseOptions) -> Result<bool, IdError> {
 
 fn remove(path: &Path) -> Result<(), IdError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(IdError::Write { path: path.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(IdError::Write {
+            path: path.to_owned(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>, IdError> {
     let path = directory.join(".lock");
-    let write = |source| IdError::Write { path: path.clone(), source };
+    let write = |source| IdError::Write {
+        path: path.clone(),
+        source,
+    };
     fs::create_dir_all(directory).map_err(write)?;
-    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(write)?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(write)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| write(error.into()))
 }
 
@@ -327,13 +364,23 @@ fn check_overlap(options: &LeaseOptions, path: &Path) -> Result<(), IdError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(IdError::Read { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(IdError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     let first = u64::from(options.first);
     let end = (first + u64::from(options.slices) * u64::from(SLICE_IDS)).min(1 << 32);
     for (index, line) in text.lines().enumerate() {
-        let mut words = line.split(':').skip(1).map(|word| word.trim().parse::<u64>());
-        let (Some(Ok(start)), Some(Ok(count))) = (words.next(), words.next()) else { continue };
+        let mut words = line
+            .split(':')
+            .skip(1)
+            .map(|word| word.trim().parse::<u64>());
+        let (Some(Ok(start)), Some(Ok(count))) = (words.next(), words.next()) else {
+            continue;
+        };
         if count > 0 && start < end && first < start.saturating_add(count) {
             return Err(IdError::Overlap {
                 first: options.first,
@@ -362,13 +409,18 @@ mod tests {
 
     impl Host {
         fn new() -> Self {
-            Self { root: TempDir::new().unwrap() }
+            Self {
+                root: TempDir::new().unwrap(),
+            }
         }
 
         fn daemon(&self, instance: &str) -> LeaseOptions {
             let base_dir = self.root.path().join(format!("base-{instance}"));
             fs::create_dir_all(&base_dir).unwrap();
-            File::create(base_dir.join("instance")).unwrap().write_all(instance.as_bytes()).unwrap();
+            File::create(base_dir.join("instance"))
+                .unwrap()
+                .write_all(instance.as_bytes())
+                .unwrap();
             LeaseOptions {
                 directory: self.root.path().join("ids"),
                 instance: instance.to_owned(),
@@ -392,21 +444,41 @@ mod tests {
     #[test]
     fn daemons_and_shards_never_share_a_range_and_a_fourth_finds_none() {
         let host = Host::new();
-        let mut held: Vec<_> =
-            ["aaaa", "aaaa", "bbbb"].map(|name| IdRanges::lease(host.daemon(name)).unwrap()).into();
-        let bases: Vec<u32> = held.iter_mut().map(|ranges| ranges.allocate().unwrap().base()).collect();
+        let mut held: Vec<_> = ["aaaa", "aaaa", "bbbb"]
+            .map(|name| IdRanges::lease(host.daemon(name)).unwrap())
+            .into();
+        let bases: Vec<u32> = held
+            .iter_mut()
+            .map(|ranges| ranges.allocate().unwrap().base())
+            .collect();
         assert_eq!(bases, [FIRST, FIRST + SLICE_IDS, FIRST + 2 * SLICE_IDS]);
         let refused = IdRanges::lease(host.daemon("cccc")).unwrap_err();
-        assert!(matches!(refused, IdError::Exhausted { slices: 3, .. }), "{refused}");
+        assert!(
+            matches!(refused, IdError::Exhausted { slices: 3, .. }),
+            "{refused}"
+        );
         held.pop().unwrap().release().unwrap();
-        assert_eq!(IdRanges::lease(host.daemon("cccc")).unwrap().allocate().unwrap().base(), bases[2]);
+        assert_eq!(
+            IdRanges::lease(host.daemon("cccc"))
+                .unwrap()
+                .allocate()
+                .unwrap()
+                .base(),
+            bases[2]
+        );
     }
 
     #[test]
     fn a_full_slice_is_followed_by_another_and_all_are_released() {
         let host = Host::new();
-        let mut ranges = IdRanges::lease(LeaseOptions { slices: 2, ..host.daemon("aaaa") }).unwrap();
-        let all: HashSet<IdRange> = (0..2 * ID_SLICE_RANGES).map(|_| ranges.allocate().unwrap()).collect();
+        let mut ranges = IdRanges::lease(LeaseOptions {
+            slices: 2,
+            ..host.daemon("aaaa")
+        })
+        .unwrap();
+        let all: HashSet<IdRange> = (0..2 * ID_SLICE_RANGES)
+            .map(|_| ranges.allocate().unwrap())
+            .collect();
         assert_eq!(all.len(), ranges.in_use());
         assert!(matches!(ranges.allocate(), Err(IdError::Exhausted { .. })));
         ranges.free(*all.first().unwrap());
@@ -430,13 +502,25 @@ mod tests {
     fn the_end_of_the_id_space_is_not_handed_out() {
         let host = Host::new();
         let first = 0xFFF0_0000;
-        let mut ranges = IdRanges::lease(LeaseOptions { first, slices: 8, ..host.daemon("a") }).unwrap();
+        let mut ranges = IdRanges::lease(LeaseOptions {
+            first,
+            slices: 8,
+            ..host.daemon("a")
+        })
+        .unwrap();
         for number in 0..15 {
-            assert_eq!(ranges.allocate().unwrap().base(), first + number * IDS_PER_JOB);
+            assert_eq!(
+                ranges.allocate().unwrap().base(),
+                first + number * IDS_PER_JOB
+            );
         }
         assert!(matches!(ranges.allocate(), Err(IdError::Exhausted { .. })));
         for first in [0, 1, 65_535, 0xFFFF_0000, u32::MAX] {
-            let refused = IdRanges::lease(LeaseOptions { first, ..host.daemon("b") }).unwrap_err();
+            let refused = IdRanges::lease(LeaseOptions {
+                first,
+                ..host.daemon("b")
+            })
+            .unwrap_err();
             assert!(matches!(refused, IdError::First(_)), "{first}: {refused}");
         }
     }
@@ -444,16 +528,28 @@ mod tests {
     #[test]
     fn a_lease_is_taken_over_only_when_its_daemon_cannot_come_back() {
         let host = Host::new();
-        let options = |name| LeaseOptions { slices: 1, ..host.daemon(name) };
+        let options = |name| LeaseOptions {
+            slices: 1,
+            ..host.daemon(name)
+        };
         drop(IdRanges::lease(options("aaaa")).unwrap());
         let refused = || IdRanges::lease(options("bbbb")).unwrap_err();
-        assert!(matches!(refused(), IdError::Exhausted { .. }), "it may have jobs still");
         assert!(
-            matches!(IdRanges::lease(options("aaaa")).unwrap_err(), IdError::Exhausted { .. }),
+            matches!(refused(), IdError::Exhausted { .. }),
+            "it may have jobs still"
+        );
+        assert!(
+            matches!(
+                IdRanges::lease(options("aaaa")).unwrap_err(),
+                IdError::Exhausted { .. }
+            ),
             "nor is it taken by a shard of the same daemon"
         );
         let base = host.daemon("aaaa").base_dir;
-        File::create(base.join("instance")).unwrap().write_all(b"dddd").unwrap();
+        File::create(base.join("instance"))
+            .unwrap()
+            .write_all(b"dddd")
+            .unwrap();
         let taken = IdRanges::lease(options("bbbb")).unwrap();
         drop(taken);
         fs::remove_dir_all(host.daemon("bbbb").base_dir).unwrap();
@@ -473,7 +569,10 @@ mod tests {
         assert_eq!(release_all(&directory, "aaaa").unwrap(), 2);
         assert_eq!(host.leases(), ["84000000"]);
         assert_eq!(release_all(&directory, "aaaa").unwrap(), 0);
-        assert_eq!(release_all(Path::new("/nonexistent/ids"), "aaaa").unwrap(), 0);
+        assert_eq!(
+            release_all(Path::new("/nonexistent/ids"), "aaaa").unwrap(),
+            0
+        );
     }
 
     #[test]
@@ -482,7 +581,10 @@ mod tests {
         let path = host.root.path().join("subuid");
         let check = |line: &str| {
             let text = format!("# comment\nann:100000:65536\n{line}\n");
-            File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+            File::create(&path)
+                .unwrap()
+                .write_all(text.as_bytes())
+                .unwrap();
             check_overlap(&host.daemon("a"), &path)
         };
         let end = u64::from(FIRST) + 3 * u64::from(SLICE_IDS);
@@ -495,7 +597,10 @@ mod tests {
             format!("b:0:{}", 1_u64 << 32),
         ] {
             let error = check(&line).unwrap_err();
-            assert!(matches!(error, IdError::Overlap { line: 3, .. }), "{line}: {error}");
+            assert!(
+                matches!(error, IdError::Overlap { line: 3, .. }),
+                "{line}: {error}"
+            );
         }
         check_overlap(&host.daemon("a"), Path::new("/nonexistent")).unwrap();
     }

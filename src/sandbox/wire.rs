@@ -113,10 +113,27 @@ impl ExitedRecord {
 impl From<Record> for InitRecord {
     fn from(record: Record) -> Self {
         match record {
-            Record::Started { step, errno, mono_ns } => Self::Started(StartedRecord { step, errno, mono_ns }),
-            Record::Exited { wait_status, utime_us, stime_us, maxrss_kb, .. } => {
-                Self::Exited(ExitedRecord { wait_status, utime_us, stime_us, maxrss_kb })
-            }
+            Record::Started {
+                step,
+                errno,
+                mono_ns,
+            } => Self::Started(StartedRecord {
+                step,
+                errno,
+                mono_ns,
+            }),
+            Record::Exited {
+                wait_status,
+                utime_us,
+                stime_us,
+                maxrss_kb,
+                ..
+            } => Self::Exited(ExitedRecord {
+                wait_status,
+                utime_us,
+                stime_us,
+                maxrss_kb,
+            }),
         }
     }
 }
@@ -239,11 +256,24 @@ impl KeeperEvent {
         let payload = &bytes[PAYLOAD_AT..];
         let (event, used) = match tag {
             1 => (Self::Ready, 0),
-            2 => (Self::Born { id, pid: u32::from_le_bytes(array(payload, 0)) }, 4),
+            2 => (
+                Self::Born {
+                    id,
+                    pid: u32::from_le_bytes(array(payload, 0)),
+                },
+                4,
+            ),
             3 => {
                 zeros(&payload[2..4])?;
                 let step = u16::from_le_bytes(array(payload, 0));
-                (Self::StepFailed { id, step, errno: i32::from_le_bytes(array(payload, 4)) }, 8)
+                (
+                    Self::StepFailed {
+                        id,
+                        step,
+                        errno: i32::from_le_bytes(array(payload, 4)),
+                    },
+                    8,
+                )
             }
             4 => match InitRecord::decode(&payload[..STARTED_BYTES])? {
                 InitRecord::Started(record) => (Self::Started { id, record }, STARTED_BYTES),
@@ -349,7 +379,11 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 fn zeros(bytes: &[u8]) -> Result<(), WireError> {
-    if bytes.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(WireError::Padding) }
+    if bytes.iter().all(|byte| *byte == 0) {
+        Ok(())
+    } else {
+        Err(WireError::Padding)
+    }
 }
 
 #[cfg(test)]
@@ -385,11 +419,8 @@ mod tests {
         prop_oneof![
             Just(KeeperEvent::Ready),
             (ids(), any::<u32>()).prop_map(|(id, pid)| KeeperEvent::Born { id, pid }),
-            (ids(), any::<u16>(), any::<i32>()).prop_map(|(id, step, errno)| KeeperEvent::StepFailed {
-                id,
-                step,
-                errno
-            }),
+            (ids(), any::<u16>(), any::<i32>())
+                .prop_map(|(id, step, errno)| KeeperEvent::StepFailed { id, step, errno }),
             (ids(), started()).prop_map(|(id, record)| KeeperEvent::Started { id, record }),
             (ids(), exited()).prop_map(|(id, record)| KeeperEvent::Exited { id, record }),
             ids().prop_map(|id| KeeperEvent::Gone { id }),
@@ -452,7 +483,10 @@ mod tests {
             bytes[at] = byte;
             KeeperCommand::decode(&bytes).unwrap_err()
         };
-        assert_eq!(KeeperCommand::decode(&good[1..]), Err(WireError::Length(COMMAND_BYTES - 1)));
+        assert_eq!(
+            KeeperCommand::decode(&good[1..]),
+            Err(WireError::Length(COMMAND_BYTES - 1))
+        );
         assert_eq!(with(0, 2), WireError::Version(2));
         assert_eq!(with(1, 9), WireError::Tag(9));
         assert_eq!(with(3, 1), WireError::Padding);

@@ -30,8 +30,12 @@ pub(super) fn conclude(alive: &Alive, arrived_mono_ns: u64, now: Moment) -> (Sta
         }),
         cpu_user_us: alive.exit.map_or(0, |exit| exit.cpu_user_us),
         cpu_system_us: alive.exit.map_or(0, |exit| exit.cpu_system_us),
-        wall_ms: alive.started_mono_ns.map_or(0, |at| now.mono_ns.saturating_sub(at) / 1_000_000),
-        start_micros: alive.started_mono_ns.map(|at| at.saturating_sub(arrived_mono_ns) / 1_000),
+        wall_ms: alive
+            .started_mono_ns
+            .map_or(0, |at| now.mono_ns.saturating_sub(at) / 1_000_000),
+        start_micros: alive
+            .started_mono_ns
+            .map(|at| at.saturating_sub(arrived_mono_ns) / 1_000),
     };
     (state, outcome)
 }
@@ -45,15 +49,28 @@ fn read(alive: &Alive, status: Option<ExitStatus>) -> (State, Reason) {
         Some(Cause::HostLost) => (State::Failed, Reason::HostLost),
         Some(Cause::Abandoned) => (State::Canceled, Reason::Canceled),
         Some(Cause::NotFound) => (State::Failed, Reason::CommandNotFound),
-        Some(Cause::NotExecutable(errno)) => (State::Failed, Reason::CommandNotExecutable { errno: *errno }),
-        Some(Cause::StartFailed(failure)) => {
-            (State::Failed, Reason::StartFailed { step: failure.step.clone(), errno: failure.errno })
-        }
+        Some(Cause::NotExecutable(errno)) => (
+            State::Failed,
+            Reason::CommandNotExecutable { errno: *errno },
+        ),
+        Some(Cause::StartFailed(failure)) => (
+            State::Failed,
+            Reason::StartFailed {
+                step: failure.step.clone(),
+                errno: failure.errno,
+            },
+        ),
         None => match status {
             Some(ExitStatus::Code(0)) => (State::Completed, Reason::Exited),
             Some(ExitStatus::Code(_)) => (State::Failed, Reason::Exited),
             Some(ExitStatus::Signal(_)) => (State::Failed, Reason::Signaled),
-            None => (State::Failed, Reason::StartFailed { step: "init".to_owned(), errno: 0 }),
+            None => (
+                State::Failed,
+                Reason::StartFailed {
+                    step: "init".to_owned(),
+                    errno: 0,
+                },
+            ),
         },
     }
 }

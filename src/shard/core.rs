@@ -118,7 +118,10 @@ impl Core {
             transitions: view.transitions,
             accepted: true,
             has_slot: false,
-            phase: Phase::Ended { outcome, log: view.log },
+            phase: Phase::Ended {
+                outcome,
+                log: view.log,
+            },
         };
         self.jobs.insert(view.id, job);
         self.history.push_back(view.id);
@@ -151,9 +154,19 @@ impl Core {
     #[must_use]
     pub fn find(&self, prefix: &str, max: usize) -> Vec<JobId> {
         if let Some(id) = JobId::parse(prefix) {
-            return self.jobs.contains_key(&id).then_some(id).into_iter().collect();
+            return self
+                .jobs
+                .contains_key(&id)
+                .then_some(id)
+                .into_iter()
+                .collect();
         }
-        self.jobs.keys().copied().filter(|id| id.starts_with(prefix)).take(max).collect()
+        self.jobs
+            .keys()
+            .copied()
+            .filter(|id| id.starts_with(prefix))
+            .take(max)
+            .collect()
     }
 
     /// What was asked of a job.
@@ -173,9 +186,9 @@ impl Core {
     pub fn start_ns(&self, id: JobId) -> Option<u64> {
         let job = self.jobs.get(&id)?;
         match &job.phase {
-            Phase::Alive(alive) | Phase::Draining(alive) => {
-                alive.started_mono_ns.map(|at| at.saturating_sub(job.arrived_mono_ns))
-            }
+            Phase::Alive(alive) | Phase::Draining(alive) => alive
+                .started_mono_ns
+                .map(|at| at.saturating_sub(job.arrived_mono_ns)),
             Phase::Waiting | Phase::Making { .. } | Phase::Ended { .. } => None,
         }
     }
@@ -183,12 +196,18 @@ impl Core {
 
 impl Job {
     pub(super) fn state(&self) -> State {
-        self.transitions.last().map_or(State::Initializing, |last| last.state)
+        self.transitions
+            .last()
+            .map_or(State::Initializing, |last| last.state)
     }
 
     pub(super) fn enter(&mut self, state: State, now: Moment) {
         if self.state() != state || self.transitions.is_empty() {
-            self.transitions.push(Transition { state, wall_ns: now.wall_ns, mono_ns: now.mono_ns });
+            self.transitions.push(Transition {
+                state,
+                wall_ns: now.wall_ns,
+                mono_ns: now.mono_ns,
+            });
         }
     }
 

@@ -79,7 +79,10 @@ struct Channel {
 
 impl Channel {
     fn new(socket: &OwnedFd) -> io::Result<Self> {
-        Ok(Self { fd: socket.try_clone()?, ready: Ready::new(socket.try_clone()?)? })
+        Ok(Self {
+            fd: socket.try_clone()?,
+            ready: Ready::new(socket.try_clone()?)?,
+        })
     }
 }
 
@@ -130,7 +133,9 @@ impl Link {
                     self.has_work.notify_one();
                     return Ok(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.spawner.ready.writable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.spawner.ready.writable().await?
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -157,14 +162,20 @@ impl Link {
         if let Some(crew) = &*self.crew.borrow() {
             for helper in [&crew.spawner, &crew.maker] {
                 if let Err(error) = helper.kill() {
-                    tracing::error!(crew = self.number, error = chain(&error), "a helper could not be killed");
+                    tracing::error!(
+                        crew = self.number,
+                        error = chain(&error),
+                        "a helper could not be killed"
+                    );
                 }
             }
         }
     }
 
     fn answered(&self, id: JobId) {
-        self.pending.borrow_mut().retain(|(pending, _)| *pending != id);
+        self.pending
+            .borrow_mut()
+            .retain(|(pending, _)| *pending != id);
     }
 }
 
@@ -197,7 +208,9 @@ impl Shard {
     }
 
     /// The crew for a new job and fresh namespaces for it. Waits while there are none.
-    pub(super) async fn crew_and_namespaces(self: &Rc<Self>) -> Result<(Rc<Link>, Namespaces), StartFailure> {
+    pub(super) async fn crew_and_namespaces(
+        self: &Rc<Self>,
+    ) -> Result<(Rc<Link>, Namespaces), StartFailure> {
         loop {
             let changed = self.desk.has_changed.listen();
             let link = self.desk.current.borrow().clone();
@@ -208,10 +221,16 @@ impl Shard {
                     return Ok((link, namespaces));
                 }
                 if self.desk.is_out_of_ids.get() {
-                    return Err(StartFailure { step: "lease host ids".to_owned(), errno: libc::EAGAIN });
+                    return Err(StartFailure {
+                        step: "lease host ids".to_owned(),
+                        errno: libc::EAGAIN,
+                    });
                 }
             } else if self.desk.trouble.borrow().is_some() {
-                return Err(StartFailure { step: "start helper processes".to_owned(), errno: libc::EAGAIN });
+                return Err(StartFailure {
+                    step: "start helper processes".to_owned(),
+                    errno: libc::EAGAIN,
+                });
             }
             changed.await;
         }
@@ -219,7 +238,9 @@ impl Shard {
 
     /// Asks the pool maker for what is missing.
     fn refill(&self) {
-        let Some(link) = self.desk.current.borrow().clone() else { return };
+        let Some(link) = self.desk.current.borrow().clone() else {
+            return;
+        };
         let mut pool = self.desk.pool.borrow_mut();
         let mut ranges = self.desk.ids.borrow_mut();
         while pool.wanted() > 0 {
@@ -273,7 +294,11 @@ impl Shard {
         match put {
             Ok(()) => self.desk.has_changed.notify_all(),
             Err(error) => {
-                tracing::warn!(shard = self.index, error = chain(&error), "namespaces could not be made");
+                tracing::warn!(
+                    shard = self.index,
+                    error = chain(&error),
+                    "namespaces could not be made"
+                );
                 if let PoolError::Make { ids, .. } = error {
                     self.desk.ids.borrow_mut().free(ids);
                     rt::sleep(limits::CREW_RETRY_FIRST).await;
@@ -284,7 +309,11 @@ impl Shard {
     }
 
     fn is_current(&self, link: &Rc<Link>) -> bool {
-        self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, link))
+        self.desk
+            .current
+            .borrow()
+            .as_ref()
+            .is_some_and(|current| Rc::ptr_eq(current, link))
     }
 
     async fn hear_keeper(self: Rc<Self>, link: Rc<Link>) {
@@ -295,7 +324,9 @@ impl Shard {
                 Ok(0) => break,
                 Ok(len) => match KeeperEvent::decode(&buffer[..len]) {
                     Ok(event) => self.on_keeper_event(&link, event),
-                    Err(error) => tracing::error!(crew = link.number, %error, "a keeper's event is malformed"),
+                    Err(error) => {
+                        tracing::error!(crew = link.number, %error, "a keeper's event is malformed")
+                    }
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if link.keeper.ready.readable().await.is_err() {
@@ -324,7 +355,13 @@ impl Shard {
             KeeperEvent::StepFailed { id, step, errno } => {
                 link.answered(id);
                 self.kill(id);
-                self.feed(Event::StepFailed(id, StartFailure { step: Step::name(step).to_owned(), errno }));
+                self.feed(Event::StepFailed(
+                    id,
+                    StartFailure {
+                        step: Step::name(step).to_owned(),
+                        errno,
+                    },
+                ));
             }
             KeeperEvent::Started { id, record } => self.feed(Event::Started(id, started(record))),
             KeeperEvent::Exited { id, record } => self.feed(Event::Exited(id, exited(record))),
@@ -339,13 +376,28 @@ impl Shard {
     /// All births the spawner had sent have been heard: what is pending now was not made.
     fn on_spawner_gone(self: &Rc<Self>, link: &Rc<Link>) {
         self.retire(link, "its spawner ended");
-        let pending: Vec<JobId> = link.pending.borrow_mut().drain(..).map(|(id, _)| id).collect();
+        let pending: Vec<JobId> = link
+            .pending
+            .borrow_mut()
+            .drain(..)
+            .map(|(id, _)| id)
+            .collect();
         let mut pending = pending.into_iter();
         if let Some(begun) = pending.next() {
             link.jobs.borrow_mut().remove(&begun);
             self.kill(begun);
-            let (step, errno) = if link.is_stuck.get() { ("spawner stuck in a step", libc::ETIMEDOUT) } else { ("spawner", 0) };
-            self.feed(Event::StepFailed(begun, StartFailure { step: step.to_owned(), errno }));
+            let (step, errno) = if link.is_stuck.get() {
+                ("spawner stuck in a step", libc::ETIMEDOUT)
+            } else {
+                ("spawner", 0)
+            };
+            self.feed(Event::StepFailed(
+                begun,
+                StartFailure {
+                    step: step.to_owned(),
+                    errno,
+                },
+            ));
         }
         for id in pending {
             link.jobs.borrow_mut().remove(&id);
@@ -356,7 +408,10 @@ impl Shard {
     /// Nobody will tell how the jobs of this keeper end: they are killed and end as lost.
     async fn on_keeper_lost(self: &Rc<Self>, link: &Rc<Link>) {
         self.retire(link, "its keeper ended");
-        self.desk.retired.borrow_mut().retain(|retired| !Rc::ptr_eq(retired, link));
+        self.desk
+            .retired
+            .borrow_mut()
+            .retain(|retired| !Rc::ptr_eq(retired, link));
         link.pending.borrow_mut().clear();
         let jobs: Vec<JobId> = link.jobs.borrow_mut().drain().collect();
         for id in &jobs {
@@ -377,7 +432,12 @@ impl Shard {
         if !self.is_current(link) || self.host.is_ended() {
             return;
         }
-        tracing::warn!(shard = self.index, crew = link.number, why, "a crew is replaced");
+        tracing::warn!(
+            shard = self.index,
+            crew = link.number,
+            why,
+            "a crew is replaced"
+        );
         self.desk.current.replace(None);
         for ids in self.desk.pool.borrow_mut().forget_requested() {
             self.desk.ids.borrow_mut().free(ids);
@@ -393,14 +453,19 @@ impl Shard {
         let mut pause = limits::CREW_RETRY_FIRST;
         loop {
             let host = std::sync::Arc::clone(&self.host);
-            let started = rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
+            let started =
+                rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
             let trouble = match started.map(|started| started.map(|crew| self.employ(crew))) {
                 Ok(Ok(Ok(()))) => return,
                 Ok(Ok(Err(error))) => error.to_string(),
                 Ok(Err(error)) => chain(&error),
                 Err(error) => error.to_string(),
             };
-            tracing::error!(shard = self.index, error = trouble, "no crew could be started");
+            tracing::error!(
+                shard = self.index,
+                error = trouble,
+                "no crew could be started"
+            );
             self.desk.trouble.replace(Some(trouble));
             self.desk.has_changed.notify_all();
             rt::sleep(pause).await;
@@ -447,12 +512,19 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn started(record: StartedRecord) -> Result<u64, ExecFailure> {
-    let StartedRecord { step, errno, mono_ns } = record;
+    let StartedRecord {
+        step,
+        errno,
+        mono_ns,
+    } = record;
     match errno {
         0 => Ok(mono_ns),
         libc::ENOENT | libc::ENOTDIR if step == step::EXECUTE => Err(ExecFailure::NotFound),
         _ if step == step::EXECUTE => Err(ExecFailure::NotExecutable(errno)),
-        _ => Err(ExecFailure::Step(StartFailure { step: Step::name(u16::from(step)).to_owned(), errno })),
+        _ => Err(ExecFailure::Step(StartFailure {
+            step: Step::name(u16::from(step)).to_owned(),
+            errno,
+        })),
     }
 }
 
@@ -462,5 +534,9 @@ fn exited(record: ExitedRecord) -> Exit {
     } else {
         ExitStatus::Code(libc::WEXITSTATUS(record.wait_status))
     };
-    Exit { status, cpu_user_us: record.utime_us, cpu_system_us: record.stime_us }
+    Exit {
+        status,
+        cpu_user_us: record.utime_us,
+        cpu_system_us: record.stime_us,
+    }
 }

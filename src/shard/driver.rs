@@ -120,7 +120,12 @@ impl Shard {
         let id = new.id;
         let mut effects = Vec::new();
         let event = Event::Submit(Box::new(new));
-        reactor::on(&mut self.core.borrow_mut(), self.moment(), event, &mut effects)?;
+        reactor::on(
+            &mut self.core.borrow_mut(),
+            self.moment(),
+            event,
+            &mut effects,
+        )?;
         // From here on it can be followed.
         self.bodies.borrow_mut().entry(id).or_insert_with(Body::new);
         self.perform_all(effects);
@@ -132,10 +137,17 @@ impl Shard {
             return;
         }
         loop {
-            let Some(event) = self.queue.borrow_mut().pop_front() else { break };
+            let Some(event) = self.queue.borrow_mut().pop_front() else {
+                break;
+            };
             tracing::trace!(shard = self.index, ?event);
             let mut effects = Vec::new();
-            let result = reactor::on(&mut self.core.borrow_mut(), self.moment(), event, &mut effects);
+            let result = reactor::on(
+                &mut self.core.borrow_mut(),
+                self.moment(),
+                event,
+                &mut effects,
+            );
             debug_assert!(result.is_ok(), "only a submit can be refused");
             for effect in effects {
                 self.perform(effect);
@@ -178,7 +190,11 @@ impl Shard {
     fn record_ended(&self, id: JobId) {
         self.with_view(id, |view| {
             self.journal.ended(view);
-            if let Some(micros) = view.outcome.as_ref().and_then(|outcome| outcome.start_micros) {
+            if let Some(micros) = view
+                .outcome
+                .as_ref()
+                .and_then(|outcome| outcome.start_micros)
+            {
                 let _ = self.starts.borrow_mut().record(micros * 1_000);
             }
             for waiter in self.waiters.borrow_mut().remove(&id).unwrap_or_default() {
@@ -205,11 +221,17 @@ impl Shard {
 
     fn live_log(&self, id: JobId) -> LogTotals {
         let bodies = self.bodies.borrow();
-        bodies.get(&id).and_then(|body| body.capture.as_ref()).map_or_else(LogTotals::default, |capture| capture.totals())
+        bodies
+            .get(&id)
+            .and_then(|body| body.capture.as_ref())
+            .map_or_else(LogTotals::default, |capture| capture.totals())
     }
 
     pub(super) fn live_progress(&self, id: JobId) -> Option<Rc<Progress>> {
-        self.bodies.borrow().get(&id).map(|body| Rc::clone(&body.progress))
+        self.bodies
+            .borrow()
+            .get(&id)
+            .map(|body| Rc::clone(&body.progress))
     }
 
     /// Jobs in `state`, newest first, at most `limit`.
@@ -237,12 +259,24 @@ impl Shard {
             return Ok(view);
         }
         let (sender, receiver) = oneshot();
-        self.waiters.borrow_mut().entry(id).or_default().push(sender);
-        receiver.await.ok_or_else(|| Refusal::new(RefusalCode::Busy, "the daemon went down before the job ended"))
+        self.waiters
+            .borrow_mut()
+            .entry(id)
+            .or_default()
+            .push(sender);
+        receiver.await.ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::Busy,
+                "the daemon went down before the job ended",
+            )
+        })
     }
 
     /// What was asked of a job, with what its `/work` is made of.
-    pub(super) fn recipe(&self, id: JobId) -> Option<(Arc<crate::job::Spec>, crate::job::WorkKind)> {
+    pub(super) fn recipe(
+        &self,
+        id: JobId,
+    ) -> Option<(Arc<crate::job::Spec>, crate::job::WorkKind)> {
         let core = self.core.borrow();
         Some((core.spec(id)?, core.work(id)?))
     }
@@ -279,8 +313,14 @@ impl Shard {
     /// The shard for a new job: this one, unless another has clearly less to start.
     pub(super) fn place(&self) -> ShardIndex {
         let load = |shard: ShardIndex| self.host.loads[shard].load(Ordering::Relaxed);
-        let least = (0..self.shards).min_by_key(|shard| load(*shard)).unwrap_or(self.index);
-        if load(self.index) <= load(least) + PLACEMENT_SLACK { self.index } else { least }
+        let least = (0..self.shards)
+            .min_by_key(|shard| load(*shard))
+            .unwrap_or(self.index);
+        if load(self.index) <= load(least) + PLACEMENT_SLACK {
+            self.index
+        } else {
+            least
+        }
     }
 
     fn publish_load(&self) {
@@ -289,12 +329,24 @@ impl Shard {
     }
 
     /// Runs `work` on `shard`, soon; nothing comes back.
-    pub(super) fn post_or_run(self: &Rc<Self>, shard: ShardIndex, work: impl FnOnce(&Rc<Self>) + Send + 'static) {
-        if shard == self.index { work(self) } else { self.remote.post(shard, Box::new(work)) }
+    pub(super) fn post_or_run(
+        self: &Rc<Self>,
+        shard: ShardIndex,
+        work: impl FnOnce(&Rc<Self>) + Send + 'static,
+    ) {
+        if shard == self.index {
+            work(self)
+        } else {
+            self.remote.post(shard, Box::new(work))
+        }
     }
 
     pub(super) fn moment(&self) -> Moment {
-        Moment { instant: rt::now(), wall_ns: i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX), mono_ns: rt::mono_ns() }
+        Moment {
+            instant: rt::now(),
+            wall_ns: i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX),
+            mono_ns: rt::mono_ns(),
+        }
     }
 
     /// CLOCK_MONOTONIC of an instant in the near past.
@@ -318,7 +370,8 @@ impl Shard {
 const PLACEMENT_SLACK: u32 = 1;
 
 fn empty_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("the bounds are in order and three digits are allowed")
+    Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3)
+        .expect("the bounds are in order and three digits are allowed")
 }
 
 /// How much each shard has to start, read by all.
@@ -326,6 +379,8 @@ pub(super) type Loads = Box<[AtomicU32]>;
 
 impl std::fmt::Debug for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shard").field("index", &self.index).finish_non_exhaustive()
+        f.debug_struct("Shard")
+            .field("index", &self.index)
+            .finish_non_exhaustive()
     }
 }

@@ -70,6 +70,8 @@ impl Handle {
 
 impl std::fmt::Debug for FrontDoor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FrontDoor").field("is_closing", &self.is_closing).finish_non_exhaustive()
+        f.debug_struct("FrontDoor")
+            .field("is_closing", &self.is_closing)
+            .finish_non_exhaustive()
     }
 }

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     job::{
-        JobId, JobView, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex, Spec, State, StopSignal,
-        WorkKind,
+        JobId, JobView, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex, Spec,
+        State, StopSignal, WorkKind,
     },
     limits,
 };
@@ -71,13 +71,28 @@ impl Handle {
     ///
     /// # Errors
     /// `Busy` when no more jobs fit or the daemon goes down.
-    pub async fn submit(&self, owner: &Peer, spec: Spec, arrived: Instant) -> Result<Submission, Refusal> {
+    pub async fn submit(
+        &self,
+        owner: &Peer,
+        spec: Spec,
+        arrived: Instant,
+    ) -> Result<Submission, Refusal> {
         let target = self.shard.place();
         let id = JobId::random_owned_by(target, self.shard.shards);
         let has_uploads = spec.uploads.is_some();
-        let work = if spec.work_bytes <= self.settings().work_memory_bytes { WorkKind::Memory } else { WorkKind::Disk };
+        let work = if spec.work_bytes <= self.settings().work_memory_bytes {
+            WorkKind::Memory
+        } else {
+            WorkKind::Disk
+        };
         let arrived_mono_ns = self.shard.mono_ns_of(arrived);
-        let new = NewJob { id, owner: owner.name.clone(), spec, work, arrived_mono_ns };
+        let new = NewJob {
+            id,
+            owner: owner.name.clone(),
+            spec,
+            work,
+            arrived_mono_ns,
+        };
         let submit = move |shard: Rc<Shard>| -> Result<_, Refusal> {
             let upload = has_uploads.then(|| shard.open_upload(id)).transpose()?;
             if let Err(refusal) = shard.submit(new) {
@@ -89,9 +104,17 @@ impl Handle {
             }
             Ok(upload)
         };
-        let upload = self.shard.on(target, |shard| Box::pin(async move { submit(shard) })).await??;
+        let upload = self
+            .shard
+            .on(target, |shard| Box::pin(async move { submit(shard) }))
+            .await??;
         let upload = upload.map(UploadSink::new).transpose()?;
-        Ok(Submission { shard: Rc::clone(&self.shard), id, upload, is_open: has_uploads })
+        Ok(Submission {
+            shard: Rc::clone(&self.shard),
+            id,
+            upload,
+            is_open: has_uploads,
+        })
     }
 
     /// The job whose id starts with `prefix`.
@@ -99,20 +122,34 @@ impl Handle {
     /// # Errors
     /// Not found, ambiguous (the hint lists candidates), or no prefix of an id at all.
     pub async fn resolve(&self, prefix: &str) -> Result<JobId, Refusal> {
-        let prefix = JobId::check_prefix(prefix)
-            .map_err(|error| Refusal::new(RefusalCode::Invalid, error.to_string()).hint("`rnx job list` shows ids"))?;
+        let prefix = JobId::check_prefix(prefix).map_err(|error| {
+            Refusal::new(RefusalCode::Invalid, error.to_string()).hint("`rnx job list` shows ids")
+        })?;
         let mut found = Vec::new();
         for shard in self.shards_for(&prefix) {
             let prefix = prefix.clone();
-            found.extend(self.shard.on(shard, |shard| Box::pin(async move { shard.find(&prefix, CANDIDATES) })).await?);
+            found.extend(
+                self.shard
+                    .on(shard, |shard| {
+                        Box::pin(async move { shard.find(&prefix, CANDIDATES) })
+                    })
+                    .await?,
+            );
         }
         match found.as_slice() {
             [] => Err(unknown(&prefix)),
             [id] => Ok(*id),
             several => {
-                let list: Vec<String> = several.iter().take(CANDIDATES).map(ToString::to_string).collect();
-                Err(Refusal::new(RefusalCode::Conflict, format!("job id {prefix} is ambiguous"))
-                    .hint(format!("it begins {}", list.join(", "))))
+                let list: Vec<String> = several
+                    .iter()
+                    .take(CANDIDATES)
+                    .map(ToString::to_string)
+                    .collect();
+                Err(Refusal::new(
+                    RefusalCode::Conflict,
+                    format!("job id {prefix} is ambiguous"),
+                )
+                .hint(format!("it begins {}", list.join(", "))))
             }
         }
     }
@@ -150,7 +187,12 @@ impl Handle {
     pub async fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
         let mut jobs = Vec::new();
         for shard in 0..self.shard.shards {
-            let some = self.shard.on(shard, move |shard| Box::pin(async move { shard.list(state, limit) })).await;
+            let some = self
+                .shard
+                .on(shard, move |shard| {
+                    Box::pin(async move { shard.list(state, limit) })
+                })
+                .await;
             jobs.extend(some.unwrap_or_default());
         }
         jobs.sort_by_key(|job| std::cmp::Reverse(created_ns(job)));
@@ -179,7 +221,10 @@ impl Handle {
     /// # Errors
     /// Not found; `Busy` when the daemon goes down first.
     pub async fn ended(&self, id: JobId) -> Result<JobView, Refusal> {
-        self.at_owner(id, move |shard| Box::pin(async move { shard.ended(id).await })).await?
+        self.at_owner(id, move |shard| {
+            Box::pin(async move { shard.ended(id).await })
+        })
+        .await?
     }
 
     /// The output of a job: history and live as one.
@@ -196,7 +241,9 @@ impl Handle {
     /// Not found; a job whose `/work` is gone.
     pub async fn copy_out(&self, id: JobId, path: &[u8]) -> Result<Tree, Refusal> {
         let root = self
-            .at_owner(id, move |shard| Box::pin(async move { shard.open_work(id).await }))
+            .at_owner(id, move |shard| {
+                Box::pin(async move { shard.open_work(id).await })
+            })
             .await??;
         Tree::open(root, path.to_vec()).await
     }
@@ -206,8 +253,15 @@ impl Handle {
         let mut starts = self.shard.starts();
         let mut jobs_live = 0;
         for shard in 0..self.shard.shards {
-            let answer = self.shard.on(shard, |shard| Box::pin(async move { (shard.live(), shard.starts()) })).await;
-            let Ok((live, histogram)) = answer else { continue };
+            let answer = self
+                .shard
+                .on(shard, |shard| {
+                    Box::pin(async move { (shard.live(), shard.starts()) })
+                })
+                .await;
+            let Ok((live, histogram)) = answer else {
+                continue;
+            };
             jobs_live += live as u64;
             if shard != self.shard.index {
                 let _ = starts.add(&histogram);
@@ -220,7 +274,11 @@ impl Handle {
 const CANDIDATES: usize = 5;
 
 fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
-    (starts.value_at_quantile(0.5), starts.value_at_quantile(0.99), starts.len())
+    (
+        starts.value_at_quantile(0.5),
+        starts.value_at_quantile(0.99),
+        starts.len(),
+    )
 }
 
 pub(super) fn created_ns(job: &JobView) -> i64 {
@@ -228,7 +286,8 @@ pub(super) fn created_ns(job: &JobView) -> i64 {
 }
 
 pub(super) fn unknown(what: &str) -> Refusal {
-    Refusal::new(RefusalCode::NotFound, format!("job {what} not found")).hint("`rnx job list` shows the jobs there are")
+    Refusal::new(RefusalCode::NotFound, format!("job {what} not found"))
+        .hint("`rnx job list` shows the jobs there are")
 }
 
 /// A job that has been made. Dropping it before [`Submission::accept`] discards a job with uploads.
@@ -269,7 +328,10 @@ impl Submission {
                 shard.feed(Event::Accept(id));
                 shard.view(id)
             };
-            let view = self.shard.on(owner, move |shard| Box::pin(async move { accept(shard) })).await?;
+            let view = self
+                .shard
+                .on(owner, move |shard| Box::pin(async move { accept(shard) }))
+                .await?;
             if let Some(refusal) = view.as_ref().and_then(start_failure) {
                 return Err(refusal);
             }
@@ -279,22 +341,34 @@ impl Submission {
 
     /// When writing fails because the sandbox failed, that is what the user must hear.
     async fn why_it_failed(&self) -> Option<Refusal> {
-        end_soon(&self.shard, self.id).await.as_ref().and_then(start_failure)
+        end_soon(&self.shard, self.id)
+            .await
+            .as_ref()
+            .and_then(start_failure)
     }
 }
 
 /// The job's end, if it comes soon.
 async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
     let owner = id.owner(shard.shards);
-    let ended = shard.on(owner, move |shard| Box::pin(async move { shard.ended(id).await }));
-    crate::rt::timeout(limits::START_FAILURE_WAIT, ended).await.ok()?.ok()?.ok()
+    let ended = shard.on(owner, move |shard| {
+        Box::pin(async move { shard.ended(id).await })
+    });
+    crate::rt::timeout(limits::START_FAILURE_WAIT, ended)
+        .await
+        .ok()?
+        .ok()?
+        .ok()
 }
 
 fn start_failure(view: &JobView) -> Option<Refusal> {
     match &view.outcome.as_ref()?.reason {
         Reason::StartFailed { step, errno } => {
             let error = std::io::Error::from_raw_os_error(*errno);
-            Some(Refusal::new(RefusalCode::Failed, format!("job {} could not be started: {step}: {error}", view.id)))
+            Some(Refusal::new(
+                RefusalCode::Failed,
+                format!("job {} could not be started: {step}: {error}", view.id),
+            ))
         }
         Reason::Exited
         | Reason::Signaled
@@ -313,7 +387,8 @@ impl Drop for Submission {
     fn drop(&mut self) {
         if self.is_open {
             let (id, owner) = (self.id, self.id.owner(self.shard.shards));
-            self.shard.post_or_run(owner, move |shard| shard.feed(Event::Abandon(id)));
+            self.shard
+                .post_or_run(owner, move |shard| shard.feed(Event::Abandon(id)));
         }
     }
 }

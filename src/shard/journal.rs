@@ -28,7 +28,10 @@ struct Inner {
 impl JournalWriter {
     /// A writer; [`JournalWriter::serve`] does the work.
     pub(super) fn new() -> Self {
-        Self(Rc::new(Inner { is_idle: Cell::new(true), ..Inner::default() }))
+        Self(Rc::new(Inner {
+            is_idle: Cell::new(true),
+            ..Inner::default()
+        }))
     }
 
     pub(super) fn accepted(&self, view: &JobView) {

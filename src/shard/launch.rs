@@ -48,8 +48,14 @@ struct Pipe {
 impl Shard {
     /// Makes an upload socket for a job that is about to be submitted; gives our end.
     pub(super) fn open_upload(&self, id: JobId) -> Result<OwnedFd, Refusal> {
-        let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC);
-        let (ours, inits) = pair.map_err(|errno| Refusal::new(RefusalCode::Busy, format!("upload socket: {errno}")))?;
+        let pair = socketpair(
+            AddressFamily::Unix,
+            SockType::Stream,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        );
+        let (ours, inits) = pair
+            .map_err(|errno| Refusal::new(RefusalCode::Busy, format!("upload socket: {errno}")))?;
         let mut body = Body::new();
         body.upload = Some(inits);
         self.bodies.borrow_mut().insert(id, body);
@@ -74,7 +80,9 @@ impl Shard {
     }
 
     async fn make(self: &Rc<Self>, id: JobId) -> Result<(), StartFailure> {
-        let Some((spec, work)) = self.recipe(id) else { return Err(vanished()) };
+        let Some((spec, work)) = self.recipe(id) else {
+            return Err(vanished());
+        };
         self.undo_former(id).await;
         let (link, namespaces) = self.crew_and_namespaces().await?;
         self.with_body(id, |body| {
@@ -100,9 +108,13 @@ impl Shard {
         let gid = namespaces.ids.base() + spec.user.gid;
         let stdout = pipe(gid).map_err(|errno| failure("make the stdout pipe", errno))?;
         let stderr = pipe(gid).map_err(|errno| failure("make the stderr pipe", errno))?;
-        let (control, control_init) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|errno| failure("make the control socket", errno))?;
+        let (control, control_init) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|errno| failure("make the control socket", errno))?;
         let upload = self.with_body(id, |body| body.upload.take())?;
         let fds = StartFds {
             plan: plan.as_fd(),
@@ -127,9 +139,21 @@ impl Shard {
             body.control = Some(control);
             Rc::clone(&body.progress)
         })?;
-        let pipes = Pipes { stdout: stdout.read, stderr: stderr.read };
-        let capture = self.recorder.capture(id, pipes, self.host.log_limits, &Recovered::default(), progress);
-        let capture = Rc::new(capture.map_err(|error| StartFailure { step: chain(&error), errno: 0 })?);
+        let pipes = Pipes {
+            stdout: stdout.read,
+            stderr: stderr.read,
+        };
+        let capture = self.recorder.capture(
+            id,
+            pipes,
+            self.host.log_limits,
+            &Recovered::default(),
+            progress,
+        );
+        let capture = Rc::new(capture.map_err(|error| StartFailure {
+            step: chain(&error),
+            errno: 0,
+        })?);
         self.with_body(id, |body| body.capture = Some(Rc::clone(&capture)))?;
         self.watch_log_limit(id, &capture);
         Ok(())
@@ -153,12 +177,24 @@ impl Shard {
         });
     }
 
-    fn plan(&self, id: JobId, spec: &Spec, ids: IdRange, has_disk: bool) -> Result<OwnedFd, StartFailure> {
+    fn plan(
+        &self,
+        id: JobId,
+        spec: &Spec,
+        ids: IdRange,
+        has_disk: bool,
+    ) -> Result<OwnedFd, StartFailure> {
         let plan = Plan::new(&PlanSpec {
             user: spec.user,
             ids_base: ids.base(),
             workdir: &spec.workdir,
-            work: if has_disk { Work::Tree } else { Work::Tmpfs { bytes: spec.work_bytes } },
+            work: if has_disk {
+                Work::Tree
+            } else {
+                Work::Tmpfs {
+                    bytes: spec.work_bytes,
+                }
+            },
             tmp_bytes: self.host.tmp_bytes,
             shm_bytes: self.host.shm_bytes,
             argv: &spec.argv,
@@ -167,13 +203,21 @@ impl Shard {
             rlimits: &self.host.rlimits,
             has_uploads: spec.uploads.is_some(),
         })
-        .map_err(|error| StartFailure { step: format!("plan: {error}"), errno: 0 })?;
-        plan.seal().map_err(|error| failure_io("seal the plan", &error))
+        .map_err(|error| StartFailure {
+            step: format!("plan: {error}"),
+            errno: 0,
+        })?;
+        plan.seal()
+            .map_err(|error| failure_io("seal the plan", &error))
     }
 
     /// The job's cgroup; its directory is open only until the job is born in it.
     fn make_leaf(&self, id: JobId) -> Result<OwnedFd, StartFailure> {
-        let leaf = self.host.cgroups.create(id).map_err(|error| cgroup_failure(&error))?;
+        let leaf = self
+            .host
+            .cgroups
+            .create(id)
+            .map_err(|error| cgroup_failure(&error))?;
         self.with_body(id, |body| body.has_leaf = true)?;
         Ok(leaf)
     }
@@ -190,17 +234,40 @@ impl Shard {
             return Ok(None);
         }
         let host = Arc::clone(&self.host);
-        let (bytes, uid, gid) = (spec.work_bytes, ids.base() + spec.user.uid, ids.base() + spec.user.gid);
-        let create = move || WorkImage::create(&WorkOptions { base_dir: &host.base_dir, job: id, bytes, uid, gid });
-        let image = rt::blocking("make a disk image", create).await.map_err(|error| {
-            tracing::warn!(job_id = %id, %error, "no disk image for /work");
-            StartFailure { step: format!("make /work: {error}"), errno: 0 }
-        })?;
+        let (bytes, uid, gid) = (
+            spec.work_bytes,
+            ids.base() + spec.user.uid,
+            ids.base() + spec.user.gid,
+        );
+        let create = move || {
+            WorkImage::create(&WorkOptions {
+                base_dir: &host.base_dir,
+                job: id,
+                bytes,
+                uid,
+                gid,
+            })
+        };
+        let image = rt::blocking("make a disk image", create)
+            .await
+            .map_err(|error| {
+                tracing::warn!(job_id = %id, %error, "no disk image for /work");
+                StartFailure {
+                    step: format!("make /work: {error}"),
+                    errno: 0,
+                }
+            })?;
         let image = image.map_err(|error| {
             tracing::warn!(job_id = %id, %error, "no disk image for /work");
-            StartFailure { step: format!("make /work: {}", chain(&error)), errno: 0 }
+            StartFailure {
+                step: format!("make /work: {}", chain(&error)),
+                errno: 0,
+            }
         })?;
-        let tree = image.tree.try_clone().map_err(|error| failure_io("make /work", &error))?;
+        let tree = image
+            .tree
+            .try_clone()
+            .map_err(|error| failure_io("make /work", &error))?;
         self.with_body(id, |body| body.image = Some(image))?;
         Ok(Some(tree))
     }
@@ -209,7 +276,12 @@ impl Shard {
     async fn undo_former(self: &Rc<Self>, id: JobId) {
         let former = self.bodies.borrow_mut().get_mut(&id).map(|body| {
             body.control = None;
-            (body.capture.take(), std::mem::take(&mut body.has_leaf), body.ids.take(), body.image.take())
+            (
+                body.capture.take(),
+                std::mem::take(&mut body.has_leaf),
+                body.ids.take(),
+                body.image.take(),
+            )
         });
         if let Some((capture, had_leaf, ids, image)) = former {
             if let Some(capture) = capture {
@@ -227,15 +299,31 @@ impl Shard {
         }
     }
 
-    fn with_body<R>(&self, id: JobId, change: impl FnOnce(&mut Body) -> R) -> Result<R, StartFailure> {
-        self.bodies.borrow_mut().get_mut(&id).map(change).ok_or_else(vanished)
+    fn with_body<R>(
+        &self,
+        id: JobId,
+        change: impl FnOnce(&mut Body) -> R,
+    ) -> Result<R, StartFailure> {
+        self.bodies
+            .borrow_mut()
+            .get_mut(&id)
+            .map(change)
+            .ok_or_else(vanished)
     }
 
     /// Lets init start the command.
     pub(super) fn go(&self, id: JobId) {
-        let control = self.bodies.borrow_mut().get_mut(&id).and_then(|body| body.control.take());
+        let control = self
+            .bodies
+            .borrow_mut()
+            .get_mut(&id)
+            .and_then(|body| body.control.take());
         if let Some(control) = control
-            && let Err(errno) = send(control.as_raw_fd(), GO, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
+            && let Err(errno) = send(
+                control.as_raw_fd(),
+                GO,
+                MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+            )
         {
             // init is gone already; its end comes from the keeper.
             tracing::debug!(job_id = %id, %errno, "go was not taken");
@@ -244,14 +332,24 @@ impl Shard {
 
     /// Asks init to send the command a signal.
     pub(super) fn signal(&self, id: JobId, signo: i32) {
-        if let Some(link) = self.bodies.borrow().get(&id).and_then(|body| body.link.clone()) {
+        if let Some(link) = self
+            .bodies
+            .borrow()
+            .get(&id)
+            .and_then(|body| body.link.clone())
+        {
             link.command(KeeperCommand::Signal { id, signo });
         }
     }
 
     /// Kills every process of a job.
     pub(super) fn kill(&self, id: JobId) {
-        if !self.bodies.borrow().get(&id).is_some_and(|body| body.has_leaf) {
+        if !self
+            .bodies
+            .borrow()
+            .get(&id)
+            .is_some_and(|body| body.has_leaf)
+        {
             return;
         }
         match self.host.cgroups.kill(id) {
@@ -265,7 +363,10 @@ impl Shard {
 fn environment(id: JobId, spec: &Spec) -> Vec<Vec<u8>> {
     let user = if spec.user.uid == 0 { "root" } else { "job" };
     let mut entries: Vec<(&str, Vec<u8>)> = vec![
-        ("PATH", b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_vec()),
+        (
+            "PATH",
+            b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_vec(),
+        ),
         ("HOME", b"/work".to_vec()),
         ("USER", user.as_bytes().to_vec()),
         ("PWD", spec.workdir.clone()),
@@ -278,7 +379,10 @@ fn environment(id: JobId, spec: &Spec) -> Vec<Vec<u8>> {
             None => entries.push((&entry.name, entry.value.clone())),
         }
     }
-    entries.into_iter().map(|(name, value)| [name.as_bytes(), b"=", &value].concat()).collect()
+    entries
+        .into_iter()
+        .map(|(name, value)| [name.as_bytes(), b"=", &value].concat())
+        .collect()
 }
 
 /// A pipe that the job may reopen for writing and nobody of the job for reading.
@@ -290,17 +394,29 @@ fn pipe(gid: u32) -> nix::Result<Pipe> {
 }
 
 fn vanished() -> StartFailure {
-    StartFailure { step: "job ended while it was made".to_owned(), errno: 0 }
+    StartFailure {
+        step: "job ended while it was made".to_owned(),
+        errno: 0,
+    }
 }
 
 fn failure(step: &str, errno: nix::Error) -> StartFailure {
-    StartFailure { step: step.to_owned(), errno: errno as i32 }
+    StartFailure {
+        step: step.to_owned(),
+        errno: errno as i32,
+    }
 }
 
 fn failure_io(step: &str, error: &std::io::Error) -> StartFailure {
-    StartFailure { step: step.to_owned(), errno: error.raw_os_error().unwrap_or(0) }
+    StartFailure {
+        step: step.to_owned(),
+        errno: error.raw_os_error().unwrap_or(0),
+    }
 }
 
 fn cgroup_failure(error: &CgroupError) -> StartFailure {
-    StartFailure { step: format!("make the cgroup: {}", chain(error)), errno: 0 }
+    StartFailure {
+        step: format!("make the cgroup: {}", chain(error)),
+        errno: 0,
+    }
 }

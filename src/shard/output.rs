@@ -41,7 +41,11 @@ pub(super) struct Watches {
 }
 
 impl Output {
-    pub(super) async fn open(shard: &Rc<Shard>, id: JobId, query: LogQuery) -> Result<Self, Refusal> {
+    pub(super) async fn open(
+        shard: &Rc<Shard>,
+        id: JobId,
+        query: LogQuery,
+    ) -> Result<Self, Refusal> {
         let owner = id.owner(shard.shards);
         let (progress, mirror) = if owner == shard.index {
             (shard.progress(id).await?, None)
@@ -51,7 +55,10 @@ impl Output {
         };
         let follower = Follower::open(&shard.log_dir(id), query, progress).await;
         let follower = follower.map_err(|error| unreadable(id, &error))?;
-        Ok(Self { follower, _mirror: mirror })
+        Ok(Self {
+            follower,
+            _mirror: mirror,
+        })
     }
 
     /// The next piece, in the order of capture; `None` when all that was asked for has been given.
@@ -65,7 +72,10 @@ impl Output {
 }
 
 fn unreadable(id: JobId, error: &LogError) -> Refusal {
-    Refusal::new(RefusalCode::Failed, format!("log of job {id}: {}", chain(error)))
+    Refusal::new(
+        RefusalCode::Failed,
+        format!("log of job {id}: {}", chain(error)),
+    )
 }
 
 impl Shard {
@@ -75,36 +85,68 @@ impl Shard {
             return Ok(progress);
         }
         self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
-        Progress::from_files(&self.log_dir(id)).await.map_err(|error| unreadable(id, &error))
+        Progress::from_files(&self.log_dir(id))
+            .await
+            .map_err(|error| unreadable(id, &error))
     }
 
     /// One mirror a foreign job, fed by its owner while anybody holds it.
     async fn mirror(self: &Rc<Self>, id: JobId, owner: ShardIndex) -> Result<Rc<Mirror>, Refusal> {
-        if let Some(mirror) = self.watches.mirrors.borrow().get(&id).and_then(Weak::upgrade) {
+        if let Some(mirror) = self
+            .watches
+            .mirrors
+            .borrow()
+            .get(&id)
+            .and_then(Weak::upgrade)
+        {
             return Ok(mirror);
         }
         let from = self.index;
         let first = self
-            .on(owner, move |there| Box::pin(async move { there.forward_progress(id, from).await }))
+            .on(owner, move |there| {
+                Box::pin(async move { there.forward_progress(id, from).await })
+            })
             .await??;
         // Another reader may have been here while we waited.
-        if let Some(mirror) = self.watches.mirrors.borrow().get(&id).and_then(Weak::upgrade) {
+        if let Some(mirror) = self
+            .watches
+            .mirrors
+            .borrow()
+            .get(&id)
+            .and_then(Weak::upgrade)
+        {
             return Ok(mirror);
         }
-        let mirror = Rc::new(Mirror { progress: Progress::new(first), id, shard: Rc::downgrade(self) });
-        self.watches.mirrors.borrow_mut().insert(id, Rc::downgrade(&mirror));
+        let mirror = Rc::new(Mirror {
+            progress: Progress::new(first),
+            id,
+            shard: Rc::downgrade(self),
+        });
+        self.watches
+            .mirrors
+            .borrow_mut()
+            .insert(id, Rc::downgrade(&mirror));
         Ok(mirror)
     }
 
     /// Sends every change of an own job's progress to shard `to` until it ends or nobody listens there.
-    async fn forward_progress(self: &Rc<Self>, id: JobId, to: ShardIndex) -> Result<Snapshot, Refusal> {
+    async fn forward_progress(
+        self: &Rc<Self>,
+        id: JobId,
+        to: ShardIndex,
+    ) -> Result<Snapshot, Refusal> {
         let progress = self.progress(id).await?;
         let first = progress.snapshot();
         if first.is_ended {
             return Ok(first);
         }
         let wanted = Rc::new(Cell::new(true));
-        if let Some(former) = self.watches.forwarded.borrow_mut().insert((id, to), Rc::clone(&wanted)) {
+        if let Some(former) = self
+            .watches
+            .forwarded
+            .borrow_mut()
+            .insert((id, to), Rc::clone(&wanted))
+        {
             former.set(false);
         }
         let shard = Rc::clone(self);
@@ -118,10 +160,15 @@ impl Shard {
                     continue;
                 }
                 last = progress.snapshot();
-                shard.remote.post(to, Box::new(move |there| there.update_mirror(id, last)));
+                shard
+                    .remote
+                    .post(to, Box::new(move |there| there.update_mirror(id, last)));
             }
             let mut forwarded = shard.watches.forwarded.borrow_mut();
-            if forwarded.get(&(id, to)).is_some_and(|flag| Rc::ptr_eq(flag, &wanted)) {
+            if forwarded
+                .get(&(id, to))
+                .is_some_and(|flag| Rc::ptr_eq(flag, &wanted))
+            {
                 forwarded.remove(&(id, to));
             }
         });
@@ -129,7 +176,13 @@ impl Shard {
     }
 
     fn update_mirror(&self, id: JobId, snapshot: Snapshot) {
-        if let Some(mirror) = self.watches.mirrors.borrow().get(&id).and_then(Weak::upgrade) {
+        if let Some(mirror) = self
+            .watches
+            .mirrors
+            .borrow()
+            .get(&id)
+            .and_then(Weak::upgrade)
+        {
             mirror.progress.update(snapshot);
         }
     }
@@ -137,10 +190,14 @@ impl Shard {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
-        let Some(shard) = self.shard.upgrade() else { return };
+        let Some(shard) = self.shard.upgrade() else {
+            return;
+        };
         let is_last = {
             let mut mirrors = shard.watches.mirrors.borrow_mut();
-            let is_last = mirrors.get(&self.id).is_some_and(|mirror| mirror.strong_count() == 0);
+            let is_last = mirrors
+                .get(&self.id)
+                .is_some_and(|mirror| mirror.strong_count() == 0);
             if is_last {
                 mirrors.remove(&self.id);
             }

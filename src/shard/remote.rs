@@ -59,7 +59,9 @@ impl Remote {
     }
 
     fn backlog(&self, shard: ShardIndex) -> usize {
-        self.out[shard].as_ref().map_or(0, |tx| tx.borrow().backlog())
+        self.out[shard]
+            .as_ref()
+            .map_or(0, |tx| tx.borrow().backlog())
     }
 
     fn flush(&self) {
@@ -93,8 +95,10 @@ impl Shard {
             return Ok(work(Rc::clone(self)).await);
         }
         if self.remote.backlog(shard) >= limits::MAILBOX_SLOTS {
-            return Err(Refusal::new(RefusalCode::Busy, format!("shard {shard} does not keep up"))
-                .hint("try again in a moment"));
+            return Err(
+                Refusal::new(RefusalCode::Busy, format!("shard {shard} does not keep up"))
+                    .hint("try again in a moment"),
+            );
         }
         let token = self.remote.next.replace(self.remote.next.get() + 1);
         let (sender, receiver) = oneshot();
@@ -107,12 +111,19 @@ impl Shard {
                 let there = Rc::clone(there);
                 rt::spawn(async move {
                     let result = work.await;
-                    there.remote.post(from, Box::new(move |here| here.answer(token, Box::new(result))));
+                    there.remote.post(
+                        from,
+                        Box::new(move |here| here.answer(token, Box::new(result))),
+                    );
                 });
             }),
         );
-        let answer = receiver.await.ok_or_else(|| Refusal::new(RefusalCode::Busy, "the daemon is going down"))?;
-        Ok(*answer.downcast::<R>().expect("the answer to a call has the type the call was made with"))
+        let answer = receiver
+            .await
+            .ok_or_else(|| Refusal::new(RefusalCode::Busy, "the daemon is going down"))?;
+        Ok(*answer
+            .downcast::<R>()
+            .expect("the answer to a call has the type the call was made with"))
     }
 
     fn answer(&self, token: u64, answer: Answer) {
@@ -123,7 +134,11 @@ impl Shard {
     }
 
     /// Serves the mailbox for ever: runs what arrives, pushes what could not leave.
-    pub(crate) async fn serve_mailbox(self: Rc<Self>, mut inbound: Vec<Rx<Call>>, mut sleeper: Sleeper) {
+    pub(crate) async fn serve_mailbox(
+        self: Rc<Self>,
+        mut inbound: Vec<Rx<Call>>,
+        mut sleeper: Sleeper,
+    ) {
         loop {
             let mut ran = 0;
             for rx in &mut inbound {
@@ -131,7 +146,9 @@ impl Shard {
             }
             self.remote.flush();
             if ran == 0 {
-                let has_work = || inbound.iter().any(|rx| !rx.is_empty()) || self.remote.has_room_for_backlog();
+                let has_work = || {
+                    inbound.iter().any(|rx| !rx.is_empty()) || self.remote.has_room_for_backlog()
+                };
                 if let Err(error) = sleeper.sleep(has_work).await {
                     tracing::error!(shard = self.index, %error, "the mailbox cannot be waited for");
                     return;
@@ -143,6 +160,8 @@ impl Shard {
 
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Remote").field("shards", &self.out.len()).finish_non_exhaustive()
+        f.debug_struct("Remote")
+            .field("shards", &self.out.len())
+            .finish_non_exhaustive()
     }
 }

@@ -26,7 +26,11 @@ impl Shard {
         let shard = Rc::clone(self);
         rt::spawn(async move {
             shard.wait_until_empty(id).await;
-            let capture = shard.bodies.borrow().get(&id).and_then(|body| body.capture.clone());
+            let capture = shard
+                .bodies
+                .borrow()
+                .get(&id)
+                .and_then(|body| body.capture.clone());
             let totals = match capture {
                 Some(capture) => capture.drain().await,
                 None => LogTotals::default(),
@@ -40,7 +44,12 @@ impl Shard {
 
     /// Waits until no process is left in a job's cgroup, killing what is.
     pub(super) async fn wait_until_empty(&self, id: JobId) {
-        if !self.bodies.borrow().get(&id).is_some_and(|body| body.has_leaf) {
+        if !self
+            .bodies
+            .borrow()
+            .get(&id)
+            .is_some_and(|body| body.has_leaf)
+        {
             return;
         }
         let mut pause = limits::LEAF_RETRY_FIRST;
@@ -61,7 +70,9 @@ impl Shard {
     /// Gives back what a job held.
     pub(super) fn release(self: &Rc<Self>, id: JobId) {
         self.timers.clear_all(id);
-        let Some(body) = self.bodies.borrow_mut().remove(&id) else { return };
+        let Some(body) = self.bodies.borrow_mut().remove(&id) else {
+            return;
+        };
         body.progress.end();
         if let Some(link) = &body.link {
             link.command(KeeperCommand::Release { id });
@@ -101,7 +112,10 @@ impl Shard {
     }
 
     fn keep(&self, id: JobId, image: WorkImage) {
-        self.kept.images.borrow_mut().push_back((rt::now() + self.host.work_keep, id, image));
+        self.kept
+            .images
+            .borrow_mut()
+            .push_back((rt::now() + self.host.work_keep, id, image));
         self.kept.changed.notify_one();
     }
 
@@ -151,17 +165,28 @@ impl Shard {
     /// A directory descriptor of a job's `/work`, to be read beneath.
     pub(super) async fn open_work(self: &Rc<Self>, id: JobId) -> Result<OwnedFd, Refusal> {
         let view = self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
-        let gone = |why: &str| {
-            Refusal::new(RefusalCode::Conflict, format!("/work of job {id} {why}"))
-        };
+        let gone =
+            |why: &str| Refusal::new(RefusalCode::Conflict, format!("/work of job {id} {why}"));
         let copy = |image: &WorkImage| image.tree.try_clone();
-        let opened = if let Some(image) = self.bodies.borrow().get(&id).and_then(|body| body.image.as_ref()) {
+        let opened = if let Some(image) = self
+            .bodies
+            .borrow()
+            .get(&id)
+            .and_then(|body| body.image.as_ref())
+        {
             Some(copy(image))
         } else {
-            self.kept.images.borrow().iter().find(|(_, kept, _)| *kept == id).map(|(.., image)| copy(image))
+            self.kept
+                .images
+                .borrow()
+                .iter()
+                .find(|(_, kept, _)| *kept == id)
+                .map(|(.., image)| copy(image))
         };
         if let Some(opened) = opened {
-            return opened.map_err(|error| Refusal::new(RefusalCode::Failed, format!("/work of job {id}: {error}")));
+            return opened.map_err(|error| {
+                Refusal::new(RefusalCode::Failed, format!("/work of job {id}: {error}"))
+            });
         }
         if view.outcome.is_some() {
             return Err(match view.work {
@@ -171,9 +196,12 @@ impl Shard {
             });
         }
         let pid = self.bodies.borrow().get(&id).and_then(|body| body.pid);
-        let Some(pid) = pid else { return Err(gone("does not exist yet")) };
+        let Some(pid) = pid else {
+            return Err(gone("does not exist yet"));
+        };
         // The pid may have been reused, so the process must be in the job's cgroup after its root was opened.
-        let work = File::open(format!("/proc/{pid}/root/work")).map_err(|_| gone("is gone: the job is just ending"))?;
+        let work = File::open(format!("/proc/{pid}/root/work"))
+            .map_err(|_| gone("is gone: the job is just ending"))?;
         match self.host.cgroups.holds(id, pid) {
             true => Ok(work.into()),
             false => Err(gone("is gone: the job is just ending")),

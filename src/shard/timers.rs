@@ -32,7 +32,9 @@ impl Timers {
         let key = (at, self.next.replace(self.next.get() + 1));
         self.by_job.borrow_mut().insert((id, timer), key);
         let mut by_time = self.by_time.borrow_mut();
-        let is_first = by_time.first_key_value().is_none_or(|(first, _)| key < *first);
+        let is_first = by_time
+            .first_key_value()
+            .is_none_or(|(first, _)| key < *first);
         by_time.insert(key, (id, timer));
         if is_first {
             self.changed.notify_one();
@@ -52,7 +54,10 @@ impl Timers {
     }
 
     fn first(&self) -> Option<Instant> {
-        self.by_time.borrow().first_key_value().map(|((at, _), _)| *at)
+        self.by_time
+            .borrow()
+            .first_key_value()
+            .map(|((at, _), _)| *at)
     }
 
     fn pop_due(&self, now: Instant) -> Option<(JobId, Timer)> {

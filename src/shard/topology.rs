@@ -76,7 +76,10 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn crew_options(&self) -> CrewOptions<'_> {
-        CrewOptions { scratch_dir: &self.scratch_dir, helpers_procs: self.helpers_procs.as_fd() }
+        CrewOptions {
+            scratch_dir: &self.scratch_dir,
+            helpers_procs: self.helpers_procs.as_fd(),
+        }
     }
 
     /// Whether every job has ended for good, so that a helper that ends is not replaced.
@@ -87,7 +90,10 @@ impl Host {
 
 /// Why the shards do not come up.
 #[derive(Debug, Error)]
-#[expect(missing_docs, reason = "each variant says what was tried; the source says why it failed")]
+#[expect(
+    missing_docs,
+    reason = "each variant says what was tried; the source says why it failed"
+)]
 pub enum StartError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -155,7 +161,13 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
     let mailboxes = mailboxes(shards)?;
     let (done, is_done) = mpsc::channel();
     let mut signals = Some(setup.signals);
-    let per_shard = setup.sockets.into_iter().zip(crews).zip(ids).zip(histories).zip(mailboxes);
+    let per_shard = setup
+        .sockets
+        .into_iter()
+        .zip(crews)
+        .zip(ids)
+        .zip(histories)
+        .zip(mailboxes);
     for (index, ((((socket, crew), ids), history), mailbox)) in per_shard.enumerate() {
         let parts = ThreadParts {
             index,
@@ -178,8 +190,13 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
                 let _ = done.send(result);
             }
         };
-        let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(run);
-        thread.map_err(|source| StartError::Kernel { what: "a shard's thread", source })?;
+        let thread = thread::Builder::new()
+            .name(format!("shard-{index}"))
+            .spawn(run);
+        thread.map_err(|source| StartError::Kernel {
+            what: "a shard's thread",
+            source,
+        })?;
     }
     is_done.recv().unwrap_or(Ok(()))
 }
@@ -208,8 +225,12 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
                 LogPolicy::Stop => Policy::Stop,
             },
         },
-        disk: DiskGuard::new(base.root(), config.limits.disk_reserve)
-            .map_err(|source| StartError::Disk { path: base.root().to_owned(), source })?,
+        disk: DiskGuard::new(base.root(), config.limits.disk_reserve).map_err(|source| {
+            StartError::Disk {
+                path: base.root().to_owned(),
+                source,
+            }
+        })?,
         tmp_bytes: config.limits.tmp_bytes,
         shm_bytes: config.limits.shm_bytes,
         cpus: CpuMask::from_cpus(setup.cpus.iter().copied()),
@@ -232,25 +253,43 @@ fn lease_ids(setup: &Setup<'_>, shards: usize) -> Result<Vec<IdRanges>, StartErr
         first: setup.config.ids.first,
         slices: setup.config.ids.count.div_ceil(limits::ID_SLICE_RANGES),
     };
-    (0..shards).map(|_| IdRanges::lease(options.clone()).map_err(StartError::Ids)).collect()
+    (0..shards)
+        .map(|_| IdRanges::lease(options.clone()).map_err(StartError::Ids))
+        .collect()
 }
 
 /// What a job may use of what is counted by process: the kernel's own defaults, whatever the daemon has.
 fn rlimits() -> Vec<Rlimit> {
-    let hard = |resource| nix::sys::resource::getrlimit(resource).map_or(libc::RLIM_INFINITY, |(_, hard)| hard);
+    let hard = |resource| {
+        nix::sys::resource::getrlimit(resource).map_or(libc::RLIM_INFINITY, |(_, hard)| hard)
+    };
     let files = hard(nix::sys::resource::Resource::RLIMIT_NOFILE).min(limits::JOB_FILES_HARD);
     let stack = hard(nix::sys::resource::Resource::RLIMIT_STACK);
     vec![
-        Rlimit { resource: libc::RLIMIT_NOFILE, soft: limits::JOB_FILES_SOFT.min(files), hard: files },
+        Rlimit {
+            resource: libc::RLIMIT_NOFILE,
+            soft: limits::JOB_FILES_SOFT.min(files),
+            hard: files,
+        },
         // A core dump would go wherever the host's core_pattern says, with the host's rights.
-        Rlimit { resource: libc::RLIMIT_CORE, soft: 0, hard: 0 },
-        Rlimit { resource: libc::RLIMIT_STACK, soft: limits::JOB_STACK_BYTES.min(stack), hard: stack },
+        Rlimit {
+            resource: libc::RLIMIT_CORE,
+            soft: 0,
+            hard: 0,
+        },
+        Rlimit {
+            resource: libc::RLIMIT_STACK,
+            soft: limits::JOB_STACK_BYTES.min(stack),
+            hard: stack,
+        },
     ]
 }
 
 fn start_crews(host: &Host, shards: usize) -> Result<Vec<Crew>, StartError> {
     (0..shards)
-        .map(|shard| Crew::start(&host.crew_options()).map_err(|source| StartError::Crew { shard, source }))
+        .map(|shard| {
+            Crew::start(&host.crew_options()).map_err(|source| StartError::Crew { shard, source })
+        })
         .collect()
 }
 
@@ -259,23 +298,39 @@ fn start_crews(host: &Host, shards: usize) -> Result<Vec<Crew>, StartError> {
 fn replay(setup: &Setup<'_>, shards: usize) -> Result<Vec<Vec<JobView>>, StartError> {
     let dir = setup.base.journal();
     let wall_ns = i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX);
-    let now = store::Moment { wall_ns, mono_ns: rt::mono_ns() };
+    let now = store::Moment {
+        wall_ns,
+        mono_ns: rt::mono_ns(),
+    };
     let mut found = store::replay(&dir, now)?;
     for damage in &found.damaged {
         tracing::error!(path = %damage.path.display(), line = damage.line, "a line of the journal is damaged and skipped");
     }
     if !found.lost.is_empty() {
-        tracing::warn!(jobs = found.lost.len(), "jobs of a daemon that died are lost");
+        tracing::warn!(
+            jobs = found.lost.len(),
+            "jobs of a daemon that died are lost"
+        );
     }
     for job in &mut found.lost {
         // What it wrote until the daemon died is in its files; index and files are made to agree.
-        match log::recover(JobFiles::new(setup.base.root(), job.id).dir(), rt::wall_ns()) {
+        match log::recover(
+            JobFiles::new(setup.base.root(), job.id).dir(),
+            rt::wall_ns(),
+        ) {
             Ok(recovered) => job.log = recovered.totals,
-            Err(error) => tracing::error!(job_id = %job.id, %error, "the log of a lost job cannot be read"),
+            Err(error) => {
+                tracing::error!(job_id = %job.id, %error, "the log of a lost job cannot be read")
+            }
         }
     }
     found.ended.append(&mut found.lost);
-    let history = store::compact(&dir, found.ended, &found.damaged, setup.config.limits.history_jobs)?;
+    let history = store::compact(
+        &dir,
+        found.ended,
+        &found.damaged,
+        setup.config.limits.history_jobs,
+    )?;
     for job in &history.forgotten {
         let files = JobFiles::new(setup.base.root(), job.id);
         if let Err(error) = std::fs::remove_dir_all(files.dir())
@@ -294,9 +349,18 @@ fn replay(setup: &Setup<'_>, shards: usize) -> Result<Vec<Vec<JobView>>, StartEr
 /// One inbound and one outbound end a pair of shards, and a bell each.
 fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
     let bells: io::Result<Vec<Arc<Bell>>> = (0..shards).map(|_| Bell::new()).collect();
-    let bells = bells.map_err(|source| StartError::Kernel { what: "a mailbox", source })?;
-    let mut boxes: Vec<Mailbox> =
-        bells.iter().map(|bell| Mailbox { bell: Arc::clone(bell), out: Vec::new(), inbound: Vec::new() }).collect();
+    let bells = bells.map_err(|source| StartError::Kernel {
+        what: "a mailbox",
+        source,
+    })?;
+    let mut boxes: Vec<Mailbox> = bells
+        .iter()
+        .map(|bell| Mailbox {
+            bell: Arc::clone(bell),
+            out: Vec::new(),
+            inbound: Vec::new(),
+        })
+        .collect();
     for from in 0..shards {
         for to in 0..shards {
             if from == to {
@@ -324,13 +388,19 @@ fn live_jobs_max(shards: usize) -> usize {
     let open_files = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .map_or(limits::OPEN_FILES_ASSUMED, |(soft, _)| soft);
     let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
-    let daemon = open_files.saturating_sub(limits::DAEMON_FILES_RESERVE) / limits::DAEMON_FILES_PER_JOB / shards;
-    let keeper = open_files.saturating_sub(limits::KEEPER_FILES_RESERVE) / limits::KEEPER_FILES_PER_JOB;
+    let daemon = open_files.saturating_sub(limits::DAEMON_FILES_RESERVE)
+        / limits::DAEMON_FILES_PER_JOB
+        / shards;
+    let keeper =
+        open_files.saturating_sub(limits::KEEPER_FILES_RESERVE) / limits::KEEPER_FILES_PER_JOB;
     daemon.min(keeper)
 }
 
 fn kernel(what: &'static str, errno: nix::Error) -> StartError {
-    StartError::Kernel { what, source: errno.into() }
+    StartError::Kernel {
+        what,
+        source: errno.into(),
+    }
 }
 
 /// One shard's ends of the mailbox.
@@ -362,7 +432,10 @@ impl ThreadParts {
     /// Runs the shard. `None` when another shard says how it ended.
     fn run(self) -> Result<Option<()>, StartError> {
         let shard = self.index;
-        let options = rt::Options { cpu: Some(self.cpu), ..rt::Options::default() };
+        let options = rt::Options {
+            cpu: Some(self.cpu),
+            ..rt::Options::default()
+        };
         rt::run(options, || self.live()).map_err(|source| StartError::Shard { shard, source })?
     }
 
@@ -371,7 +444,10 @@ impl ThreadParts {
         let sleeper = Sleeper::new(&self.mailbox.bell).map_err(io("a mailbox"))?;
         let journal_file = rt::File::from_fd(self.journal).map_err(io("the journal's file"))?;
         let recorder = Recorder::new(&self.host.base_dir, Arc::clone(&self.host.disk));
-        let recorder = recorder.map_err(|source| StartError::Disk { path: self.host.jobs_dir.clone(), source })?;
+        let recorder = recorder.map_err(|source| StartError::Disk {
+            path: self.host.jobs_dir.clone(),
+            source,
+        })?;
         let shard = Shard::new(ShardParts {
             index: self.index,
             host: Arc::clone(&self.host),
@@ -396,7 +472,10 @@ impl ThreadParts {
             return std::future::pending().await;
         };
         let signals = Ready::new(signals).map_err(io("the signal descriptor"))?;
-        signals.readable().await.map_err(io("the signal descriptor"))?;
+        signals
+            .readable()
+            .await
+            .map_err(io("the signal descriptor"))?;
         tracing::info!("a signal came: every job is stopped, as `joblet down` does");
         shard.end_all().await;
         Ok(Some(()))

@@ -70,7 +70,9 @@ struct Reading {
 impl Tree {
     /// Opens `path` below `work`.
     pub(super) async fn open(work: OwnedFd, path: Vec<u8>) -> Result<Self, Refusal> {
-        let walk = rt::blocking("read a tree", move || Walk::open(&work, &path)).await.map_err(busy)??;
+        let walk = rt::blocking("read a tree", move || Walk::open(&work, &path))
+            .await
+            .map_err(busy)??;
         Ok(Self { walk: Some(walk) })
     }
 
@@ -79,7 +81,9 @@ impl Tree {
     /// # Errors
     /// A file that cannot be read or became shorter while it was read.
     pub async fn next(&mut self) -> Result<Option<TreeItem>, Refusal> {
-        let Some(mut walk) = self.walk.take() else { return Ok(None) };
+        let Some(mut walk) = self.walk.take() else {
+            return Ok(None);
+        };
         let step = move || {
             let item = walk.step();
             (walk, item)
@@ -97,17 +101,32 @@ impl Walk {
     fn open(work: &OwnedFd, path: &[u8]) -> Result<Self, Refusal> {
         let shown = String::from_utf8_lossy(path).into_owned();
         let trimmed: &[u8] = if path.is_empty() { b"." } else { path };
-        let fd = open_beneath(work, OsStr::from_bytes(trimmed), OFlag::O_PATH | OFlag::O_NOFOLLOW)
-            .map_err(|error| refused(&shown, &error))?;
+        let fd = open_beneath(
+            work,
+            OsStr::from_bytes(trimmed),
+            OFlag::O_PATH | OFlag::O_NOFOLLOW,
+        )
+        .map_err(|error| refused(&shown, &error))?;
         let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
-        let mut walk = Self { levels: Vec::new(), file: None, first: None };
+        let name = path
+            .rsplit(|byte| *byte == b'/')
+            .next()
+            .unwrap_or_default()
+            .to_vec();
+        let mut walk = Self {
+            levels: Vec::new(),
+            file: None,
+            first: None,
+        };
         match kind(&stat) {
             SFlag::S_IFDIR => walk.enter(&fd, Vec::new())?,
             SFlag::S_IFREG => walk.first = Some(walk.begin_file(work, trimmed, name, &stat)?),
             SFlag::S_IFLNK => {
                 let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
-                walk.first = Some(TreeEntry::Symlink { path: name, target: target.as_bytes().to_vec() });
+                walk.first = Some(TreeEntry::Symlink {
+                    path: name,
+                    target: target.as_bytes().to_vec(),
+                });
             }
             _ => {
                 return Err(Refusal::new(
@@ -123,7 +142,10 @@ impl Walk {
     fn enter(&mut self, fd: &impl AsFd, path: Vec<u8>) -> Result<(), Refusal> {
         let shown = String::from_utf8_lossy(&path).into_owned();
         if self.levels.len() >= limits::TREE_DEPTH_MAX {
-            let message = format!("/work/{shown} lies more than {} levels deep", limits::TREE_DEPTH_MAX);
+            let message = format!(
+                "/work/{shown} lies more than {} levels deep",
+                limits::TREE_DEPTH_MAX
+            );
             return Err(Refusal::new(RefusalCode::TooLarge, message));
         }
         let fd = open_beneath(fd, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
@@ -133,7 +155,10 @@ impl Walk {
         for entry in Dir::from_fd(copy).map_err(|errno| refused(&shown, &errno.into()))? {
             let entry = entry.map_err(|errno| refused(&shown, &errno.into()))?;
             let is_special = entry.file_type().is_some_and(|kind| {
-                matches!(kind, Type::Fifo | Type::Socket | Type::BlockDevice | Type::CharacterDevice)
+                matches!(
+                    kind,
+                    Type::Fifo | Type::Socket | Type::BlockDevice | Type::CharacterDevice
+                )
             });
             if !is_special && entry.file_name() != c"." && entry.file_name() != c".." {
                 names.push(entry.file_name().to_owned());
@@ -189,38 +214,69 @@ impl Walk {
                 Ok(Some(TreeEntry::Dir { path, mode }))
             }
             SFlag::S_IFREG => {
-                let parent = level.fd.try_clone().map_err(|error| refused(&shown, &error))?;
-                self.begin_file(&parent, name.as_bytes(), path, &stat).map(Some)
+                let parent = level
+                    .fd
+                    .try_clone()
+                    .map_err(|error| refused(&shown, &error))?;
+                self.begin_file(&parent, name.as_bytes(), path, &stat)
+                    .map(Some)
             }
             SFlag::S_IFLNK => {
                 let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
-                Ok(Some(TreeEntry::Symlink { path, target: target.as_bytes().to_vec() }))
+                Ok(Some(TreeEntry::Symlink {
+                    path,
+                    target: target.as_bytes().to_vec(),
+                }))
             }
             _ => Ok(None),
         }
     }
 
-    fn begin_file(&mut self, at: &OwnedFd, name: &[u8], path: Vec<u8>, seen: &FileStat) -> Result<TreeEntry, Refusal> {
+    fn begin_file(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        path: Vec<u8>,
+        seen: &FileStat,
+    ) -> Result<TreeEntry, Refusal> {
         let shown = String::from_utf8_lossy(&path).into_owned();
         // O_NONBLOCK: it was a plain file a moment ago, but a FIFO may be there by now.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let fd = open_beneath(at, OsStr::from_bytes(name), flags).map_err(|error| refused(&shown, &error))?;
+        let fd = open_beneath(at, OsStr::from_bytes(name), flags)
+            .map_err(|error| refused(&shown, &error))?;
         let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
-        if kind(&stat) != SFlag::S_IFREG || (stat.st_dev, stat.st_ino) != (seen.st_dev, seen.st_ino) {
-            return Err(Refusal::new(RefusalCode::Conflict, format!("/work/{shown} was replaced while it was opened")));
+        if kind(&stat) != SFlag::S_IFREG || (stat.st_dev, stat.st_ino) != (seen.st_dev, seen.st_ino)
+        {
+            return Err(Refusal::new(
+                RefusalCode::Conflict,
+                format!("/work/{shown} was replaced while it was opened"),
+            ));
         }
         let bytes = u64::try_from(stat.st_size).unwrap_or(0);
-        self.file = Some(Reading { file: File::from(fd), path: path.clone(), left: bytes });
-        Ok(TreeEntry::File { path, mode: stat.st_mode & 0o777, bytes })
+        self.file = Some(Reading {
+            file: File::from(fd),
+            path: path.clone(),
+            left: bytes,
+        });
+        Ok(TreeEntry::File {
+            path,
+            mode: stat.st_mode & 0o777,
+            bytes,
+        })
     }
 }
 
 impl Reading {
     fn chunk(&mut self) -> Result<Bytes, Refusal> {
         let shown = || String::from_utf8_lossy(&self.path).into_owned();
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(limits::COPY_CHUNK_BYTES);
+        let want = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(limits::COPY_CHUNK_BYTES);
         let mut buffer = vec![0; want];
-        let have = self.file.read(&mut buffer).map_err(|error| refused(&shown(), &error))?;
+        let have = self
+            .file
+            .read(&mut buffer)
+            .map_err(|error| refused(&shown(), &error))?;
         if have == 0 {
             let message = format!("/work/{} became shorter while it was read", shown());
             return Err(Refusal::new(RefusalCode::Conflict, message));
@@ -240,9 +296,15 @@ fn kind(stat: &FileStat) -> SFlag {
 }
 
 fn open_beneath(at: &impl AsFd, path: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(Mode::empty()).resolve(
-        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV | NO_SYMLINKS,
-    );
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(
+            ResolveFlag::RESOLVE_BENEATH
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS
+                | ResolveFlag::RESOLVE_NO_XDEV
+                | NO_SYMLINKS,
+        );
     Ok(openat2(at, path, how)?)
 }
 

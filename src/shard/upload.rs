@@ -36,7 +36,11 @@ pub struct UploadSink {
 impl UploadSink {
     pub(super) fn new(socket: OwnedFd) -> Result<Self, Refusal> {
         let socket = Ready::new(socket).map_err(|error| failed(&error))?;
-        Ok(Self { socket, paths: Vec::new(), left: 0 })
+        Ok(Self {
+            socket,
+            paths: Vec::new(),
+            left: 0,
+        })
     }
 
     /// The next entry. The last file must be complete.
@@ -52,7 +56,8 @@ impl UploadSink {
         };
         self.left = bytes;
         self.paths.push(path.clone());
-        self.send_all(&header(kind, mode, path, target, bytes)).await
+        self.send_all(&header(kind, mode, path, target, bytes))
+            .await
     }
 
     /// Some bytes of the last file.
@@ -62,7 +67,10 @@ impl UploadSink {
     pub async fn data(&mut self, bytes: Bytes) -> Result<(), Refusal> {
         let len = bytes.len() as u64;
         if len > self.left {
-            return Err(Refusal::new(RefusalCode::Invalid, format!("upload {} is longer than announced", self.current())));
+            return Err(Refusal::new(
+                RefusalCode::Invalid,
+                format!("upload {} is longer than announced", self.current()),
+            ));
         }
         self.left -= len;
         self.send_all(&bytes).await
@@ -75,21 +83,44 @@ impl UploadSink {
         let mut answer = [0; ANSWER_BYTES];
         let mut have = 0;
         while have < ANSWER_BYTES {
-            match recv(self.socket.as_raw_fd(), &mut answer[have..], MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return Err(Refusal::new(RefusalCode::Failed, "the job's uploader ended before its answer")),
+            match recv(
+                self.socket.as_raw_fd(),
+                &mut answer[have..],
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(0) => {
+                    return Err(Refusal::new(
+                        RefusalCode::Failed,
+                        "the job's uploader ended before its answer",
+                    ));
+                }
                 Ok(n) => have += n,
-                Err(nix::Error::EAGAIN) => self.socket.readable().await.map_err(|error| failed(&error))?,
+                Err(nix::Error::EAGAIN) => self
+                    .socket
+                    .readable()
+                    .await
+                    .map_err(|error| failed(&error))?,
                 Err(nix::Error::EINTR) => {}
                 Err(errno) => return Err(failed(&errno.into())),
             }
         }
         let [e0, e1, e2, e3, i0, i1, i2, i3] = answer;
-        let (errno, index) = (i32::from_le_bytes([e0, e1, e2, e3]), u32::from_le_bytes([i0, i1, i2, i3]));
-        if errno == 0 { Ok(()) } else { Err(self.refused(errno, index as usize)) }
+        let (errno, index) = (
+            i32::from_le_bytes([e0, e1, e2, e3]),
+            u32::from_le_bytes([i0, i1, i2, i3]),
+        );
+        if errno == 0 {
+            Ok(())
+        } else {
+            Err(self.refused(errno, index as usize))
+        }
     }
 
     fn refused(&self, errno: i32, index: usize) -> Refusal {
-        let path = self.paths.get(index).map_or_else(|| "?".into(), |path| String::from_utf8_lossy(path));
+        let path = self
+            .paths
+            .get(index)
+            .map_or_else(|| "?".into(), |path| String::from_utf8_lossy(path));
         let message = format!("upload {path}: {}", io::Error::from_raw_os_error(errno));
         match errno {
             libc::ENOSPC | libc::EDQUOT => Refusal::new(RefusalCode::TooLarge, message)
@@ -101,7 +132,9 @@ impl UploadSink {
     }
 
     fn current(&self) -> String {
-        self.paths.last().map_or_else(String::new, |path| String::from_utf8_lossy(path).into_owned())
+        self.paths.last().map_or_else(String::new, |path| {
+            String::from_utf8_lossy(path).into_owned()
+        })
     }
 
     fn check_complete(&self) -> Result<(), Refusal> {
@@ -114,9 +147,17 @@ impl UploadSink {
 
     async fn send_all(&self, mut bytes: &[u8]) -> Result<(), Refusal> {
         while !bytes.is_empty() {
-            match send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match send(
+                self.socket.as_raw_fd(),
+                bytes,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(n) => bytes = &bytes[n..],
-                Err(nix::Error::EAGAIN) => self.socket.writable().await.map_err(|error| failed(&error))?,
+                Err(nix::Error::EAGAIN) => self
+                    .socket
+                    .writable()
+                    .await
+                    .map_err(|error| failed(&error))?,
                 Err(nix::Error::EINTR) => {}
                 // The uploader stops reading at the first failure and has left its answer.
                 Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => return Err(self.early_answer()),
@@ -131,9 +172,15 @@ impl UploadSink {
         match recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT) {
             Ok(ANSWER_BYTES) => {
                 let [e0, e1, e2, e3, i0, i1, i2, i3] = answer;
-                self.refused(i32::from_le_bytes([e0, e1, e2, e3]), u32::from_le_bytes([i0, i1, i2, i3]) as usize)
+                self.refused(
+                    i32::from_le_bytes([e0, e1, e2, e3]),
+                    u32::from_le_bytes([i0, i1, i2, i3]) as usize,
+                )
             }
-            _ => Refusal::new(RefusalCode::Failed, "the job ended while its uploads were written"),
+            _ => Refusal::new(
+                RefusalCode::Failed,
+                "the job ended while its uploads were written",
+            ),
         }
     }
 }
@@ -144,7 +191,9 @@ fn failed(error: &io::Error) -> Refusal {
 
 /// The header of one entry with its path and target. Layout as in `sandbox/init`.
 fn header(kind: u8, mode: u32, path: &[u8], target: &[u8], bytes: u64) -> Vec<u8> {
-    let len = |part: &[u8]| u32::try_from(part.len()).expect("paths of an upload are checked to be short");
+    let len = |part: &[u8]| {
+        u32::try_from(part.len()).expect("paths of an upload are checked to be short")
+    };
     let mut out = Vec::with_capacity(ENTRY_BYTES + path.len() + target.len());
     out.extend_from_slice(&[kind, 0, 0, 0]);
     out.extend_from_slice(&mode.to_le_bytes());

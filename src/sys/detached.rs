@@ -33,7 +33,11 @@ pub enum MountOption<'a> {
 ///
 /// # Source
 /// fsopen(2), fsconfig(2), fsmount(2); Linux 5.2.
-pub fn mount_detached(kind: &CStr, source: &CStr, options: &[MountOption<'_>]) -> io::Result<OwnedFd> {
+pub fn mount_detached(
+    kind: &CStr,
+    source: &CStr,
+    options: &[MountOption<'_>],
+) -> io::Result<OwnedFd> {
     // SAFETY: the name is NUL-terminated and lives through the call.
     let context = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
     let context = descriptor(context)?;
@@ -49,18 +53,41 @@ pub fn mount_detached(kind: &CStr, source: &CStr, options: &[MountOption<'_>]) -
     configure(&context, FSCONFIG_CMD_CREATE, None, None)?;
     let attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
     // SAFETY: fsmount takes a descriptor that is open and two integers.
-    let mount = unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) };
+    let mount = unsafe {
+        libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            FSMOUNT_CLOEXEC,
+            attributes,
+        )
+    };
     descriptor(mount)
 }
 
-fn configure(context: &OwnedFd, command: u32, key: Option<&CStr>, value: Option<&CStr>) -> io::Result<()> {
+fn configure(
+    context: &OwnedFd,
+    command: u32,
+    key: Option<&CStr>,
+    value: Option<&CStr>,
+) -> io::Result<()> {
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: the descriptor is open; both strings are NUL-terminated or null as the command wants them,
     // and live through the call.
     let done = unsafe {
-        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, pointer(key), pointer(value), 0)
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            command,
+            pointer(key),
+            pointer(value),
+            0,
+        )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn descriptor(raw: libc::c_long) -> io::Result<OwnedFd> {

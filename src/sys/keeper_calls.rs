@@ -82,8 +82,15 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 pub fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let no_info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: the descriptor is open for the length of the call, and a null siginfo means "as kill(2)".
-    let sent =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), libc::SIGKILL, no_info, 0) };
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            no_info,
+            0,
+        )
+    };
     match sent {
         0 => Ok(()),
         _ => match io::Error::last_os_error() {
@@ -117,7 +124,10 @@ pub fn lower_priority(nice: i32) -> io::Result<()> {
 /// # Source
 /// close_range(2).
 pub fn close_others(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    let mut kept: Vec<u32> = kept
+        .iter()
+        .map(|fd| fd.as_raw_fd().unsigned_abs())
+        .collect();
     kept.sort_unstable();
     let mut first = 3;
     for kept in kept {
@@ -166,7 +176,15 @@ const CAP_VERSION: u32 = 0x2008_0522;
 pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
     for capability in (0..64_u32).filter(|capability| !kept.contains(capability)) {
         // SAFETY: this prctl takes integers and touches no memory of ours.
-        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+        let dropped = unsafe {
+            libc::prctl(
+                libc::PR_CAPBSET_DROP,
+                libc::c_ulong::from(capability),
+                0,
+                0,
+                0,
+            )
+        };
         if dropped != 0 {
             match io::Error::last_os_error() {
                 // The kernel knows no capability of this number, so none above it either.
@@ -176,7 +194,16 @@ pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
         }
     }
     // SAFETY: this prctl takes integers and touches no memory of ours.
-    if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } != 0 {
+    if unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    } != 0
+    {
         return Err(io::Error::last_os_error());
     }
     let bits: u64 = kept.iter().map(|capability| 1 << capability).sum();
@@ -186,10 +213,17 @@ pub fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
         permitted: word,
         inheritable: 0,
     });
-    let header = CapHeader { version: CAP_VERSION, pid: 0 };
+    let header = CapHeader {
+        version: CAP_VERSION,
+        pid: 0,
+    };
     // SAFETY: header and both data words live through the call and have the layout of version 3.
     let set = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if set == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The id of the process that started this one; 1 (or a subreaper's) once that has ended.
@@ -212,7 +246,9 @@ mod tests {
             let kept = keep_capabilities(&[CAP_KILL]).is_ok();
             let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
             let line = |name: &str, value: &str| {
-                status.lines().any(|line| line.starts_with(name) && line.ends_with(value))
+                status
+                    .lines()
+                    .any(|line| line.starts_with(name) && line.ends_with(value))
             };
             let (one, none) = ("\t0000000000000020", "\t0000000000000000");
             let right = kept

@@ -66,7 +66,10 @@ pub struct LoopDevice {
 /// # Source
 /// loop(4).
 pub fn attach(backing: BorrowedFd<'_>, block_bytes: u32) -> io::Result<LoopDevice> {
-    let control = File::options().read(true).write(true).open("/dev/loop-control")?;
+    let control = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/loop-control")?;
     for _ in 0..ATTEMPTS_MAX {
         // SAFETY: LOOP_CTL_GET_FREE takes no argument.
         let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };

@@ -25,19 +25,31 @@ pub struct Mount {
 /// # Source
 /// proc_pid_mountinfo(5).
 pub fn read() -> io::Result<Vec<Mount>> {
-    Ok(fs::read("/proc/self/mountinfo")?.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(fs::read("/proc/self/mountinfo")?
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse)
+        .collect())
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut words = line.split(|byte| *byte == b' ');
     let root = path(words.nth(3)?);
     let point = path(words.next()?);
-    let read_only = words.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
+    let read_only = words
+        .next()?
+        .split(|byte| *byte == b',')
+        .any(|option| option == b"ro");
     // A lone dash ends the optional fields.
     words.find(|word| *word == b"-")?;
     let kind = String::from_utf8_lossy(words.next()?).into_owned();
     let source = path(words.next()?).into_os_string();
-    Some(Mount { root, point, read_only, kind, source })
+    Some(Mount {
+        root,
+        point,
+        read_only,
+        kind,
+        source,
+    })
 }
 
 /// Undoes the kernel's escapes: backslash and three octal digits.
@@ -47,7 +59,9 @@ fn path(word: &[u8]) -> PathBuf {
     while let [first, after @ ..] = rest {
         if *first == b'\\'
             && let Some((digits, beyond)) = after.split_at_checked(3)
-            && let Some(byte) = std::str::from_utf8(digits).ok().and_then(|d| u8::from_str_radix(d, 8).ok())
+            && let Some(byte) = std::str::from_utf8(digits)
+                .ok()
+                .and_then(|d| u8::from_str_radix(d, 8).ok())
         {
             bytes.push(byte);
             rest = beyond;
@@ -65,7 +79,8 @@ mod tests {
 
     #[test]
     fn a_line_with_escapes_and_optional_fields_is_read() {
-        let line = br"36 35 98:0 /a\040b /mnt/x\134y ro,noatime master:1 shared:7 - ext4 /dev/root rw";
+        let line =
+            br"36 35 98:0 /a\040b /mnt/x\134y ro,noatime master:1 shared:7 - ext4 /dev/root rw";
         let expected = Mount {
             root: "/a b".into(),
             point: r"/mnt/x\y".into(),

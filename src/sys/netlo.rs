@@ -12,14 +12,20 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 /// # Source
 /// netdevice(7), SIOCSIFFLAGS.
 pub fn loopback_up() -> io::Result<()> {
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     // SAFETY: all-zero bytes are a valid ifreq: integers and unions of integers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
         *to = libc::c_char::try_from(*from).expect("ASCII");
     }
     let up = libc::IFF_UP | libc::IFF_RUNNING;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).expect("both flags are in the low 15 bits");
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(up).expect("both flags are in the low 15 bits");
     // SAFETY: the descriptor is open and the ifreq lives through the call.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) } {
         0 => Ok(()),

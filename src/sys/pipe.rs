@@ -27,7 +27,8 @@ pub fn capacity(pipe: &impl AsRawFd) -> io::Result<usize> {
 /// # Source
 /// fcntl(2), "F_SETPIPE_SZ".
 pub fn set_capacity(pipe: &impl AsRawFd, bytes: usize) -> io::Result<usize> {
-    let bytes = libc::c_int::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let bytes =
+        libc::c_int::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // SAFETY: F_SETPIPE_SZ takes an int by value and touches no memory of ours.
     checked(unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) })
 }
@@ -71,6 +72,9 @@ mod tests {
     #[test]
     fn what_is_no_pipe_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(capacity(&file).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(
+            capacity(&file).unwrap_err().raw_os_error(),
+            Some(libc::EBADF)
+        );
     }
 }

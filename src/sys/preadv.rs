@@ -11,14 +11,30 @@ use std::{io, os::fd::AsRawFd};
 ///
 /// # Source
 /// preadv2(2), "RWF_NOWAIT".
-pub fn read_cached(file: &impl AsRawFd, buffer: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<usize> {
+pub fn read_cached(
+    file: &impl AsRawFd,
+    buffer: &mut Vec<u8>,
+    len: usize,
+    offset: u64,
+) -> io::Result<usize> {
     let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     buffer.reserve(len);
     let spare = &mut buffer.spare_capacity_mut()[..len];
-    let slice = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() };
+    let slice = libc::iovec {
+        iov_base: spare.as_mut_ptr().cast(),
+        iov_len: spare.len(),
+    };
     // SAFETY: `slice` points at `len` bytes of spare capacity that nobody else refers to, and lives across
     // the call; the kernel writes into them only and checks the descriptor and the offset.
-    let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const slice, 1, offset, libc::RWF_NOWAIT) };
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            &raw const slice,
+            1,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
     let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
     let filled = buffer.len() + read;
     // SAFETY: the kernel has initialised `read` bytes behind the old length, within the reserved capacity.

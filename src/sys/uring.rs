@@ -60,7 +60,9 @@ pub struct SideRing<T> {
 
 impl<T> fmt::Debug for SideRing<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SideRing").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+        f.debug_struct("SideRing")
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
     }
 }
 
@@ -77,9 +79,17 @@ impl<T> SideRing<T> {
     /// # Source
     /// io_uring_setup(2); io_uring_register(2), "IORING_REGISTER_IOWQ_MAX_WORKERS".
     pub fn new(entries: u32, workers: u32) -> io::Result<Self> {
-        let ring: IoUring = IoUring::builder().setup_single_issuer().setup_coop_taskrun().build(entries)?;
-        ring.submitter().register_iowq_max_workers(&mut [workers, workers])?;
-        Ok(Self { ring, slots: Vec::new(), free: Vec::new() })
+        let ring: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .build(entries)?;
+        ring.submitter()
+            .register_iowq_max_workers(&mut [workers, workers])?;
+        Ok(Self {
+            ring,
+            slots: Vec::new(),
+            free: Vec::new(),
+        })
     }
 
     /// A descriptor that is readable while there are completions.
@@ -103,7 +113,9 @@ impl<T> SideRing<T> {
     pub fn push_splice(&mut self, splice: Splice, tag: T) -> io::Result<()> {
         // -1 says that this side has no position of its own.
         let offset = match splice.offset {
-            Some(offset) => i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?,
+            Some(offset) => {
+                i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?
+            }
             None => -1,
         };
         let from = types::Fd(splice.from.as_raw_fd());
@@ -122,7 +134,9 @@ impl<T> SideRing<T> {
     /// # Source
     /// mkdirat(2); io_uring_enter(2), "IORING_OP_MKDIRAT".
     pub fn push_mkdir(&mut self, path: CString, mode: u32, tag: T) -> io::Result<()> {
-        let entry = opcode::MkDirAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).mode(mode).build();
+        let entry = opcode::MkDirAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr())
+            .mode(mode)
+            .build();
         self.push(entry, Held::Path(path), tag)
     }
 
@@ -138,7 +152,9 @@ impl<T> SideRing<T> {
     pub fn reap(&mut self, mut each: impl FnMut(T, i32)) {
         for completion in self.ring.completion() {
             let slot = usize::try_from(completion.user_data()).expect("slots are counted in usize");
-            let done = self.slots[slot].take().expect("a completion comes once for each operation");
+            let done = self.slots[slot]
+                .take()
+                .expect("a completion comes once for each operation");
             self.free.push(slot);
             each(done.tag, completion.result());
         }
@@ -177,7 +193,11 @@ impl<T> Drop for SideRing<T> {
     /// Waits for what is in flight: closing the ring would not, and the kernel may still look at it.
     fn drop(&mut self) {
         while self.in_flight() > 0 {
-            if self.ring.submit_and_wait(1).is_err_and(|e| e.kind() != io::ErrorKind::Interrupted) {
+            if self
+                .ring
+                .submit_and_wait(1)
+                .is_err_and(|e| e.kind() != io::ErrorKind::Interrupted)
+            {
                 // Nothing more will complete that we could see: what is left is never freed.
                 self.slots.drain(..).for_each(std::mem::forget);
                 return;
@@ -208,9 +228,19 @@ mod tests {
         let (read, write) = nix::unistd::pipe().unwrap();
         nix::unistd::write(&write, b"hello").unwrap();
         let file = tempfile::tempfile().unwrap();
-        let (from, to): (Rc<OwnedFd>, Rc<File>) = (Rc::new(read), Rc::new(file.try_clone().unwrap()));
+        let (from, to): (Rc<OwnedFd>, Rc<File>) =
+            (Rc::new(read), Rc::new(file.try_clone().unwrap()));
         let (weak_from, weak_to) = (Rc::downgrade(&from), Rc::downgrade(&to));
-        ring.push_splice(Splice { from, to, offset: Some(3), len: 4096 }, 7).unwrap();
+        ring.push_splice(
+            Splice {
+                from,
+                to,
+                offset: Some(3),
+                len: 4096,
+            },
+            7,
+        )
+        .unwrap();
         assert!(weak_from.upgrade().is_some() && weak_to.upgrade().is_some());
         assert_eq!(wait(&mut ring), [(7, 5)]);
         assert!(weak_from.upgrade().is_none() && weak_to.upgrade().is_none());
@@ -225,7 +255,12 @@ mod tests {
         let (read, write) = nix::unistd::pipe().unwrap();
         let from: Owner = Rc::new(read);
         let to: Owner = Rc::new(tempfile::tempfile().unwrap());
-        let splice = || Splice { from: from.clone(), to: to.clone(), offset: Some(0), len: 4096 };
+        let splice = || Splice {
+            from: from.clone(),
+            to: to.clone(),
+            offset: Some(0),
+            len: 4096,
+        };
         ring.push_splice(splice(), 1).unwrap();
         assert_eq!(wait(&mut ring), [(1, -libc::EAGAIN)]);
         drop(write);

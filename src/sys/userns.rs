@@ -33,7 +33,10 @@ pub fn clone_sealed() -> io::Result<nix::unistd::Pid> {
 fn seal() -> isize {
     // SAFETY: the path is a NUL-terminated constant.
     let fd = unsafe {
-        libc::open(c"/proc/sys/user/max_user_namespaces".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC)
+        libc::open(
+            c"/proc/sys/user/max_user_namespaces".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        )
     };
     if fd < 0 {
         return errno();

@@ -36,7 +36,11 @@ const DIRECTORY: &str = "work";
 const EXTENSION: &str = "img";
 const BLOCK_BYTES: u32 = 4_096;
 /// Where Debian and others keep it; a daemon's PATH often lacks these.
-const MKFS: [&str; 3] = ["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4", "/usr/local/sbin/mkfs.ext4"];
+const MKFS: [&str; 3] = [
+    "/usr/sbin/mkfs.ext4",
+    "/sbin/mkfs.ext4",
+    "/usr/local/sbin/mkfs.ext4",
+];
 
 /// What a job's `/work` shall be.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +61,9 @@ pub struct WorkOptions<'a> {
 #[derive(Debug, Error)]
 pub enum WorkError {
     /// Not between the bounds.
-    #[error("size of /work is {bytes} bytes, not between {WORK_IMAGE_BYTES_MIN} and {WORK_IMAGE_BYTES_MAX}")]
+    #[error(
+        "size of /work is {bytes} bytes, not between {WORK_IMAGE_BYTES_MIN} and {WORK_IMAGE_BYTES_MAX}"
+    )]
     Size {
         /// What was asked.
         bytes: u64,
@@ -148,21 +154,34 @@ impl WorkImage {
     /// [`WorkError`]; nothing is left then.
     pub fn create(options: &WorkOptions<'_>) -> Result<Self, WorkError> {
         if !(WORK_IMAGE_BYTES_MIN..=WORK_IMAGE_BYTES_MAX).contains(&options.bytes) {
-            return Err(WorkError::Size { bytes: options.bytes });
+            return Err(WorkError::Size {
+                bytes: options.bytes,
+            });
         }
         let directory = options.base_dir.join(DIRECTORY);
-        fs::create_dir_all(&directory)
-            .map_err(|source| WorkError::Make { path: directory.clone(), source })?;
+        fs::create_dir_all(&directory).map_err(|source| WorkError::Make {
+            path: directory.clone(),
+            source,
+        })?;
         let path = directory.join(format!("{}.{EXTENSION}", options.job));
-        let make = |source| WorkError::Make { path: path.clone(), source };
-        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let make = |source| WorkError::Make {
+            path: path.clone(),
+            source,
+        };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
         let file = file.map_err(make)?;
         let filled = fill(&file, &path, options);
         // From here the file has no name: whatever happens, it goes with its last user.
         let unnamed = fs::remove_file(&path).map_err(make);
         let device = filled?;
         unnamed?;
-        let source = CString::new(device.path.as_os_str().as_bytes()).expect("a path of ours without NUL");
+        let source =
+            CString::new(device.path.as_os_str().as_bytes()).expect("a path of ours without NUL");
         let tree = mount_detached(
             c"ext4",
             &source,
@@ -172,11 +191,21 @@ impl WorkImage {
                 MountOption::Pair(c"errors", c"remount-ro"),
             ],
         )
-        .map_err(|source| WorkError::Mount { device: device.path.clone(), source })?;
+        .map_err(|source| WorkError::Mount {
+            device: device.path.clone(),
+            source,
+        })?;
         // Programs that want an empty directory must find one.
-        unlinkat(&tree, "lost+found", UnlinkatFlags::RemoveDir)
-            .map_err(|error| WorkError::Mount { device: device.path.clone(), source: error.into() })?;
-        Ok(Self { tree, device: device.path })
+        unlinkat(&tree, "lost+found", UnlinkatFlags::RemoveDir).map_err(|error| {
+            WorkError::Mount {
+                device: device.path.clone(),
+                source: error.into(),
+            }
+        })?;
+        Ok(Self {
+            tree,
+            device: device.path,
+        })
     }
 
     /// Gives the disk up. It is gone at once when nobody else uses it, else with its last user.
@@ -186,31 +215,56 @@ impl WorkImage {
 }
 
 /// Gives the image its size, its file system and a device.
-fn fill(file: &File, path: &Path, options: &WorkOptions<'_>) -> Result<loopdev::LoopDevice, WorkError> {
+fn fill(
+    file: &File,
+    path: &Path,
+    options: &WorkOptions<'_>,
+) -> Result<loopdev::LoopDevice, WorkError> {
     let bytes = options.bytes.next_multiple_of(u64::from(BLOCK_BYTES));
-    file.set_len(bytes).map_err(|source| WorkError::Make { path: path.to_owned(), source })?;
+    file.set_len(bytes).map_err(|source| WorkError::Make {
+        path: path.to_owned(),
+        source,
+    })?;
     format(path, options.uid, options.gid)?;
-    loopdev::attach(file.as_fd(), BLOCK_BYTES)
-        .map_err(|source| WorkError::Attach { path: path.to_owned(), source })
+    loopdev::attach(file.as_fd(), BLOCK_BYTES).map_err(|source| WorkError::Attach {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn format(path: &Path, uid: u32, gid: u32) -> Result<(), WorkError> {
-    let program = MKFS.into_iter().find(|program| Path::new(program).exists()).ok_or(WorkError::NoMkfs)?;
-    #[expect(clippy::disallowed_methods, reason = "a short-lived program, waited for on the blocking pool")]
+    let program = MKFS
+        .into_iter()
+        .find(|program| Path::new(program).exists())
+        .ok_or(WorkError::NoMkfs)?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a short-lived program, waited for on the blocking pool"
+    )]
     let output = Command::new(program)
         .env_clear()
         .args(["-q", "-F", "-m", "0", "-b", &BLOCK_BYTES.to_string()])
         .args(["-O", "^has_journal,^resize_inode"])
-        .args(["-E", &format!("root_owner={uid}:{gid},nodiscard,lazy_itable_init=1")])
+        .args([
+            "-E",
+            &format!("root_owner={uid}:{gid},nodiscard,lazy_itable_init=1"),
+        ])
         .arg(path)
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| WorkError::Make { path: path.to_owned(), source })?;
+        .map_err(|source| WorkError::Make {
+            path: path.to_owned(),
+            source,
+        })?;
     if output.status.success() {
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(WorkError::Mkfs { path: path.to_owned(), status: output.status, words })
+    Err(WorkError::Mkfs {
+        path: path.to_owned(),
+        status: output.status,
+        words,
+    })
 }
 
 /// Removes what daemons of this base directory left when they died: detaches loop devices whose backing file
@@ -224,15 +278,26 @@ pub fn clean(base_dir: &Path) -> Result<Cleaned, WorkError> {
     let directory = match directory.canonicalize() {
         Ok(directory) => directory,
         Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(cleaned),
-        Err(source) => return Err(WorkError::Read { path: directory, source }),
+        Err(source) => {
+            return Err(WorkError::Read {
+                path: directory,
+                source,
+            });
+        }
     };
     for device in devices_backed_below(&directory)? {
-        let detach = |source| WorkError::Detach { device: device.clone(), source };
+        let detach = |source| WorkError::Detach {
+            device: device.clone(),
+            source,
+        };
         let open = File::open(&device).map_err(detach)?;
         loopdev::detach(open.as_fd()).map_err(detach)?;
         cleaned.devices += 1;
     }
-    let read = |source| WorkError::Read { path: directory.clone(), source };
+    let read = |source| WorkError::Read {
+        path: directory.clone(),
+        source,
+    };
     for entry in fs::read_dir(&directory).map_err(read)? {
         let path = entry.map_err(read)?.path();
         if path.extension() == Some(OsStr::new(EXTENSION)) {
@@ -249,12 +314,17 @@ pub fn clean(base_dir: &Path) -> Result<Cleaned, WorkError> {
 /// [`WorkError::Read`].
 pub fn devices_backed_below(directory: &Path) -> Result<Vec<PathBuf>, WorkError> {
     let block = Path::new("/sys/block");
-    let read = |source| WorkError::Read { path: block.to_owned(), source };
+    let read = |source| WorkError::Read {
+        path: block.to_owned(),
+        source,
+    };
     let mut devices = Vec::new();
     for entry in fs::read_dir(block).map_err(read)? {
         let entry = entry.map_err(read)?;
         // No such file: it is no loop device, or a free one.
-        let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else { continue };
+        let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else {
+            continue;
+        };
         if Path::new(OsStr::from_bytes(backing.trim_ascii_end())).starts_with(directory) {
             devices.push(Path::new("/dev").join(entry.file_name()));
         }
@@ -280,7 +350,13 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn options(base: &TempDir, bytes: u64) -> WorkOptions<'_> {
-        WorkOptions { base_dir: base.path(), job: JobId::random(), bytes, uid: 70_001, gid: 70_002 }
+        WorkOptions {
+            base_dir: base.path(),
+            job: JobId::random(),
+            bytes,
+            uid: 70_001,
+            gid: 70_002,
+        }
     }
 
     fn devices(base: &TempDir) -> Vec<PathBuf> {
@@ -288,7 +364,9 @@ mod tests {
     }
 
     fn open(image: &WorkImage, name: &str, flags: OFlag) -> File {
-        openat(&image.tree, name, flags, Mode::from_bits_retain(0o644)).unwrap().into()
+        openat(&image.tree, name, flags, Mode::from_bits_retain(0o644))
+            .unwrap()
+            .into()
     }
 
     #[test]
@@ -296,15 +374,28 @@ mod tests {
         let base = TempDir::new().unwrap();
         let image = WorkImage::create(&options(&base, 64 * MIB)).unwrap();
         let root = fstat(&image.tree).unwrap();
-        assert_eq!((root.st_uid, root.st_gid, root.st_mode & 0o7777), (70_001, 70_002, 0o755));
-        let entries = fs::read_dir(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&image.tree)));
+        assert_eq!(
+            (root.st_uid, root.st_gid, root.st_mode & 0o7777),
+            (70_001, 70_002, 0o755)
+        );
+        let entries = fs::read_dir(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&image.tree)
+        ));
         assert_eq!(entries.unwrap().count(), 0);
         let flags = fstatvfs(&image.tree).unwrap().flags();
-        assert!(flags.contains(FsFlags::ST_NOSUID | FsFlags::ST_NODEV), "{flags:?}");
+        assert!(
+            flags.contains(FsFlags::ST_NOSUID | FsFlags::ST_NODEV),
+            "{flags:?}"
+        );
         let device = image.device.to_str().unwrap().to_owned();
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!table.contains(&format!(" {device} ")), "{table}");
-        assert_eq!(fs::read_dir(base.path().join(DIRECTORY)).unwrap().count(), 0, "the image has no name");
+        assert_eq!(
+            fs::read_dir(base.path().join(DIRECTORY)).unwrap().count(),
+            0,
+            "the image has no name"
+        );
         image.discard();
     }
 
@@ -339,12 +430,19 @@ mod tests {
         assert!(bytes > 9_800 << 20, "{bytes} usable");
         // The file has no name to ask; its device knows it.
         let device = image.device.file_name().unwrap().to_str().unwrap();
-        let size: u64 =
-            fs::read_to_string(format!("/sys/block/{device}/size")).unwrap().trim().parse().unwrap();
+        let size: u64 = fs::read_to_string(format!("/sys/block/{device}/size"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         assert_eq!(size * 512, 10 << 30);
         let after = fstatvfs(File::open(base.path()).unwrap()).unwrap();
-        let used = before.blocks_free().saturating_sub(after.blocks_free()) * before.fragment_size();
-        assert!(used < 1 << 30, "{used} bytes of the host used (others write here too)");
+        let used =
+            before.blocks_free().saturating_sub(after.blocks_free()) * before.fragment_size();
+        assert!(
+            used < 1 << 30,
+            "{used} bytes of the host used (others write here too)"
+        );
         image.discard();
     }
 
@@ -378,12 +476,21 @@ mod tests {
         let crashed = WorkImage::create(&options(&ours, 8 * MIB)).unwrap();
         File::create(ours.path().join(DIRECTORY).join("half-made.img")).unwrap();
         File::create(ours.path().join(DIRECTORY).join("no image")).unwrap();
-        assert_eq!(clean(ours.path()).unwrap(), Cleaned { devices: 1, images: 1 });
+        assert_eq!(
+            clean(ours.path()).unwrap(),
+            Cleaned {
+                devices: 1,
+                images: 1
+            }
+        );
         drop(crashed);
         until_gone(&ours);
         assert_eq!(clean(ours.path()).unwrap(), Cleaned::default());
         assert_eq!(devices(&theirs), std::slice::from_ref(&other.device));
-        assert_eq!(clean(Path::new("/nonexistent")).unwrap(), Cleaned::default());
+        assert_eq!(
+            clean(Path::new("/nonexistent")).unwrap(),
+            Cleaned::default()
+        );
         other.discard();
         until_gone(&theirs);
     }
@@ -398,8 +505,16 @@ mod tests {
         let smallest = WorkImage::create(&options(&base, WORK_IMAGE_BYTES_MIN)).unwrap();
         smallest.discard();
         let options = options(&base, 8 * MIB);
-        File::create(base.path().join(DIRECTORY).join(format!("{}.img", options.job))).unwrap();
-        assert!(matches!(WorkImage::create(&options), Err(WorkError::Make { .. })));
+        File::create(
+            base.path()
+                .join(DIRECTORY)
+                .join(format!("{}.img", options.job)),
+        )
+        .unwrap();
+        assert!(matches!(
+            WorkImage::create(&options),
+            Err(WorkError::Make { .. })
+        ));
         until_gone(&base);
     }
 }

@@ -26,7 +26,10 @@ pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
 ///
 /// # Cancel
 /// Drops both, as the one does that is ready first with the other.
-pub(super) async fn unless<T, E>(end: impl Future<Output = E>, future: impl Future<Output = T>) -> Result<T, E> {
+pub(super) async fn unless<T, E>(
+    end: impl Future<Output = E>,
+    future: impl Future<Output = T>,
+) -> Result<T, E> {
     let (mut end, mut future) = (pin!(end), pin!(future));
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
@@ -57,7 +60,10 @@ mod tests {
     #[test]
     fn a_limit_ends_what_never_comes_and_costs_nothing_else() {
         on_shard(|| async {
-            assert_eq!(within(Duration::from_millis(5), pending::<()>()).await, None);
+            assert_eq!(
+                within(Duration::from_millis(5), pending::<()>()).await,
+                None
+            );
             assert_eq!(within(Duration::from_secs(3_600), ready(7)).await, Some(7));
         });
     }

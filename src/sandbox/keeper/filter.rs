@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
 };
 use thiserror::Error;
 
@@ -50,8 +51,12 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     // Memory that can be executed is never needed.
     let not_executable = || {
         let prot_exec = u64::try_from(libc::PROT_EXEC).expect("a positive flag");
-        let condition =
-            SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(prot_exec), 0)?;
+        let condition = SeccompCondition::new(
+            2,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::MaskedEq(prot_exec),
+            0,
+        )?;
         Ok::<_, seccompiler::BackendError>(vec![SeccompRule::new(vec![condition])?])
     };
     let to_stderr = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 2)?;
@@ -66,7 +71,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
         (libc::SYS_waitid, vec![]),            // reap
         (libc::SYS_close, vec![]),             // release
         (libc::SYS_pidfd_send_signal, vec![]), // kill a job that cannot be taken over
-        (libc::SYS_brk, vec![]),               // the allocator, for the tables: here and the next four
+        (libc::SYS_brk, vec![]), // the allocator, for the tables: here and the next four
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
         (libc::SYS_mremap, vec![]),
@@ -109,7 +114,8 @@ mod tests {
     #[test]
     fn no_path_can_be_opened() {
         confined(|| {
-            nix::fcntl::open("/dev/null", OFlag::O_RDONLY, Mode::empty()).err() == Some(Errno::EPERM)
+            nix::fcntl::open("/dev/null", OFlag::O_RDONLY, Mode::empty()).err()
+                == Some(Errno::EPERM)
         });
     }
 
@@ -125,7 +131,12 @@ mod tests {
     fn no_socket_can_be_made_and_nobody_be_signalled_by_number() {
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
         confined(|| {
-            let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None);
+            let made = socket(
+                AddressFamily::Inet,
+                SockType::Stream,
+                SockFlag::empty(),
+                None,
+            );
             let killed = nix::sys::signal::kill(Pid::this(), None);
             made.err() == Some(Errno::EPERM) && killed.err() == Some(Errno::EPERM)
         });
@@ -133,6 +144,10 @@ mod tests {
 
     #[test]
     fn memory_can_be_had() {
-        confined(|| std::hint::black_box(vec![1_u8; 8 << 20]).iter().all(|byte| *byte == 1));
+        confined(|| {
+            std::hint::black_box(vec![1_u8; 8 << 20])
+                .iter()
+                .all(|byte| *byte == 1)
+        });
     }
 }

@@ -81,7 +81,9 @@ const fn token(seat: Seat, side: Side) -> u64 {
 /// `daemon` carries events out and commands in, `births` what the spawner sends; both SOCK_SEQPACKET. The
 /// process must be single-threaded. It confines itself before it reads anything.
 pub fn run(daemon: OwnedFd, births: OwnedFd) -> ! {
-    let Ok(mut keeper) = Keeper::new(daemon, births) else { exit_now(EXIT_SETUP) };
+    let Ok(mut keeper) = Keeper::new(daemon, births) else {
+        exit_now(EXIT_SETUP)
+    };
     if confine().is_err() {
         exit_now(EXIT_SETUP);
     }
@@ -148,7 +150,9 @@ impl Keeper {
                 self.reap_unknown();
                 return Ok(());
             }
-            let timeout = self.reap_pause_ms.map_or(EpollTimeout::NONE, EpollTimeout::from);
+            let timeout = self
+                .reap_pause_ms
+                .map_or(EpollTimeout::NONE, EpollTimeout::from);
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
@@ -202,7 +206,13 @@ impl Keeper {
     }
 
     fn signal(&mut self, id: JobId, signo: i32) {
-        let Some(job) = self.table.seat(id).and_then(|seat| self.table.get_mut(seat)) else { return };
+        let Some(job) = self
+            .table
+            .seat(id)
+            .and_then(|seat| self.table.get_mut(seat))
+        else {
+            return;
+        };
         if let (Some(control), Ok(signo)) = (&job.control, u8::try_from(signo)) {
             // An init that is gone or does not read needs no signal: the daemon kills its cgroup next.
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -211,9 +221,13 @@ impl Keeper {
     }
 
     fn release(&mut self, id: JobId) {
-        let Some(seat) = self.table.seat(id) else { return };
+        let Some(seat) = self.table.seat(id) else {
+            return;
+        };
         self.deafen(seat);
-        let Some(job) = self.table.get_mut(seat) else { return };
+        let Some(job) = self.table.get_mut(seat) else {
+            return;
+        };
         job.released = true;
         job.control = None;
         job.output = None;
@@ -249,7 +263,11 @@ impl Keeper {
         if choked != self.choked {
             let mut flags = EpollFlags::EPOLLIN;
             flags.set(EpollFlags::EPOLLOUT, choked);
-            if self.epoll.modify(daemon, &mut EpollEvent::new(flags, TOKEN_DAEMON)).is_ok() {
+            if self
+                .epoll
+                .modify(daemon, &mut EpollEvent::new(flags, TOKEN_DAEMON))
+                .is_ok()
+            {
                 self.choked = choked;
             }
         }
@@ -291,7 +309,10 @@ impl Keeper {
     }
 
     fn on_birth(&mut self, birth: &Birth, fds: Vec<OwnedFd>) {
-        let take_over = StepFailure { step: wire::STEP_TAKE_OVER, errno: libc::EMFILE };
+        let take_over = StepFailure {
+            step: wire::STEP_TAKE_OVER,
+            errno: libc::EMFILE,
+        };
         let fds = <[OwnedFd; 4]>::try_from(fds).ok();
         let origin = match (birth.failure, &fds) {
             (Some(failure), _) => Origin::Failed(failure),
@@ -316,7 +337,9 @@ impl Keeper {
 
     /// Waits for a new job's end and records, and queues its birth. A job that cannot be watched is killed.
     fn watch(&mut self, seat: Seat) {
-        let Some(job) = self.table.get_mut(seat) else { return };
+        let Some(job) = self.table.get_mut(seat) else {
+            return;
+        };
         let readable = |side| EpollEvent::new(EpollFlags::EPOLLIN, token(seat, side));
         if let Some(control) = &job.control {
             job.listening = self.epoll.add(control, readable(Side::Control)).is_ok();
@@ -325,7 +348,10 @@ impl Keeper {
             && let Err(error) = self.epoll.add(pidfd, readable(Side::Pidfd))
         {
             let _ = pidfd_kill(pidfd.as_fd());
-            job.origin = Origin::Failed(StepFailure { step: wire::STEP_TAKE_OVER, errno: error as i32 });
+            job.origin = Origin::Failed(StepFailure {
+                step: wire::STEP_TAKE_OVER,
+                errno: error as i32,
+            });
             job.pidfd = None;
             job.gone = true;
             self.reap_pause_ms.get_or_insert(REAP_PAUSE_MS.0);
@@ -345,9 +371,14 @@ impl Keeper {
     /// Reaps children that no pidfd of ours stands for. Jobs are reaped too if it comes to that: their
     /// pidfds stay readable, and their records come by their control sockets.
     fn reap_unknown(&mut self) {
-        let Some(pause_ms) = self.reap_pause_ms else { return };
+        let Some(pause_ms) = self.reap_pause_ms else {
+            return;
+        };
         loop {
-            match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL) {
+            match waitid(
+                Id::All,
+                WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL,
+            ) {
                 Ok(WaitStatus::StillAlive) => break,
                 Err(Errno::ECHILD) => {
                     self.reap_pause_ms = None;
@@ -364,13 +395,17 @@ impl Keeper {
 
     /// Reads what init has to say; a closed or broken socket is not listened to any more.
     fn on_records(&mut self, seat: Seat) {
-        let Some(job) = self.table.get_mut(seat) else { return };
+        let Some(job) = self.table.get_mut(seat) else {
+            return;
+        };
         let Some(control) = &job.control else { return };
         let mut records = Vec::new();
         let closed = loop {
             let mut buffer = [0; RECORD_BYTES + 1];
             match receive(control.as_fd(), &mut buffer) {
-                Received::Message(length) => records.extend(Record::decode(&buffer[..length]).map(InitRecord::from)),
+                Received::Message(length) => {
+                    records.extend(Record::decode(&buffer[..length]).map(InitRecord::from))
+                }
                 Received::Nothing => break false,
                 Received::Closed => break true,
             }
@@ -384,7 +419,9 @@ impl Keeper {
 
     /// The pidfd is readable: everything in the job's PID namespace has ended.
     fn on_exit(&mut self, seat: Seat) {
-        let Some(pidfd) = self.table.get_mut(seat).and_then(|job| job.pidfd.take()) else { return };
+        let Some(pidfd) = self.table.get_mut(seat).and_then(|job| job.pidfd.take()) else {
+            return;
+        };
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
         // Every error means reaped too: earlier, among unknown children (ECHILD), or ended by a signal that
         // has no name (EINVAL).
@@ -398,7 +435,9 @@ impl Keeper {
         let _ = self.epoll.delete(&pidfd);
         self.on_records(seat);
         self.deafen(seat);
-        let Some(job) = self.table.get_mut(seat) else { return };
+        let Some(job) = self.table.get_mut(seat) else {
+            return;
+        };
         job.gone = true;
         if job.released {
             self.table.remove(seat);

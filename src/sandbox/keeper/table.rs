@@ -92,7 +92,9 @@ impl Job {
         if !told.origin {
             return Some(match self.origin {
                 Origin::Born => KeeperEvent::Born { id, pid: self.pid },
-                Origin::Failed(StepFailure { step, errno }) => KeeperEvent::StepFailed { id, step, errno },
+                Origin::Failed(StepFailure { step, errno }) => {
+                    KeeperEvent::StepFailed { id, step, errno }
+                }
             });
         }
         let started = self.started.filter(|_| !told.started);
@@ -190,8 +192,17 @@ mod tests {
 
     use super::*;
 
-    const STARTED: StartedRecord = StartedRecord { step: 0, errno: 0, mono_ns: 1 };
-    const EXITED: ExitedRecord = ExitedRecord { wait_status: 0, utime_us: 1, stime_us: 2, maxrss_kb: 3 };
+    const STARTED: StartedRecord = StartedRecord {
+        step: 0,
+        errno: 0,
+        mono_ns: 1,
+    };
+    const EXITED: ExitedRecord = ExitedRecord {
+        wait_status: 0,
+        utime_us: 1,
+        stime_us: 2,
+        maxrss_kb: 3,
+    };
 
     fn id(number: u8) -> JobId {
         JobId::from_bytes([number; 16])
@@ -219,11 +230,26 @@ mod tests {
         job.gone = true;
         table.announce(seat);
         table.announce(seat);
-        assert_eq!(drain(&mut table, 1), [KeeperEvent::Born { id: id(1), pid: 7 }]);
-        assert_eq!(drain(&mut table, 1), [KeeperEvent::Started { id: id(1), record: STARTED }]);
+        assert_eq!(
+            drain(&mut table, 1),
+            [KeeperEvent::Born { id: id(1), pid: 7 }]
+        );
+        assert_eq!(
+            drain(&mut table, 1),
+            [KeeperEvent::Started {
+                id: id(1),
+                record: STARTED
+            }]
+        );
         assert_eq!(
             drain(&mut table, 9),
-            [KeeperEvent::Exited { id: id(1), record: EXITED }, KeeperEvent::Gone { id: id(1) }]
+            [
+                KeeperEvent::Exited {
+                    id: id(1),
+                    record: EXITED
+                },
+                KeeperEvent::Gone { id: id(1) }
+            ]
         );
         table.announce(seat);
         assert_eq!(drain(&mut table, 9), []);
@@ -233,7 +259,13 @@ mod tests {
     fn a_second_job_of_the_same_id_is_given_back() {
         let mut table = Table::default();
         table.insert(Job::new(id(1), 7, Origin::Born)).unwrap();
-        assert_eq!(table.insert(Job::new(id(1), 8, Origin::Born)).unwrap_err().pid, 8);
+        assert_eq!(
+            table
+                .insert(Job::new(id(1), 8, Origin::Born))
+                .unwrap_err()
+                .pid,
+            8
+        );
     }
 
     proptest! {

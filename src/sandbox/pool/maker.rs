@@ -43,7 +43,9 @@ const NICE: i32 = 5;
 ///
 /// The process must be single-threaded and see the host's `/proc`.
 pub fn run(daemon: OwnedFd) -> ! {
-    let Ok(home) = prepare() else { exit_now(EXIT_SETUP) };
+    let Ok(home) = prepare() else {
+        exit_now(EXIT_SETUP)
+    };
     loop {
         let mut buffer = [0; message::REQUEST_BYTES + 1];
         let length = match recv(daemon.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
@@ -91,9 +93,18 @@ fn answer(daemon: &OwnedFd, home: &OwnedFd, ids: IdRange) -> io::Result<()> {
     }
 }
 
-fn refuse(daemon: BorrowedFd<'_>, ids: IdRange, step: MakeStep, error: &io::Error) -> io::Result<()> {
+fn refuse(
+    daemon: BorrowedFd<'_>,
+    ids: IdRange,
+    step: MakeStep,
+    error: &io::Error,
+) -> io::Result<()> {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
-    scm::send(daemon, &message::encode_answer(ids, Some((step, errno))), &[])
+    scm::send(
+        daemon,
+        &message::encode_answer(ids, Some((step, errno))),
+        &[],
+    )
 }
 
 fn make(home: &OwnedFd, ids: IdRange) -> Result<(OwnedFd, OwnedFd), (MakeStep, io::Error)> {
@@ -111,7 +122,9 @@ fn make_user(ids: IdRange) -> Result<OwnedFd, (MakeStep, io::Error)> {
     let status = waitpid(pid, Some(WaitPidFlag::__WALL));
     match status {
         Ok(WaitStatus::Exited(_, 0)) => mapped,
-        Ok(WaitStatus::Exited(_, errno)) => Err((MakeStep::Seal, io::Error::from_raw_os_error(errno))),
+        Ok(WaitStatus::Exited(_, errno)) => {
+            Err((MakeStep::Seal, io::Error::from_raw_os_error(errno)))
+        }
         Ok(_) => Err((MakeStep::Seal, io::Error::from_raw_os_error(libc::EIO))),
         Err(error) => Err((MakeStep::Seal, error.into())),
     }
@@ -119,7 +132,10 @@ fn make_user(ids: IdRange) -> Result<OwnedFd, (MakeStep, io::Error)> {
 
 fn map_and_open(pid: Pid, ids: IdRange) -> Result<OwnedFd, (MakeStep, io::Error)> {
     let map = format!("0 {} {}\n", ids.base(), limits::IDS_PER_JOB);
-    for (file, step) in [("uid_map", MakeStep::MapUids), ("gid_map", MakeStep::MapGids)] {
+    for (file, step) in [
+        ("uid_map", MakeStep::MapUids),
+        ("gid_map", MakeStep::MapGids),
+    ] {
         put(&format!("/proc/{pid}/{file}"), &map).map_err(|error| (step, error))?;
     }
     let user = File::open(format!("/proc/{pid}/ns/user"));
@@ -137,5 +153,8 @@ fn make_net() -> Result<OwnedFd, (MakeStep, io::Error)> {
 }
 
 fn put(path: &str, text: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
 }

@@ -85,7 +85,9 @@ pub(super) fn encode_request(ids: IdRange) -> [u8; REQUEST_BYTES] {
 
 pub(super) fn decode_request(bytes: &[u8]) -> Option<IdRange> {
     let bytes: &[u8; REQUEST_BYTES] = bytes.try_into().ok()?;
-    let [VERSION, 0, 0, 0, base @ ..] = *bytes else { return None };
+    let [VERSION, 0, 0, 0, base @ ..] = *bytes else {
+        return None;
+    };
     IdRange::from_base(u32::from_le_bytes(base))
 }
 
@@ -102,7 +104,9 @@ pub(super) fn encode_answer(ids: IdRange, failure: Option<(MakeStep, i32)>) -> [
 
 pub(super) fn decode_answer(bytes: &[u8]) -> Option<(IdRange, Option<(MakeStep, i32)>)> {
     let bytes: &[u8; ANSWER_BYTES] = bytes.try_into().ok()?;
-    let [VERSION, step, 0, 0, b0, b1, b2, b3, errno @ ..] = *bytes else { return None };
+    let [VERSION, step, 0, 0, b0, b1, b2, b3, errno @ ..] = *bytes else {
+        return None;
+    };
     let ids = IdRange::from_base(u32::from_le_bytes([b0, b1, b2, b3]))?;
     match (step, i32::from_le_bytes(errno)) {
         (0, 0) => Some((ids, None)),

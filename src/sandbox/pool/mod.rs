@@ -120,9 +120,11 @@ impl NamespacePool {
                 self.ready.push_back(namespaces);
                 Ok(())
             }
-            Answer::Failed { ids, step, errno } => {
-                Err(PoolError::Make { ids, step, source: io::Error::from_raw_os_error(errno) })
-            }
+            Answer::Failed { ids, step, errno } => Err(PoolError::Make {
+                ids,
+                step,
+                source: io::Error::from_raw_os_error(errno),
+            }),
         }
     }
 
@@ -160,9 +162,14 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Answer>> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         Err(error) => return Err(error),
     };
-    let answer = match (message::decode_answer(&buffer[..length]), <[OwnedFd; 2]>::try_from(fds)) {
+    let answer = match (
+        message::decode_answer(&buffer[..length]),
+        <[OwnedFd; 2]>::try_from(fds),
+    ) {
         (Some((ids, None)), Ok([user, net])) => Answer::Made(Namespaces { user, net, ids }),
-        (Some((ids, Some((step, errno)))), Err(fds)) if fds.is_empty() => Answer::Failed { ids, step, errno },
+        (Some((ids, Some((step, errno)))), Err(fds)) if fds.is_empty() => {
+            Answer::Failed { ids, step, errno }
+        }
         _ => return Err(io::ErrorKind::InvalidData.into()),
     };
     Ok(Some(answer))

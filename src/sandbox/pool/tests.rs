@@ -30,7 +30,10 @@ struct Maker {
 impl Drop for Maker {
     fn drop(&mut self) {
         self.socket = None;
-        assert_eq!(waitpid(self.pid, None).unwrap(), WaitStatus::Exited(self.pid, 0));
+        assert_eq!(
+            waitpid(self.pid, None).unwrap(),
+            WaitStatus::Exited(self.pid, 0)
+        );
     }
 }
 
@@ -39,8 +42,13 @@ fn ids(number: u32) -> IdRange {
 }
 
 fn maker() -> Maker {
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .unwrap();
     let pid = match fork().unwrap() {
         Forked::Parent(pid) => Pid::from_raw(i32::try_from(pid).unwrap()),
         Forked::Child => {
@@ -49,7 +57,10 @@ fn maker() -> Maker {
             run_maker(theirs)
         }
     };
-    Maker { socket: Some(ours), pid }
+    Maker {
+        socket: Some(ours),
+        pid,
+    }
 }
 
 impl Maker {
@@ -59,7 +70,11 @@ impl Maker {
 
     fn answer(&self) -> Answer {
         let mut waiting = [PollFd::new(self.socket(), PollFlags::POLLIN)];
-        assert_eq!(poll(&mut waiting, PollTimeout::from(20_000_u16)).unwrap(), 1, "the maker is silent");
+        assert_eq!(
+            poll(&mut waiting, PollTimeout::from(20_000_u16)).unwrap(),
+            1,
+            "the maker is silent"
+        );
         receive(self.socket()).unwrap().unwrap()
     }
 
@@ -99,15 +114,20 @@ fn a_pair_maps_its_own_ids_and_has_only_a_working_loopback() {
     inside(&namespaces, || {
         let map = |file: &str| {
             let text = fs::read_to_string(file).unwrap();
-            text.split_whitespace().map(|word| word.parse::<u32>().unwrap()).collect::<Vec<_>>()
+            text.split_whitespace()
+                .map(|word| word.parse::<u32>().unwrap())
+                .collect::<Vec<_>>()
         };
         let expected = vec![0, BASE + limits::IDS_PER_JOB, limits::IDS_PER_JOB];
         map("/proc/self/uid_map") == expected && map("/proc/self/gid_map") == expected
     });
     inside(&namespaces, || {
         let devices = fs::read_to_string("/proc/self/net/dev").unwrap();
-        let names: Vec<&str> =
-            devices.lines().skip(2).map(|line| line.split(':').next().unwrap().trim()).collect();
+        let names: Vec<&str> = devices
+            .lines()
+            .skip(2)
+            .map(|line| line.split(':').next().unwrap().trim())
+            .collect();
         names == ["lo"]
     });
 }
@@ -141,7 +161,11 @@ fn each_answer_has_namespaces_of_its_own_and_the_maker_keeps_none() {
     let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).unwrap().st_ino;
     let (one, two) = (maker.pair(4), maker.pair(5));
     // The standard three, the socket, home. It closes a pair right after it has sent it.
-    let descriptors = || fs::read_dir(format!("/proc/{}/fd", maker.pid)).unwrap().count();
+    let descriptors = || {
+        fs::read_dir(format!("/proc/{}/fd", maker.pid))
+            .unwrap()
+            .count()
+    };
     for _ in 0..2_000 {
         if descriptors() != 5 {
             poll(&mut [], PollTimeout::from(10_u16)).unwrap();
@@ -150,9 +174,15 @@ fn each_answer_has_namespaces_of_its_own_and_the_maker_keeps_none() {
     assert_eq!(descriptors(), 5);
     assert_ne!(inode(&one.user), inode(&two.user));
     assert_ne!(inode(&one.net), inode(&two.net));
-    let home = fs::metadata(format!("/proc/{}/ns/net", maker.pid)).unwrap().ino();
+    let home = fs::metadata(format!("/proc/{}/ns/net", maker.pid))
+        .unwrap()
+        .ino();
     assert!(![inode(&one.net), inode(&two.net)].contains(&home));
-    assert_ne!(home, fs::metadata("/proc/self/ns/net").unwrap().ino(), "nor does it live in the host's");
+    assert_ne!(
+        home,
+        fs::metadata("/proc/self/ns/net").unwrap().ino(),
+        "nor does it live in the host's"
+    );
 }
 
 #[test]
@@ -164,13 +194,27 @@ fn the_books_balance() {
     assert_eq!(pool.wanted(), limits::NAMESPACES_READY - 2);
     let made = |number| {
         let (user, net) = nix::unistd::pipe().unwrap();
-        Answer::Made(Namespaces { user, net, ids: ids(number) })
+        Answer::Made(Namespaces {
+            user,
+            net,
+            ids: ids(number),
+        })
     };
     pool.put(made(1)).unwrap();
-    assert_eq!((pool.ready(), pool.wanted()), (1, limits::NAMESPACES_READY - 2));
-    let failed = Answer::Failed { ids: ids(2), step: MakeStep::Seal, errno: libc::EPERM };
+    assert_eq!(
+        (pool.ready(), pool.wanted()),
+        (1, limits::NAMESPACES_READY - 2)
+    );
+    let failed = Answer::Failed {
+        ids: ids(2),
+        step: MakeStep::Seal,
+        errno: libc::EPERM,
+    };
     let error = pool.put(failed).unwrap_err();
-    assert_eq!(error.to_string(), format!("seal the user namespace for ids from {}", ids(2).base()));
+    assert_eq!(
+        error.to_string(),
+        format!("seal the user namespace for ids from {}", ids(2).base())
+    );
     assert_eq!(pool.wanted(), limits::NAMESPACES_READY - 1);
     assert!(matches!(pool.put(made(1)), Err(PoolError::Unasked { .. })));
     pool.note_requested(ids(3));

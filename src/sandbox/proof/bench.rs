@@ -82,7 +82,12 @@ impl BirthFds {
         let mut fds = fds.into_iter();
         let pidfd = fds.next();
         let mut next = || fds.next().unwrap_or_else(nothing);
-        Self { pidfd, stdout: next(), stderr: next(), control: next() }
+        Self {
+            pidfd,
+            stdout: next(),
+            stderr: next(),
+            control: next(),
+        }
     }
 
     fn pidfd(&self) -> Option<BorrowedFd<'_>> {

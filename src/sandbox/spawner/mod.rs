@@ -175,7 +175,11 @@ impl Spawner {
         let pidfd = born.as_ref().map(|born| born.pidfd.as_fd());
         let [stdout, stderr, control] = start.keeper_fds();
         let sent = match pidfd {
-            Some(pidfd) => birth::send(self.keeper.as_fd(), &birth, &[pidfd, stdout, stderr, control]),
+            Some(pidfd) => birth::send(
+                self.keeper.as_fd(),
+                &birth,
+                &[pidfd, stdout, stderr, control],
+            ),
             None => birth::send(self.keeper.as_fd(), &birth, &[]),
         };
         sent.map_err(|error| {

@@ -13,7 +13,11 @@ use crate::{
     shard::{core::CoreLimits, effect::ExitStatus},
 };
 
-const LIMITS: CoreLimits = CoreLimits { live_jobs_max: 8, starts_max: 2, history_max: 4 };
+const LIMITS: CoreLimits = CoreLimits {
+    live_jobs_max: 8,
+    starts_max: 2,
+    history_max: 4,
+};
 
 fn id(n: u8) -> JobId {
     JobId::from_bytes([n; 16])
@@ -26,7 +30,10 @@ fn spec(timeout: Option<Duration>) -> Spec {
         argv: vec![b"true".to_vec()],
         env: vec![],
         workdir: b"/work".to_vec(),
-        user: User { uid: 1000, gid: 1000 },
+        user: User {
+            uid: 1000,
+            gid: 1000,
+        },
         work_bytes: 64 << 20,
         timeout,
         grace: Duration::from_secs(10),
@@ -51,9 +58,19 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "a test needs some instant to start from")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a test needs some instant to start from"
+        )]
         let instant = Instant::now();
-        Self { core: Core::new(LIMITS), now: Moment { instant, wall_ns: 1_000_000, mono_ns: 2_000 } }
+        Self {
+            core: Core::new(LIMITS),
+            now: Moment {
+                instant,
+                wall_ns: 1_000_000,
+                mono_ns: 2_000,
+            },
+        }
     }
 
     fn feed(&mut self, event: Event) -> Vec<Effect> {
@@ -89,14 +106,24 @@ impl Story {
 }
 
 fn exit(status: ExitStatus) -> Event {
-    Event::Exited(id(1), Exit { status, cpu_user_us: 5, cpu_system_us: 6 })
+    Event::Exited(
+        id(1),
+        Exit {
+            status,
+            cpu_user_us: 5,
+            cpu_system_us: 6,
+        },
+    )
 }
 
 #[test]
 fn a_job_goes_from_submit_to_completed() {
     let mut story = Story::new();
     assert_eq!(story.feed(new_job(1, None)), [Effect::Prepare(id(1))]);
-    assert_eq!(story.feed(Event::Accept(id(1))), [Effect::RecordAccepted(id(1))]);
+    assert_eq!(
+        story.feed(Event::Accept(id(1))),
+        [Effect::RecordAccepted(id(1))]
+    );
     assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
     assert_eq!(story.feed(Event::Born(id(1))), []);
     assert_eq!(story.core.view(id(1)).unwrap().state, State::Initializing);
@@ -106,7 +133,10 @@ fn a_job_goes_from_submit_to_completed() {
     let (state, outcome) = story.end();
     assert_eq!(state, State::Completed);
     assert_eq!(outcome.reason, Reason::Exited);
-    assert_eq!((outcome.exit_code, outcome.signal, outcome.start_micros), (Some(0), None, Some(4)));
+    assert_eq!(
+        (outcome.exit_code, outcome.signal, outcome.start_micros),
+        (Some(0), None, Some(4))
+    );
     assert_eq!((story.core.starting, story.core.live()), (0, 0));
 }
 
@@ -116,23 +146,41 @@ fn go_waits_for_the_acceptance() {
     story.feed(new_job(1, None));
     assert_eq!(story.feed(Event::Sent(id(1))), []);
     assert_eq!(story.feed(Event::Born(id(1))), []);
-    assert_eq!(story.feed(Event::Accept(id(1))), [Effect::RecordAccepted(id(1)), Effect::Go(id(1))]);
+    assert_eq!(
+        story.feed(Event::Accept(id(1))),
+        [Effect::RecordAccepted(id(1)), Effect::Go(id(1))]
+    );
     assert_eq!(story.feed(Event::Accept(id(1))), []);
 }
 
 #[test]
 fn stop_while_running_sends_term_and_arms_the_grace_timer() {
     let mut story = Story::running(None);
-    let stop = Event::Stop { id: id(1), by: "bob".to_owned(), signal: StopSignal::Term };
+    let stop = Event::Stop {
+        id: id(1),
+        by: "bob".to_owned(),
+        signal: StopSignal::Term,
+    };
     let at = story.now.instant + Duration::from_secs(10);
     assert_eq!(
         story.feed(stop),
-        [Effect::Signal(id(1), libc::SIGTERM), Effect::SetTimer(id(1), Timer::Grace, at)]
+        [
+            Effect::Signal(id(1), libc::SIGTERM),
+            Effect::SetTimer(id(1), Timer::Grace, at)
+        ]
     );
-    assert_eq!(story.feed(Event::Timer(id(1), Timer::Grace)), [Effect::Kill(id(1))]);
+    assert_eq!(
+        story.feed(Event::Timer(id(1), Timer::Grace)),
+        [Effect::Kill(id(1))]
+    );
     let (state, outcome) = story.end();
     assert_eq!(state, State::Stopped);
-    assert_eq!(outcome.reason, Reason::Stopped { by: "bob".to_owned() });
+    assert_eq!(
+        outcome.reason,
+        Reason::Stopped {
+            by: "bob".to_owned()
+        }
+    );
     assert_eq!(outcome.signal, Some(libc::SIGKILL));
 }
 
@@ -149,10 +197,17 @@ fn a_timeout_ends_as_timeout_even_when_the_command_then_exits_by_itself() {
 fn a_stop_that_comes_after_the_exit_changes_nothing() {
     let mut story = Story::running(None);
     story.feed(exit(ExitStatus::Code(3)));
-    let stop = Event::Stop { id: id(1), by: "bob".to_owned(), signal: StopSignal::Term };
+    let stop = Event::Stop {
+        id: id(1),
+        by: "bob".to_owned(),
+        signal: StopSignal::Term,
+    };
     assert_eq!(story.feed(stop), []);
     let (state, outcome) = story.end();
-    assert_eq!((state, outcome.reason, outcome.exit_code), (State::Failed, Reason::Exited, Some(3)));
+    assert_eq!(
+        (state, outcome.reason, outcome.exit_code),
+        (State::Failed, Reason::Exited, Some(3))
+    );
 }
 
 #[test]
@@ -166,12 +221,27 @@ fn what_init_could_not_start_is_named() {
         assert_eq!(story.feed(Event::Started(id(1), Err(failure))), []);
         let (state, outcome) = story.end();
         assert_eq!((state, outcome.reason), (State::Failed, expected));
-        assert_eq!((outcome.exit_code, outcome.signal, outcome.start_micros), (None, None, None));
+        assert_eq!(
+            (outcome.exit_code, outcome.signal, outcome.start_micros),
+            (None, None, None)
+        );
     }
     check(ExecFailure::NotFound, Reason::CommandNotFound);
-    check(ExecFailure::NotExecutable(13), Reason::CommandNotExecutable { errno: 13 });
-    let failure = StartFailure { step: "workdir".to_owned(), errno: 2 };
-    check(ExecFailure::Step(failure), Reason::StartFailed { step: "workdir".to_owned(), errno: 2 });
+    check(
+        ExecFailure::NotExecutable(13),
+        Reason::CommandNotExecutable { errno: 13 },
+    );
+    let failure = StartFailure {
+        step: "workdir".to_owned(),
+        errno: 2,
+    };
+    check(
+        ExecFailure::Step(failure),
+        Reason::StartFailed {
+            step: "workdir".to_owned(),
+            errno: 2,
+        },
+    );
 }
 
 #[test]
@@ -182,7 +252,10 @@ fn a_failed_step_ends_the_job_with_its_name_and_frees_the_slot() {
         story.feed(Event::Accept(id(n)));
     }
     assert_eq!((story.core.starting, story.core.waiting.len()), (2, 1));
-    let failure = StartFailure { step: "mount proc".to_owned(), errno: libc::EPERM };
+    let failure = StartFailure {
+        step: "mount proc".to_owned(),
+        errno: libc::EPERM,
+    };
     assert_eq!(
         story.feed(Event::StepFailed(id(1), failure.clone())),
         [Effect::Drain(id(1)), Effect::Prepare(id(3))]
@@ -190,7 +263,13 @@ fn a_failed_step_ends_the_job_with_its_name_and_frees_the_slot() {
     story.feed(Event::Drained(id(1), LogTotals::default()));
     let (state, outcome) = story.outcome();
     assert_eq!(state, State::Failed);
-    assert_eq!(outcome.reason, Reason::StartFailed { step: failure.step, errno: failure.errno });
+    assert_eq!(
+        outcome.reason,
+        Reason::StartFailed {
+            step: failure.step,
+            errno: failure.errno
+        }
+    );
 }
 
 #[test]
@@ -199,7 +278,11 @@ fn a_job_killed_before_it_is_born_is_killed_again_when_it_is() {
     story.feed(new_job(1, None));
     story.feed(Event::Accept(id(1)));
     story.feed(Event::Sent(id(1)));
-    let stop = Event::Stop { id: id(1), by: "bob".to_owned(), signal: StopSignal::Term };
+    let stop = Event::Stop {
+        id: id(1),
+        by: "bob".to_owned(),
+        signal: StopSignal::Term,
+    };
     assert_eq!(story.feed(stop), [Effect::Kill(id(1))]);
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
     let (state, _) = story.end();
@@ -238,7 +321,13 @@ fn the_history_is_bounded_and_what_is_forgotten_is_deleted() {
     for n in 1..=6 {
         story.feed(new_job(n, None));
         story.feed(Event::Accept(id(n)));
-        story.feed(Event::PrepareFailed(id(n), StartFailure { step: "x".to_owned(), errno: 1 }));
+        story.feed(Event::PrepareFailed(
+            id(n),
+            StartFailure {
+                step: "x".to_owned(),
+                errno: 1,
+            },
+        ));
         deleted.extend(
             story
                 .feed(Event::Drained(id(n), LogTotals::default()))
@@ -246,7 +335,10 @@ fn the_history_is_bounded_and_what_is_forgotten_is_deleted() {
                 .filter(|effect| matches!(effect, Effect::DeleteOutput(_))),
         );
     }
-    assert_eq!(deleted, [Effect::DeleteOutput(id(1)), Effect::DeleteOutput(id(2))]);
+    assert_eq!(
+        deleted,
+        [Effect::DeleteOutput(id(1)), Effect::DeleteOutput(id(2))]
+    );
     assert_eq!(story.core.jobs.len(), 4);
 }
 
@@ -260,32 +352,61 @@ fn a_full_shard_and_a_shard_going_down_refuse() {
     let refusal = on(&mut story.core, story.now, new_job(9, None), &mut out).unwrap_err();
     assert_eq!((refusal.code, out), (RefusalCode::Busy, vec![]));
     story.feed(Event::Shutdown);
-    let refusal = on(&mut story.core, story.now, new_job(9, None), &mut Vec::new()).unwrap_err();
+    let refusal = on(
+        &mut story.core,
+        story.now,
+        new_job(9, None),
+        &mut Vec::new(),
+    )
+    .unwrap_err();
     assert_eq!(refusal.code, RefusalCode::Busy);
 }
 
 fn event() -> impl Strategy<Value = Event> {
     let job = (1u8..=10).prop_map(id);
     prop_oneof![
-        (1u8..=10, proptest::bool::ANY).prop_map(|(n, limited)| new_job(n, limited.then_some(Duration::from_secs(1)))),
+        (1u8..=10, proptest::bool::ANY)
+            .prop_map(|(n, limited)| new_job(n, limited.then_some(Duration::from_secs(1)))),
         job.clone().prop_map(Event::Accept),
         job.clone().prop_map(Event::Abandon),
-        job.clone().prop_map(|id| Event::PrepareFailed(id, StartFailure { step: "x".to_owned(), errno: 1 })),
+        job.clone().prop_map(|id| Event::PrepareFailed(
+            id,
+            StartFailure {
+                step: "x".to_owned(),
+                errno: 1
+            }
+        )),
         job.clone().prop_map(Event::Sent),
         job.clone().prop_map(Event::Born),
         job.clone().prop_map(Event::Unsent),
-        job.clone().prop_map(|id| Event::StepFailed(id, StartFailure { step: "x".to_owned(), errno: 1 })),
+        job.clone().prop_map(|id| Event::StepFailed(
+            id,
+            StartFailure {
+                step: "x".to_owned(),
+                errno: 1
+            }
+        )),
         job.clone().prop_map(|id| Event::Started(id, Ok(7))),
-        job.clone().prop_map(|id| Event::Started(id, Err(ExecFailure::NotFound))),
+        job.clone()
+            .prop_map(|id| Event::Started(id, Err(ExecFailure::NotFound))),
         job.clone().prop_map(|id| Event::Exited(
             id,
-            Exit { status: ExitStatus::Code(0), cpu_user_us: 0, cpu_system_us: 0 }
+            Exit {
+                status: ExitStatus::Code(0),
+                cpu_user_us: 0,
+                cpu_system_us: 0
+            }
         )),
         job.clone().prop_map(Event::Gone),
         job.clone().prop_map(Event::Orphaned),
-        job.clone().prop_map(|id| Event::Drained(id, LogTotals::default())),
+        job.clone()
+            .prop_map(|id| Event::Drained(id, LogTotals::default())),
         job.clone().prop_map(Event::LogLimit),
-        job.clone().prop_map(|id| Event::Stop { id, by: "bob".to_owned(), signal: StopSignal::Int }),
+        job.clone().prop_map(|id| Event::Stop {
+            id,
+            by: "bob".to_owned(),
+            signal: StopSignal::Int
+        }),
         job.clone().prop_map(|id| Event::Timer(id, Timer::Timeout)),
         job.prop_map(|id| Event::Timer(id, Timer::Grace)),
         Just(Event::Shutdown),
