@@ -51,6 +51,8 @@ pub(super) struct Desk {
     next: Cell<u32>,
     /// Why there is no crew, when starting one failed.
     trouble: RefCell<Option<String>>,
+    /// Every job has ended for good: a helper that ends is not replaced.
+    is_closed: Cell<bool>,
 }
 
 /// One crew as the driver sees it.
@@ -67,6 +69,8 @@ pub(super) struct Link {
     /// Jobs whose end this keeper will tell.
     jobs: RefCell<HashSet<JobId>>,
     is_stuck: Cell<bool>,
+    /// All that its spawner ever did is known: it makes no job any more.
+    is_spent: Cell<bool>,
     has_work: Notify,
 }
 
@@ -98,6 +102,7 @@ impl Desk {
             has_changed: rt::Event::default(),
             next: Cell::new(0),
             trouble: RefCell::default(),
+            is_closed: Cell::new(false),
         }
     }
 
@@ -111,6 +116,7 @@ impl Desk {
 
     /// Ends every helper. Jobs must have ended.
     pub(super) async fn shut_down(&self) {
+        self.is_closed.set(true);
         let current = self.current.borrow_mut().take();
         let retired = std::mem::take(&mut *self.retired.borrow_mut());
         for link in current.into_iter().chain(retired) {
@@ -126,6 +132,9 @@ impl Link {
     /// Sends one recipe; the spawner answers for it through the keeper, or dies.
     pub(super) async fn send_start(&self, id: JobId, start: &StartFds<'_>) -> io::Result<()> {
         loop {
+            if self.is_spent.get() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             match start::send(self.spawner.fd.as_fd(), id, start) {
                 Ok(()) => {
                     self.pending.borrow_mut().push_back((id, rt::now()));
@@ -172,6 +181,11 @@ impl Link {
         }
     }
 
+    /// Forgets a job that has ended.
+    pub(super) fn forget(&self, id: JobId) {
+        self.jobs.borrow_mut().remove(&id);
+    }
+
     fn answered(&self, id: JobId) {
         self.pending
             .borrow_mut()
@@ -195,6 +209,7 @@ impl Shard {
             pending: RefCell::default(),
             jobs: RefCell::default(),
             is_stuck: Cell::new(false),
+            is_spent: Cell::new(false),
             has_work: Notify::default(),
         });
         self.desk.trouble.replace(None);
@@ -349,6 +364,7 @@ impl Shard {
                 link.answered(id);
                 if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
                     body.pid = Some(pid);
+                    body.upload = None;
                 }
                 self.feed(Event::Born(id));
             }
@@ -375,6 +391,7 @@ impl Shard {
 
     /// All births the spawner had sent have been heard: what is pending now was not made.
     fn on_spawner_gone(self: &Rc<Self>, link: &Rc<Link>) {
+        link.is_spent.set(true);
         self.retire(link, "its spawner ended");
         let pending: Vec<JobId> = link
             .pending
@@ -407,6 +424,7 @@ impl Shard {
 
     /// Nobody will tell how the jobs of this keeper end: they are killed and end as lost.
     async fn on_keeper_lost(self: &Rc<Self>, link: &Rc<Link>) {
+        link.is_spent.set(true);
         self.retire(link, "its keeper ended");
         self.desk
             .retired
@@ -428,8 +446,8 @@ impl Shard {
     }
 
     /// Takes a crew off new work and starts another.
-    fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
-        if !self.is_current(link) || self.host.is_ended() {
+    pub(super) fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
+        if !self.is_current(link) || self.desk.is_closed.get() {
             return;
         }
         tracing::warn!(
@@ -455,12 +473,20 @@ impl Shard {
             let host = std::sync::Arc::clone(&self.host);
             let started =
                 rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
-            let trouble = match started.map(|started| started.map(|crew| self.employ(crew))) {
-                Ok(Ok(Ok(()))) => return,
-                Ok(Ok(Err(error))) => error.to_string(),
+            let trouble = match started {
+                Ok(Ok(crew)) if self.desk.is_closed.get() => {
+                    return report(rt::blocking("end a crew", move || crew.shut_down()).await);
+                }
+                Ok(Ok(crew)) => match self.employ(crew) {
+                    Ok(()) => return,
+                    Err(error) => error.to_string(),
+                },
                 Ok(Err(error)) => chain(&error),
                 Err(error) => error.to_string(),
             };
+            if self.desk.is_closed.get() {
+                return;
+            }
             tracing::error!(
                 shard = self.index,
                 error = trouble,
