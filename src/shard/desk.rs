@@ -198,13 +198,20 @@ impl Shard {
     ///
     /// # Errors
     /// A socket that cannot be watched.
-    pub(super) fn employ(self: &Rc<Self>, crew: Crew) -> io::Result<()> {
+    pub(super) async fn employ(self: &Rc<Self>, crew: Crew) -> io::Result<()> {
         let number = self.desk.next.replace(self.desk.next.get() + 1);
+        let [spawner, keeper, maker] = match channels(&crew) {
+            Ok(channels) => channels,
+            Err(error) => {
+                end(crew).await;
+                return Err(error);
+            }
+        };
         let link = Rc::new(Link {
             number,
-            spawner: Channel::new(&crew.spawner.socket)?,
-            keeper: Channel::new(&crew.keeper.socket)?,
-            maker: Channel::new(&crew.maker.socket)?,
+            spawner,
+            keeper,
+            maker,
             crew: RefCell::new(Some(crew)),
             pending: RefCell::default(),
             jobs: RefCell::default(),
@@ -288,17 +295,17 @@ impl Shard {
                         break;
                     }
                 }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => {
-                    if error.kind() != io::ErrorKind::UnexpectedEof {
-                        tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
+                    // An answer is lost, out of descriptors for example; what was asked for is asked again.
+                    tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
+                    if !self.is_current(&link) {
+                        break;
                     }
-                    break;
+                    self.forget_requested();
+                    rt::sleep(limits::CREW_RETRY_FIRST).await;
+                    self.refill();
                 }
-            }
-        }
-        if self.is_current(&link) {
-            for ids in self.desk.pool.borrow_mut().forget_requested() {
-                self.desk.ids.borrow_mut().free(ids);
             }
         }
         self.retire(&link, "its pool maker ended");
@@ -321,6 +328,13 @@ impl Shard {
             }
         }
         self.refill();
+    }
+
+    fn forget_requested(&self) {
+        let mut ids = self.desk.ids.borrow_mut();
+        for requested in self.desk.pool.borrow_mut().forget_requested() {
+            ids.free(requested);
+        }
     }
 
     fn is_current(&self, link: &Rc<Link>) -> bool {
@@ -441,7 +455,7 @@ impl Shard {
         }
         let crew = link.crew.borrow_mut().take();
         if let Some(crew) = crew {
-            report(rt::blocking("reap a keeper", move || crew.shut_down()).await);
+            end(crew).await;
         }
     }
 
@@ -457,9 +471,7 @@ impl Shard {
             "a crew is replaced"
         );
         self.desk.current.replace(None);
-        for ids in self.desk.pool.borrow_mut().forget_requested() {
-            self.desk.ids.borrow_mut().free(ids);
-        }
+        self.forget_requested();
         link.kill_makers();
         link.command(KeeperCommand::Exit);
         self.desk.retired.borrow_mut().push(Rc::clone(link));
@@ -474,10 +486,8 @@ impl Shard {
             let started =
                 rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
             let trouble = match started {
-                Ok(Ok(crew)) if self.desk.is_closed.get() => {
-                    return report(rt::blocking("end a crew", move || crew.shut_down()).await);
-                }
-                Ok(Ok(crew)) => match self.employ(crew) {
+                Ok(Ok(crew)) if self.desk.is_closed.get() => return end(crew).await,
+                Ok(Ok(crew)) => match self.employ(crew).await {
                     Ok(()) => return,
                     Err(error) => error.to_string(),
                 },
@@ -516,6 +526,24 @@ impl Shard {
             return;
         }
     }
+}
+
+/// The sockets of a crew, to be waited for.
+fn channels(crew: &Crew) -> io::Result<[Channel; 3]> {
+    Ok([
+        Channel::new(&crew.spawner.socket)?,
+        Channel::new(&crew.keeper.socket)?,
+        Channel::new(&crew.maker.socket)?,
+    ])
+}
+
+/// Kills a crew and reaps its keeper. Needs neither a thread nor a descriptor, which may be what is missing.
+async fn end(crew: Crew) {
+    let killed = crew.keeper.kill();
+    while killed.is_ok() && !crew.keeper.has_ended() {
+        rt::sleep(limits::LEAF_RETRY_LAST).await;
+    }
+    report(Ok(killed.and_then(|()| crew.shut_down())));
 }
 
 fn report(ended: Result<Result<(), CrewError>, rt::BlockingError>) {

@@ -455,7 +455,10 @@ impl ThreadParts {
         rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
         rt::spawn(Rc::clone(&shard).serve_timers());
         rt::spawn(Rc::clone(&shard).serve_kept());
-        shard.employ(self.crew).map_err(io("a crew's sockets"))?;
+        shard
+            .employ(self.crew)
+            .await
+            .map_err(io("a crew's sockets"))?;
         let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
         shard.front.keep(front);
         if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {
