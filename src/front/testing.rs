@@ -16,7 +16,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{Datagram, Front, FrontConfig, FrontControl, quic::RequestStream, steering};
+use super::{Datagram, Front, FrontConfig, FrontControl, quic::{RequestStream, Work}, steering};
 use crate::rt;
 
 /// How long a test waits for something that must come.
@@ -201,7 +201,7 @@ where
             let control = mine.borrow()[shard].clone();
             rt::spawn(serve(stream, control));
         });
-        let front = Front::with_accept(socket, (shard, shards), &config, forward, accept).unwrap();
+        let front = Front::with_accept(socket, (shard, shards), &config, forward, Work::new(), accept).unwrap();
         controls.borrow_mut().push(front.control());
         running.push(Box::pin(async move { front.serve().await.unwrap() }));
     }

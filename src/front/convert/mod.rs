@@ -9,7 +9,7 @@ mod view;
 
 pub(super) use spec::{Bulk, spec};
 pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message};
-pub(super) use view::{environment, job, node};
+pub(super) use view::{environment, job, node, spec_bytes};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
 

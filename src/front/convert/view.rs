@@ -62,6 +62,12 @@ fn command_line(spec: &Spec) -> String {
     first.chars().filter(|c| !c.is_control()).take(COMMAND_CHARS_MAX).collect()
 }
 
+/// About how many bytes argument list and environment have.
+pub(in crate::front) fn spec_bytes(spec: &Spec) -> usize {
+    let env = spec.env.iter().map(|entry| entry.name.len() + entry.value.len());
+    spec.argv.iter().map(Vec::len).chain(env).sum()
+}
+
 /// The environment as `NAME=value` entries, values of secrets hidden.
 pub(in crate::front) fn environment(spec: &Spec) -> Vec<Vec<u8>> {
     let value = |entry: &crate::job::EnvEntry| if entry.is_secret { HIDDEN.to_vec() } else { entry.value.clone() };
