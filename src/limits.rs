@@ -1,6 +1,6 @@
 //! Every bound, with its unit and its reason, and how bounds relate.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 // ---- jobs -------------------------------------------------------------------------------------------
 
@@ -28,12 +28,93 @@ pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
 /// Fresh namespace pairs a shard keeps ready.
 pub const NAMESPACES_READY: usize = 64;
 
+/// Ranges of host ids that a daemon leases at once: 5,000 jobs are five leases.
+pub const ID_SLICE_RANGES: u32 = 1_024;
+/// First host id for jobs, unless configured: above systemd's and everybody's subordinate ids.
+pub const HOST_IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
+/// Slices of host ids from there, unless configured: all to the end of the id space.
+pub const HOST_ID_SLICES_DEFAULT: u32 = 32;
+/// A crew that is not ready after so long will never be.
+pub const CREW_READY: Duration = Duration::from_secs(10);
+/// A keeper without jobs that has not ended so long after it was told to is killed.
+pub const CREW_SHUT_DOWN: Duration = Duration::from_secs(2);
+
+// ---- work on disk, recovery -------------------------------------------------------------------------
+
+/// Smallest disk image for `/work`, bytes: below it a file system would be all metadata.
+pub const WORK_IMAGE_BYTES_MIN: u64 = 1 << 20;
+/// Largest disk image for `/work`, bytes: what ext4 with 4 KiB blocks holds without 64-bit block numbers.
+pub const WORK_IMAGE_BYTES_MAX: u64 = 16 << 40;
+/// How long recovery waits for killed processes to be gone; a process stuck in the kernel may take for ever.
+pub const RECOVER_WAIT: Duration = Duration::from_secs(20);
+
 // ---- log --------------------------------------------------------------------------------------------
 
 /// Output of one job that is stored, bytes, unless configured.
 pub const LOG_BYTES_DEFAULT: u64 = 1 << 30;
 /// Free space of the base directory's file system that is never used up, bytes, unless configured.
 pub const DISK_RESERVE_DEFAULT: u64 = 1 << 30;
+
+// ---- runtime ----------------------------------------------------------------------------------------
+
+/// Entries of a shard's ring. The runtime panics when one turn queues more than twice as many.
+pub const RING_ENTRIES: u32 = 4_096;
+/// Entries of a shard's second ring.
+pub const SIDE_RING_ENTRIES: u32 = 256;
+/// Kernel threads that serve both rings of a shard; without a bound there is one for each splice in flight.
+pub const RING_WORKERS: u32 = 4;
+/// Threads of a shard's blocking pool: mounts, mkfs, netlink, whole trees of files.
+pub const BLOCKING_THREADS_MAX: usize = 8;
+/// Blocking calls that wait for a thread; more are refused.
+pub const BLOCKING_QUEUE_MAX: usize = 4_096;
+/// Messages in the ring from one thread to another.
+pub const MAILBOX_MESSAGES: usize = 1_024;
+/// Messages that a shard takes out of one ring in one turn.
+pub const MAILBOX_DRAIN_MAX: usize = 256;
+
+// ---- log capture and following ----------------------------------------------------------------------
+
+/// Splices of a shard that are in flight at once: bounds how long the kernel's workers keep the shard's CPU.
+pub const SPLICES_IN_FLIGHT: usize = 4;
+/// Bytes of one splice while others want to: bounds how long a job that is killed waits for its own write.
+pub const SPLICE_BYTES: u32 = 256 << 10;
+/// Bytes of one splice when nobody else wants to.
+pub const SPLICE_ALONE_BYTES: u32 = 1 << 20;
+/// Bytes of one splice that throws away.
+pub const DISCARD_BYTES: u32 = 1 << 20;
+/// A splice that moved so many bytes is followed by the next at once: there will be more.
+pub const SPLICE_BUSY_BYTES: u64 = 64 << 10;
+/// Pause after a splice that moved fewer: batches lines, and never delays the first one.
+pub const SPLICE_PACE: Duration = Duration::from_millis(5);
+/// The same while somebody watches.
+pub const SPLICE_PACE_WATCHED: Duration = Duration::from_millis(1);
+/// Capacity of a pipe that has been found full, bytes: what `fs.pipe-max-size` allows everybody.
+pub const PIPE_BUSY_BYTES: usize = 1 << 20;
+/// Capacity of a pipe otherwise, bytes: the kernel's default.
+pub const PIPE_BYTES: usize = 64 << 10;
+/// A stream that was silent for so long closes its file and gives its big pipe back.
+pub const LOG_IDLE_CLOSE: Duration = Duration::from_secs(5);
+/// Index records that wait for a disk that takes none; output is dropped when there are more.
+pub const INDEX_PENDING_MAX: usize = 4_096;
+/// Part of the index that is free of charge, bytes; so is half of what is stored. More counts as output, so
+/// that a job which writes single bytes cannot fill the disk with their index.
+pub const INDEX_FREE_BYTES: u64 = 1 << 20;
+/// Free space is looked at again after so long.
+pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Free space is looked at again after so many bytes.
+pub const DISK_CHECK_BYTES: u64 = 64 << 20;
+/// What one splice may cost the disk beyond its bytes: a block of its stream and one of the index.
+pub const DISK_ROUNDING_BYTES: u64 = 8 << 10;
+/// Bytes that a follower reads at once.
+pub const FOLLOW_READ_BYTES: u64 = 256 << 10;
+/// Index records that a follower reads at once.
+pub const FOLLOW_READ_RECORDS: u64 = 1_024;
+/// Bytes up to which small pieces of one stream are given as one.
+pub const FOLLOW_MERGE_BYTES: u64 = 32 << 10;
+/// Pieces further apart in time than this keep their own time stamps, nanoseconds.
+pub const FOLLOW_MERGE_NS: u64 = 100_000_000;
+/// Newest blocks that followers of one shard share.
+pub const FOLLOW_SHARED_BLOCKS: usize = 4;
 
 // ---- front ------------------------------------------------------------------------------------------
 
@@ -129,12 +210,156 @@ pub const OWNER_BYTES_MAX: usize = 128;
 const _: () = assert!(ARGUMENT_BYTES_MAX < SUBMIT_BYTES_MAX);
 const _: () = assert!(16 * SUBMIT_BYTES_MAX <= REQUEST_BYTES_PER_SHARD_MAX);
 const _: () = assert!(16 * LIST_JOBS_MAX * LISTED_JOB_BYTES <= REQUEST_BYTES_PER_SHARD_MAX);
+
+// ---- mailbox ----------------------------------------------------------------------------------------
+
+/// Slots of the ring from one shard to another. A caller is refused when so many calls more are backed up.
+pub const MAILBOX_SLOTS: usize = 1_024;
+/// Calls served from one ring before the other rings have their turn.
+pub const MAILBOX_TURN: usize = 256;
+
+// ---- copies out of /work ----------------------------------------------------------------------------
+
+/// Directories below one another that a copy descends into: one open descriptor each.
+pub const TREE_DEPTH_MAX: usize = 128;
+/// Bytes of a file read at once for a copy.
+pub const COPY_CHUNK_BYTES: usize = 256 << 10;
+/// How long a failed upload waits for the reason why the job's side is gone.
+pub const START_FAILURE_WAIT: Duration = Duration::from_secs(2);
+
+// ---- driver -----------------------------------------------------------------------------------------
+
+/// First and longest pause between tries to start helper processes.
+pub const CREW_RETRY_FIRST: Duration = Duration::from_millis(100);
+/// See [`CREW_RETRY_FIRST`].
+pub const CREW_RETRY_LAST: Duration = Duration::from_secs(5);
+/// First and longest pause while a cgroup empties.
+pub const LEAF_RETRY_FIRST: Duration = Duration::from_millis(1);
+/// See [`LEAF_RETRY_FIRST`].
+pub const LEAF_RETRY_LAST: Duration = Duration::from_millis(100);
+/// Tries to remove a cgroup whose processes are dead.
+pub const LEAF_RETRIES: u32 = 64;
+
+// ---- descriptors ------------------------------------------------------------------------------------
+
+/// Limit of open files that is assumed where the kernel does not tell.
+pub const OPEN_FILES_ASSUMED: u64 = 1_024;
+/// Descriptors of a running job in the daemon: its two pipes.
+pub const DAEMON_FILES_PER_JOB: usize = 2;
+/// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts
+/// in flight (14 each), log files that are open.
+pub const DAEMON_FILES_RESERVE: usize = 4_096;
+/// Descriptors of a running job in its keeper: two pipes, control socket, pidfd.
+pub const KEEPER_FILES_PER_JOB: usize = 4;
+/// Descriptors of a keeper that jobs may not use.
+pub const KEEPER_FILES_RESERVE: usize = 64;
+// ---- configuration ----------------------------------------------------------------------------------
+
+/// Most shards of one daemon: the owner of a job is one byte of its id.
+pub const SHARDS_MAX: u64 = 128;
+/// `limits.log_bytes`, bytes: at least a page, at most what one file of the host can hold.
+pub const LOG_BYTES_RANGE: RangeInclusive<u64> = 4 << 10..=FILE_BYTES_MAX;
+/// `limits.disk_reserve`, bytes: 0 leaves the host nothing.
+pub const DISK_RESERVE_RANGE: RangeInclusive<u64> = 0..=1 << 50;
+/// `limits.work_memory_bytes`, `limits.tmp_bytes` and `limits.shm_bytes`, bytes: memory of the host.
+pub const MEMORY_BYTES_RANGE: RangeInclusive<u64> = 64 << 10..=1 << 40;
+/// `limits.work_bytes`, bytes: an ext4 file system needs some room for itself.
+pub const WORK_BYTES_RANGE: RangeInclusive<u64> = 16 << 20..=FILE_BYTES_MAX;
+/// Largest file of ext4 with 4 KiB blocks, bytes.
+pub const FILE_BYTES_MAX: u64 = 16 << 40;
+/// `/work` in memory unless configured, bytes.
+pub const WORK_MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
+/// `/work` on disk unless configured, bytes.
+pub const WORK_BYTES_DEFAULT: u64 = 10 << 30;
+/// `/tmp` of a job unless configured, bytes.
+pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
+/// `/dev/shm` of a job unless configured, bytes.
+pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
+/// How long the `/work` of an ended job can still be read, unless configured.
+pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
+/// Longest time that the `/work` of an ended job may be kept.
+pub const WORK_KEEP_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// `limits.history_jobs`: at least one, so that a job can be looked at when it has ended.
+pub const HISTORY_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+/// First host id of the first range: above those of useradd, subuid and systemd.
+pub const IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
+/// Ranges of [`IDS_PER_JOB`] host ids: all above the first, less the range that holds the invalid id -1.
+pub const IDS_COUNT_DEFAULT: u32 = 32_767;
+/// `ids.count`: one range a live job, and those that wait in the pools.
+pub const IDS_COUNT_RANGE: RangeInclusive<u64> = 256..=65_534;
+
+// ---- certificates -----------------------------------------------------------------------------------
+
+/// Life of the authority and of what `init` issues: nobody should be locked out of a forgotten machine.
+pub const AUTHORITY_DAYS: u32 = 3_650;
+/// Life of a client certificate unless asked for, days.
+pub const CERTIFICATE_DAYS_DEFAULT: u32 = 365;
+/// How far in the past a certificate begins: clocks of clients are off by less.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(3_600);
+/// Common name of a certificate, bytes: `ub-common-name` of RFC 5280.
+pub const PEER_NAME_BYTES_MAX: usize = 64;
+/// Name of a node in a client file, bytes.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+
+// ---- start and end of a daemon ----------------------------------------------------------------------
+
+/// Beyond the grace of its jobs, the time that `down` gives a daemon to end before it is killed.
+pub const DOWN_MARGIN: Duration = Duration::from_secs(15);
+/// Time that `down` gives the kernel to end a daemon that was killed.
+pub const DOWN_KILL_WAIT: Duration = Duration::from_secs(10);
+
+const _: () = assert!(IDS_COUNT_DEFAULT as u64 <= *IDS_COUNT_RANGE.end());
+const _: () = assert!(
+    IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_PER_JOB as u64 <= IDS_END_MAX
+);
+/// End of the last range of host ids: the last 65,536 hold ids that mean "none" to system calls.
+pub const IDS_END_MAX: u64 = (1 << 32) - 65_536;
+const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
+const _: () = assert!(SPLICE_BUSY_BYTES <= PIPE_BYTES as u64 && PIPE_BYTES < PIPE_BUSY_BYTES);
+const _: () =
+    assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
+const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);
+// ---- sandbox ----------------------------------------------------------------------------------------
+
+/// A plan: what a submit may carry, its own arguments and steps.
+pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
+/// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.
+pub const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
+/// One file of the host's `/etc`; larger ones are no configuration and not copied.
+pub const TEMPLATE_FILE_BYTES_MAX: u64 = 2 << 20;
+/// Depth below one entry of the host's `/etc` that is copied.
+pub const TEMPLATE_DEPTH_MAX: usize = 8;
+/// Of jobs, and of the spawners they are cloned from: they go before the daemon when memory is short.
+pub const OOM_SCORE_ADJ_JOB: i32 = 500;
+
+const _: () = assert!(TEMPLATE_FILE_BYTES_MAX < TEMPLATE_BYTES_MAX);
+const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
+const _: () = assert!(
+    HOST_IDS_FIRST_DEFAULT as u64
+        + HOST_ID_SLICES_DEFAULT as u64 * ID_SLICE_RANGES as u64 * IDS_PER_JOB as u64
+        == 1 << 32
+);
 const _: () = assert!(HANDSHAKES_BEFORE_RETRY < HANDSHAKES_MAX);
 const _: () = assert!(8 * STREAM_RECEIVE_WINDOW_BYTES <= CONNECTION_RECEIVE_WINDOW_BYTES);
-const _: () = assert!(OUTPUT_COPY_BYTES_MAX < OUTPUT_SLAB_BYTES_MAX && OUTPUT_SLAB_BYTES_MAX <= OUTPUT_BATCH_BYTES_MAX);
+const _: () = assert!(
+    OUTPUT_COPY_BYTES_MAX < OUTPUT_SLAB_BYTES_MAX
+        && OUTPUT_SLAB_BYTES_MAX <= OUTPUT_BATCH_BYTES_MAX
+);
 const _: () = assert!(FIRST_FRAME_TIMEOUT.as_secs() < CONNECTION_IDLE_MAX.as_secs());
 // One job with everything at its largest is one control frame of 64 KiB.
 const _: () = assert!(
-    NAME_BYTES_MAX + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16) + PATH_BYTES_MAX + 2 * OWNER_BYTES_MAX
+    NAME_BYTES_MAX
+        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
+        + PATH_BYTES_MAX
+        + 2 * OWNER_BYTES_MAX
         < 32 << 10
 );
+
+// ---- resource limits of a job -----------------------------------------------------------------------
+
+/// Open files of a job's process, soft: what select(2) can handle.
+pub const JOB_FILES_SOFT: u64 = 1_024;
+/// The same, hard; less where the daemon itself may not have so many.
+pub const JOB_FILES_HARD: u64 = 524_288;
+/// Stack of a job's main thread, soft, bytes: the kernel's default. It also bounds the argument list.
+pub const JOB_STACK_BYTES: u64 = 8 << 20;

@@ -74,10 +74,17 @@ pub fn split(mut payload: &[u8]) -> Result<Vec<&[u8]>, BulkError> {
 /// The entry at the front of a payload, which is number `index`, and what follows it.
 fn first(payload: &[u8], index: usize) -> Result<(&[u8], &[u8]), BulkError> {
     let Some((len, rest)) = payload.split_first_chunk::<4>() else {
-        return Err(BulkError::Stray { index, left: payload.len() });
+        return Err(BulkError::Stray {
+            index,
+            left: payload.len(),
+        });
     };
     let claimed = u32::from_le_bytes(*len) as usize;
-    rest.split_at_checked(claimed).ok_or(BulkError::Short { index, claimed, left: rest.len() })
+    rest.split_at_checked(claimed).ok_or(BulkError::Short {
+        index,
+        claimed,
+        left: rest.len(),
+    })
 }
 
 #[cfg(test)]
@@ -101,9 +108,26 @@ mod tests {
             assert_eq!(split(payload), Err(expected));
             assert_eq!(count(payload), Err(expected));
         };
-        check(&[1, 0, 0, 0], BulkError::Short { index: 0, claimed: 1, left: 0 });
-        check(&[1, 0, 0, 0, b'x', 255, 255, 255, 255, 7], BulkError::Short { index: 1, claimed: 0xffff_ffff, left: 1 });
-        check(&[0, 0, 0, 0, 9, 9, 9], BulkError::Stray { index: 1, left: 3 });
+        check(
+            &[1, 0, 0, 0],
+            BulkError::Short {
+                index: 0,
+                claimed: 1,
+                left: 0,
+            },
+        );
+        check(
+            &[1, 0, 0, 0, b'x', 255, 255, 255, 255, 7],
+            BulkError::Short {
+                index: 1,
+                claimed: 0xffff_ffff,
+                left: 1,
+            },
+        );
+        check(
+            &[0, 0, 0, 0, 9, 9, 9],
+            BulkError::Stray { index: 1, left: 3 },
+        );
     }
 
     proptest! {

@@ -6,11 +6,7 @@
 //! chunks it came in.
 
 use bytes::{Buf, Bytes, BytesMut};
-use rkyv::{
-    Archive, Deserialize, Serialize,
-    rancor::Failure,
-    ser::writer::Buffer,
-};
+use rkyv::{Archive, Deserialize, Serialize, rancor::Failure, ser::writer::Buffer};
 use thiserror::Error;
 
 use crate::{CONTROL_BYTES_MAX, DATA_BYTES_MAX, Id, VERSION};
@@ -100,7 +96,13 @@ impl Header {
     /// A header for `len` bytes of `kind` that belong to no particular job or position.
     #[must_use]
     pub const fn new(kind: Kind, len: u32) -> Self {
-        Self { kind, len, job: [0; 16], offset: 0, time_ns: 0 }
+        Self {
+            kind,
+            len,
+            job: [0; 16],
+            offset: 0,
+            time_ns: 0,
+        }
     }
 
     /// Reads a header from exactly [`HEADER_BYTES`] bytes.
@@ -125,7 +127,11 @@ impl Header {
             ArchivedKind::SecretEnv => Kind::SecretEnv,
             ArchivedKind::File => Kind::File,
         };
-        let max = if kind == Kind::Control { CONTROL_BYTES_MAX } else { DATA_BYTES_MAX };
+        let max = if kind == Kind::Control {
+            CONTROL_BYTES_MAX
+        } else {
+            DATA_BYTES_MAX
+        };
         let len = wire.len.to_native();
         if len > max {
             return Err(FrameError::TooLarge { kind, len, max });
@@ -164,12 +170,22 @@ pub fn header_bytes(header: &Header) -> [u8; HEADER_BYTES] {
 /// [`FrameError::TooLarge`] when the archive is larger than [`CONTROL_BYTES_MAX`].
 pub fn encode<T>(message: &T) -> Result<Bytes, FrameError>
 where
-    T: for<'a> Serialize<rkyv::api::high::HighSerializer<rkyv::util::AlignedVec, rkyv::ser::allocator::ArenaHandle<'a>, Failure>>,
+    T: for<'a> Serialize<
+        rkyv::api::high::HighSerializer<
+            rkyv::util::AlignedVec,
+            rkyv::ser::allocator::ArenaHandle<'a>,
+            Failure,
+        >,
+    >,
 {
     let archive = rkyv::to_bytes::<Failure>(message).map_err(|_| FrameError::Control)?;
     let len = u32::try_from(archive.len()).unwrap_or(u32::MAX);
     if len > CONTROL_BYTES_MAX {
-        return Err(FrameError::TooLarge { kind: Kind::Control, len, max: CONTROL_BYTES_MAX });
+        return Err(FrameError::TooLarge {
+            kind: Kind::Control,
+            len,
+            max: CONTROL_BYTES_MAX,
+        });
     }
     let mut out = BytesMut::with_capacity(HEADER_BYTES + archive.len());
     out.extend_from_slice(&header_bytes(&Header::new(Kind::Control, len)));
@@ -216,7 +232,10 @@ impl Reader {
     /// # Panics
     /// If the last chunk was not used up: call [`Reader::next`] until it returns `None` first.
     pub fn feed(&mut self, chunk: Bytes) {
-        assert!(self.chunk.is_empty(), "feed only after next() returned None");
+        assert!(
+            self.chunk.is_empty(),
+            "feed only after next() returned None"
+        );
         self.chunk = chunk;
     }
 
@@ -224,22 +243,34 @@ impl Reader {
     ///
     /// # Errors
     /// [`FrameError`]; the stream is then out of step for good.
-    #[expect(clippy::should_implement_trait, reason = "an iterator would end at the first None, this goes on")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator would end at the first None, this goes on"
+    )]
     pub fn next(&mut self) -> Result<Option<Piece>, FrameError> {
         match self.state {
             Expect::Header => {
-                let Some(raw) = self.take(HEADER_BYTES) else { return Ok(None) };
-                let raw: &[u8; HEADER_BYTES] = raw[..].try_into().expect("take gives what was asked");
+                let Some(raw) = self.take(HEADER_BYTES) else {
+                    return Ok(None);
+                };
+                let raw: &[u8; HEADER_BYTES] =
+                    raw[..].try_into().expect("take gives what was asked");
                 let header = Header::parse(raw)?;
                 if header.kind == Kind::Control {
                     self.state = Expect::Control(header.len);
                     return self.next();
                 }
-                self.state = if header.len == 0 { Expect::Header } else { Expect::Data(header.len) };
+                self.state = if header.len == 0 {
+                    Expect::Header
+                } else {
+                    Expect::Data(header.len)
+                };
                 Ok(Some(Piece::Begin(header)))
             }
             Expect::Control(len) => {
-                let Some(archive) = self.take(len as usize) else { return Ok(None) };
+                let Some(archive) = self.take(len as usize) else {
+                    return Ok(None);
+                };
                 self.state = Expect::Header;
                 Ok(Some(Piece::Control(archive)))
             }
@@ -250,7 +281,11 @@ impl Reader {
                 let take = self.chunk.len().min(len as usize);
                 let bytes = self.chunk.split_to(take);
                 let left = len - u32::try_from(take).expect("take is at most len");
-                self.state = if left == 0 { Expect::Header } else { Expect::Data(left) };
+                self.state = if left == 0 {
+                    Expect::Header
+                } else {
+                    Expect::Data(left)
+                };
                 Ok(Some(Piece::Data { bytes, left }))
             }
         }

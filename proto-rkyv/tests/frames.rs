@@ -3,12 +3,18 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use proto_rkyv::{
-    CONTROL_BYTES_MAX, DATA_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, Node, Piece, Reader, Reply, Request,
-    VERSION, encode, header_bytes,
+    CONTROL_BYTES_MAX, DATA_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, Node, Piece, Reader,
+    Reply, Request, VERSION, encode, header_bytes,
 };
 
-const DATA_KINDS: [Kind; 6] =
-    [Kind::Stdout, Kind::Stderr, Kind::Argv, Kind::Env, Kind::SecretEnv, Kind::File];
+const DATA_KINDS: [Kind; 6] = [
+    Kind::Stdout,
+    Kind::Stderr,
+    Kind::Argv,
+    Kind::Env,
+    Kind::SecretEnv,
+    Kind::File,
+];
 
 /// A frame with its payload in one piece, whatever the chunks were.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +34,9 @@ fn read_all(chunks: impl IntoIterator<Item = Bytes>) -> Result<(Vec<Whole>, bool
                 Piece::Begin(header) => frames.push(Whole::Data(header, Vec::new())),
                 Piece::Data { bytes, left } => {
                     assert!(!bytes.is_empty(), "data pieces are never empty");
-                    let Some(Whole::Data(header, payload)) = frames.last_mut() else { panic!("data without a frame") };
+                    let Some(Whole::Data(header, payload)) = frames.last_mut() else {
+                        panic!("data without a frame")
+                    };
                     payload.extend_from_slice(&bytes);
                     assert_eq!(payload.len() + left as usize, header.len as usize);
                 }
@@ -59,13 +67,29 @@ fn bytes_of(frames: &[Whole]) -> Vec<u8> {
 fn frame() -> impl Strategy<Value = Whole> {
     let payload = prop::collection::vec(any::<u8>(), 0..600);
     prop_oneof![
-        payload.clone().prop_map(|archive| Whole::Control(archive.into())),
-        (prop::sample::select(&DATA_KINDS[..]), payload, any::<[u8; 16]>(), any::<u64>(), any::<u64>()).prop_map(
-            |(kind, payload, job, offset, time_ns)| {
+        payload
+            .clone()
+            .prop_map(|archive| Whole::Control(archive.into())),
+        (
+            prop::sample::select(&DATA_KINDS[..]),
+            payload,
+            any::<[u8; 16]>(),
+            any::<u64>(),
+            any::<u64>()
+        )
+            .prop_map(|(kind, payload, job, offset, time_ns)| {
                 let len = u32::try_from(payload.len()).expect("test frames are small");
-                Whole::Data(Header { kind, len, job, offset, time_ns }, payload)
-            }
-        ),
+                Whole::Data(
+                    Header {
+                        kind,
+                        len,
+                        job,
+                        offset,
+                        time_ns,
+                    },
+                    payload,
+                )
+            }),
     ]
 }
 
@@ -138,9 +162,16 @@ proptest! {
 
 fn node() -> Node {
     Node {
-        version: "0.1.0".into(), instance: "0badcafe".into(), hostname: "a host with a long name".into(),
-        kernel: "6.18.44".into(), shards: 2, jobs_live: 7, you: "alice".into(), role: "admin".into(),
-        work_memory_bytes: 64 << 20, start_ns: (1, 2, 3),
+        version: "0.1.0".into(),
+        instance: "0badcafe".into(),
+        hostname: "a host with a long name".into(),
+        kernel: "6.18.44".into(),
+        shards: 2,
+        jobs_live: 7,
+        you: "alice".into(),
+        role: "admin".into(),
+        work_memory_bytes: 64 << 20,
+        start_ns: (1, 2, 3),
     }
 }
 
@@ -150,12 +181,28 @@ fn both_sides_of_each_length_limit() {
         let at = Header::new(kind, max);
         assert_eq!(Header::parse(&header_bytes(&at)), Ok(at));
         let over = Header::new(kind, max + 1);
-        assert_eq!(Header::parse(&header_bytes(&over)), Err(FrameError::TooLarge { kind, len: max + 1, max }));
+        assert_eq!(
+            Header::parse(&header_bytes(&over)),
+            Err(FrameError::TooLarge {
+                kind,
+                len: max + 1,
+                max
+            })
+        );
         let absurd = Header::new(kind, u32::MAX);
-        assert_eq!(Header::parse(&header_bytes(&absurd)), Err(FrameError::TooLarge { kind, len: u32::MAX, max }));
+        assert_eq!(
+            Header::parse(&header_bytes(&absurd)),
+            Err(FrameError::TooLarge {
+                kind,
+                len: u32::MAX,
+                max
+            })
+        );
     };
     check(Kind::Control, CONTROL_BYTES_MAX);
-    DATA_KINDS.into_iter().for_each(|kind| check(kind, DATA_BYTES_MAX));
+    DATA_KINDS
+        .into_iter()
+        .for_each(|kind| check(kind, DATA_BYTES_MAX));
 }
 
 #[test]
@@ -178,17 +225,27 @@ fn unknown_kinds_versions_and_flags_are_named() {
 
 #[test]
 fn a_message_beyond_the_limit_is_not_encoded() {
-    let reply = |len| Reply::Refused(proto_rkyv::Refusal {
-        code: proto_rkyv::RefusalCode::Failed, message: "x".repeat(len), hint: None,
-    });
+    let reply = |len| {
+        Reply::Refused(proto_rkyv::Refusal {
+            code: proto_rkyv::RefusalCode::Failed,
+            message: "x".repeat(len),
+            hint: None,
+        })
+    };
     assert!(encode(&reply(CONTROL_BYTES_MAX as usize - 200)).is_ok());
-    assert!(matches!(encode(&reply(CONTROL_BYTES_MAX as usize)), Err(FrameError::TooLarge { .. })));
+    assert!(matches!(
+        encode(&reply(CONTROL_BYTES_MAX as usize)),
+        Err(FrameError::TooLarge { .. })
+    ));
 }
 
 #[test]
 fn a_lying_length_makes_the_reader_hold_only_what_came() {
     let mut reader = Reader::default();
-    reader.feed(Bytes::copy_from_slice(&header_bytes(&Header::new(Kind::Control, CONTROL_BYTES_MAX))));
+    reader.feed(Bytes::copy_from_slice(&header_bytes(&Header::new(
+        Kind::Control,
+        CONTROL_BYTES_MAX,
+    ))));
     assert_eq!(reader.next(), Ok(None));
     reader.feed(Bytes::from_static(b"only this"));
     assert_eq!(reader.next(), Ok(None));

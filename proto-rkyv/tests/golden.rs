@@ -3,9 +3,9 @@
 //! `golden/v1.txt` holds a line per frame, `name hex`. A frame that differs prints the line it would be.
 
 use proto_rkyv::{
-    After, Copy, HEADER_BYTES, Header, Job, Kind, List, Log, LogTotals, Node, Outcome, Piece, Reader, Reason,
-    Refusal, RefusalCode, Reply, Request, State, Stop, StopSignal, Streams, Submit, Transition, Upload, Work, encode,
-    header_bytes,
+    After, Copy, HEADER_BYTES, Header, Job, Kind, List, Log, LogTotals, Node, Outcome, Piece,
+    Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Stop, StopSignal, Streams, Submit,
+    Transition, Upload, Work, encode, header_bytes,
 };
 
 const GOLDEN: &str = include_str!("golden/v1.txt");
@@ -16,7 +16,10 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("golden lines are hex")).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("golden lines are hex"))
+        .collect()
 }
 
 fn job(outcome: Option<Outcome>) -> Box<Job> {
@@ -24,7 +27,11 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
         id: ID,
         name: Some("nightly build".into()),
         owner: "alice".into(),
-        state: if outcome.is_some() { State::Failed } else { State::Running },
+        state: if outcome.is_some() {
+            State::Failed
+        } else {
+            State::Running
+        },
         command: "sh -c true".into(),
         labels: vec![("team".into(), "a team with a long name".into())],
         workdir: "/work".into(),
@@ -34,11 +41,23 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
         timeout_ms: Some(5_000),
         grace_ms: 10_000,
         transitions: vec![
-            Transition { state: State::Initializing, wall_ns: 1, mono_ns: 2 },
-            Transition { state: State::Running, wall_ns: -3, mono_ns: u64::MAX },
+            Transition {
+                state: State::Initializing,
+                wall_ns: 1,
+                mono_ns: 2,
+            },
+            Transition {
+                state: State::Running,
+                wall_ns: -3,
+                mono_ns: u64::MAX,
+            },
         ],
         outcome,
-        log: LogTotals { stdout_bytes: 1, stderr_bytes: 2, dropped_bytes: 3 },
+        log: LogTotals {
+            stdout_bytes: 1,
+            stderr_bytes: 2,
+            dropped_bytes: 3,
+        },
     })
 }
 
@@ -69,24 +88,68 @@ fn requests() -> Vec<(&'static str, Request)> {
     vec![
         ("submit", Request::Submit(Box::new(submit))),
         ("submit-default", Request::Submit(Box::default())),
-        ("submit-wait", Request::Submit(Box::new(Submit { after: After::Wait, ..Submit::default() }))),
-        ("list", Request::List(List { state: Some(State::Running), limit: Some(10) })),
+        (
+            "submit-wait",
+            Request::Submit(Box::new(Submit {
+                after: After::Wait,
+                ..Submit::default()
+            })),
+        ),
+        (
+            "list",
+            Request::List(List {
+                state: Some(State::Running),
+                limit: Some(10),
+            }),
+        ),
         ("status", Request::Status("0001020304".into())),
-        ("log", Request::Log(Log {
-            job: "00010203".into(), streams: Streams::Stderr, follow: true, offset: 5, tail_lines: Some(6), since_ns: Some(-7),
-        })),
-        ("stop", Request::Stop(Stop { job: "0001".into(), signal: StopSignal::Int })),
+        (
+            "log",
+            Request::Log(Log {
+                job: "00010203".into(),
+                streams: Streams::Stderr,
+                follow: true,
+                offset: 5,
+                tail_lines: Some(6),
+                since_ns: Some(-7),
+            }),
+        ),
+        (
+            "stop",
+            Request::Stop(Stop {
+                job: "0001".into(),
+                signal: StopSignal::Int,
+            }),
+        ),
         ("wait", Request::Wait("0001".into())),
-        ("copy", Request::Copy(Copy { job: "0001".into(), path: b"out/a file \xff".to_vec() })),
+        (
+            "copy",
+            Request::Copy(Copy {
+                job: "0001".into(),
+                path: b"out/a file \xff".to_vec(),
+            }),
+        ),
         ("node", Request::Node),
     ]
 }
 
 fn replies() -> Vec<(&'static str, Reply)> {
-    let refusal = Refusal { code: RefusalCode::NotFound, message: "job 0001 not found".into(), hint: Some("look".into()) };
+    let refusal = Refusal {
+        code: RefusalCode::NotFound,
+        message: "job 0001 not found".into(),
+        hint: Some("look".into()),
+    };
     let node = Node {
-        version: "0.1.0".into(), instance: "0badcafe".into(), hostname: "host".into(), kernel: "6.18.44".into(),
-        shards: 2, jobs_live: 3, you: "alice".into(), role: "admin".into(), work_memory_bytes: 4, start_ns: (5, 6, 7),
+        version: "0.1.0".into(),
+        instance: "0badcafe".into(),
+        hostname: "host".into(),
+        kernel: "6.18.44".into(),
+        shards: 2,
+        jobs_live: 3,
+        you: "alice".into(),
+        role: "admin".into(),
+        work_memory_bytes: 4,
+        start_ns: (5, 6, 7),
     };
     vec![
         ("refused", Reply::Refused(refusal)),
@@ -103,9 +166,18 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("ended-stopped", ended(Reason::Stopped { by: "bob".into() })),
         ("ended-canceled", ended(Reason::Canceled)),
         ("ended-log-limit", ended(Reason::LogLimit)),
-        ("ended-start-failed", ended(Reason::StartFailed { step: "mount proc".into(), errno: 1 })),
+        (
+            "ended-start-failed",
+            ended(Reason::StartFailed {
+                step: "mount proc".into(),
+                errno: 1,
+            }),
+        ),
         ("ended-not-found", ended(Reason::CommandNotFound)),
-        ("ended-not-executable", ended(Reason::CommandNotExecutable { errno: 13 })),
+        (
+            "ended-not-executable",
+            ended(Reason::CommandNotExecutable { errno: 13 }),
+        ),
         ("ended-host-lost", ended(Reason::HostLost)),
         ("ended-daemon-down", ended(Reason::DaemonDown)),
     ]
@@ -113,22 +185,45 @@ fn replies() -> Vec<(&'static str, Reply)> {
 
 fn uploads() -> Vec<(&'static str, Upload)> {
     vec![
-        ("dir", Upload::Dir { path: b"src".to_vec(), mode: 0o755 }),
-        ("file", Upload::File { path: b"src/main.rs".to_vec(), mode: 0o644, bytes: 1 << 40 }),
-        ("symlink", Upload::Symlink { path: b"link".to_vec(), target: b"../somewhere".to_vec() }),
+        (
+            "dir",
+            Upload::Dir {
+                path: b"src".to_vec(),
+                mode: 0o755,
+            },
+        ),
+        (
+            "file",
+            Upload::File {
+                path: b"src/main.rs".to_vec(),
+                mode: 0o644,
+                bytes: 1 << 40,
+            },
+        ),
+        (
+            "symlink",
+            Upload::Symlink {
+                path: b"link".to_vec(),
+                target: b"../somewhere".to_vec(),
+            },
+        ),
         ("upload-end", Upload::End),
     ]
 }
 
 fn golden(name: &str) -> Vec<u8> {
-    let line = GOLDEN.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let line = GOLDEN
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     unhex(line.unwrap_or_default())
 }
 
 fn archive_of(frame: &[u8]) -> bytes::Bytes {
     let mut reader = Reader::default();
     reader.feed(bytes::Bytes::copy_from_slice(frame));
-    let Ok(Some(Piece::Control(archive))) = reader.next() else { panic!("not one control frame") };
+    let Ok(Some(Piece::Control(archive))) = reader.next() else {
+        panic!("not one control frame")
+    };
     assert!(reader.is_between_frames(), "more than one frame");
     archive
 }
@@ -147,27 +242,54 @@ fn every_message_has_its_golden_bytes_and_is_read_from_them() {
     };
     for (name, message) in requests() {
         if check(name, encode(&message).unwrap()) {
-            assert_eq!(Request::decode(&archive_of(&golden(name))), Ok(message), "{name}");
+            assert_eq!(
+                Request::decode(&archive_of(&golden(name))),
+                Ok(message),
+                "{name}"
+            );
         }
     }
     for (name, message) in replies() {
         if check(name, encode(&message).unwrap()) {
-            assert_eq!(Reply::decode(&archive_of(&golden(name))), Ok(message), "{name}");
+            assert_eq!(
+                Reply::decode(&archive_of(&golden(name))),
+                Ok(message),
+                "{name}"
+            );
         }
     }
     for (name, message) in uploads() {
         if check(name, encode(&message).unwrap()) {
-            assert_eq!(Upload::decode(&archive_of(&golden(name))), Ok(message), "{name}");
+            assert_eq!(
+                Upload::decode(&archive_of(&golden(name))),
+                Ok(message),
+                "{name}"
+            );
         }
     }
-    assert!(wrong.is_empty(), "frames that differ from golden/v1.txt:\n{wrong}");
-    let lines: Vec<&str> = GOLDEN.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(lines, names, "golden/v1.txt has a line for each frame and no other");
+    assert!(
+        wrong.is_empty(),
+        "frames that differ from golden/v1.txt:\n{wrong}"
+    );
+    let lines: Vec<&str> = GOLDEN
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(
+        lines, names,
+        "golden/v1.txt has a line for each frame and no other"
+    );
 }
 
 #[test]
 fn the_header_has_its_golden_bytes() {
-    let header = Header { kind: Kind::Stderr, len: 0x0102, job: ID, offset: 0x0304_0506, time_ns: u64::MAX };
+    let header = Header {
+        kind: Kind::Stderr,
+        len: 0x0102,
+        job: ID,
+        offset: 0x0304_0506,
+        time_ns: u64::MAX,
+    };
     assert_eq!(hex(&header_bytes(&header)), hex(&golden("header")));
     let raw: [u8; HEADER_BYTES] = golden("header").try_into().unwrap();
     assert_eq!(Header::parse(&raw), Ok(header));
@@ -175,7 +297,15 @@ fn the_header_has_its_golden_bytes() {
 
 #[test]
 fn kinds_have_the_numbers_of_version_1() {
-    let numbers = [Kind::Control, Kind::Stdout, Kind::Stderr, Kind::Argv, Kind::Env, Kind::SecretEnv, Kind::File]
-        .map(|kind| header_bytes(&Header::new(kind, 0))[36]);
+    let numbers = [
+        Kind::Control,
+        Kind::Stdout,
+        Kind::Stderr,
+        Kind::Argv,
+        Kind::Env,
+        Kind::SecretEnv,
+        Kind::File,
+    ]
+    .map(|kind| header_bytes(&Header::new(kind, 0))[36]);
     assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7]);
 }

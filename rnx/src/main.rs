@@ -1,2 +1,112 @@
-//! rnx binary.
-fn main() {}
+//! `rnx`: jobs on a joblet server, from a command line.
+//!
+//! Flags → what is asked → answer → exit code. Each command has a file of its own below `verb`; only `out`
+//! prints; `exit` knows every code. One thread runs everything but the writer of job output and the reader
+//! of uploads: start-up is part of every job's latency.
+
+mod amount;
+mod environment;
+mod exit;
+mod flags;
+mod json;
+mod local;
+mod out;
+mod signal;
+mod text;
+mod verb;
+
+use std::{env, process::ExitCode};
+
+use crate::{
+    exit::{Failure, code},
+    flags::{Flags, JobVerb, Rest, Verb},
+    out::Out,
+    verb::Session,
+};
+
+fn main() -> ExitCode {
+    let words: Vec<_> = env::args_os().collect();
+    let flags = match Flags::read(&words) {
+        Ok(flags) => flags,
+        Err(error) => {
+            let usage = if error.use_stderr() {
+                code::USAGE
+            } else {
+                code::DONE
+            };
+            let shown = Out::new(false).clap(&error);
+            return shown.map_or_else(|failure| failure.code, |()| usage).into();
+        }
+    };
+    let out = Out::new(flags.global.json);
+    let exit = run(flags, out).unwrap_or_else(|failure| {
+        out.failure(&failure);
+        failure.code
+    });
+    exit.into()
+}
+
+fn run(flags: Flags, out: Out) -> Result<u8, Failure> {
+    let session = Session::new(flags.global, out);
+    let verb = match flags.verb {
+        _ if session.global.version => Verb::Version,
+        Some(verb) => verb,
+        None => return Err(Failure::usage("no command given").hint("`rnx --help` lists them")),
+    };
+    match verb {
+        Verb::Job(verb) => job(verb, &session),
+        Verb::Nodes => verb::nodes::nodes(&session),
+        Verb::Version => block_on(verb::version::version(&session)),
+        Verb::Completions { shell } => verb::completions::completions(shell, out),
+        Verb::ConfigHelp => verb::config_help::config_help(out),
+        Verb::Shutdown => verb::shutdown::shutdown(&session),
+        Verb::Detach { program } => Err(local::become_server(&program)),
+        Verb::Schedule(rest) => Err(later("schedule", &rest)),
+        Verb::Volume(rest) => Err(later("volume", &rest)),
+        Verb::Network(rest) => Err(later("network", &rest)),
+        Verb::Runtime(rest) => Err(later("runtime", &rest)),
+        Verb::Node(rest) => Err(later("node", &rest)),
+        Verb::Monitor(rest) => Err(later("monitor", &rest)),
+        Verb::Doctor(rest) => Err(later("doctor", &rest)),
+    }
+}
+
+fn job(verb: JobVerb, session: &Session) -> Result<u8, Failure> {
+    match verb {
+        JobVerb::Run(flags) => block_on(verb::run::run(&flags, session)),
+        JobVerb::List(flags) => block_on(verb::list::list(&flags, session)),
+        JobVerb::Status(job) => block_on(verb::status::status(&job, session)),
+        JobVerb::Log(flags) => block_on(verb::log::log(&flags, session)),
+        JobVerb::Stop(flags) => block_on(verb::stop::stop(&flags, session)),
+        JobVerb::Wait(jobs) => block_on(verb::wait::wait(&jobs, session)),
+        JobVerb::Cp(flags) => block_on(verb::cp::cp(&flags, session)),
+        JobVerb::Cancel(rest) => Err(later("job cancel", &rest)),
+        JobVerb::Metrics(rest) => Err(later("job metrics", &rest)),
+        JobVerb::Delete(rest) => Err(later("job delete", &rest)),
+        JobVerb::DeleteAll(rest) => Err(later("job delete-all", &rest)),
+    }
+}
+
+/// The refusal of a command that this version does not have.
+fn later(command: &str, rest: &Rest) -> Failure {
+    let sub = rest
+        .rest
+        .first()
+        .and_then(|word| word.to_str())
+        .filter(|word| !command.contains(' ') && !word.starts_with('-'));
+    let name = sub.map_or_else(|| command.to_owned(), |sub| format!("{command} {sub}"));
+    Failure::usage(format!(
+        "`rnx {name}` is not supported by this version of rnx yet"
+    ))
+}
+
+fn block_on(verb: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| Failure::new(format!("start: {error}")))?;
+    let done = runtime.block_on(verb);
+    // A reader of uploads that hangs on its disk does not keep us.
+    runtime.shutdown_background();
+    done
+}

@@ -50,7 +50,11 @@ impl OwnerRelation {
     /// The relation of `peer` to something that `owner` owns.
     #[must_use]
     pub fn of(peer: &str, owner: &str) -> Self {
-        if peer == owner { Self::Own } else { Self::Foreign }
+        if peer == owner {
+            Self::Own
+        } else {
+            Self::Foreign
+        }
     }
 }
 
@@ -59,7 +63,9 @@ impl Operation {
     const fn needs(self) -> (Role, Role) {
         match self {
             Self::List | Self::Status | Self::Log | Self::Node => (Role::Reader, Role::Reader),
-            Self::Run | Self::Stop | Self::Cancel | Self::Wait | Self::Delete | Self::Copy => (Role::Developer, Role::Admin),
+            Self::Run | Self::Stop | Self::Cancel | Self::Wait | Self::Delete | Self::Copy => {
+                (Role::Developer, Role::Admin)
+            }
             Self::Volumes | Self::Networks | Self::Runtimes => (Role::Maintainer, Role::Maintainer),
             Self::Certificates | Self::Configuration => (Role::Admin, Role::Admin),
         }
@@ -101,8 +107,12 @@ pub fn authorise(role: Role, operation: Operation, relation: OwnerRelation) -> R
     }
     // Only where the owner makes the difference is the owner worth a word.
     let whose = if role >= own { " of others" } else { "" };
-    let message = format!("operation not permitted: role {role} may not {}{whose}", operation.words());
-    Err(Refusal::new(RefusalCode::NotPermitted, message).hint(format!("use a certificate with role {needed}")))
+    let message = format!(
+        "operation not permitted: role {role} may not {}{whose}",
+        operation.words()
+    );
+    Err(Refusal::new(RefusalCode::NotPermitted, message)
+        .hint(format!("use a certificate with role {needed}")))
 }
 
 #[cfg(test)]
@@ -133,10 +143,16 @@ mod tests {
     #[test]
     fn every_role_operation_and_relation_is_decided_as_written() {
         for (operation, own, foreign) in TABLE {
-            for (relation, letters) in [(OwnerRelation::Own, own), (OwnerRelation::Foreign, foreign)] {
+            for (relation, letters) in
+                [(OwnerRelation::Own, own), (OwnerRelation::Foreign, foreign)]
+            {
                 for (role, letter) in ROLES.into_iter().zip(letters.chars()) {
                     let decision = authorise(role, operation, relation);
-                    assert_eq!(decision.is_ok(), letter != '-', "{role} {operation:?} {relation:?}");
+                    assert_eq!(
+                        decision.is_ok(),
+                        letter != '-',
+                        "{role} {operation:?} {relation:?}"
+                    );
                     if let Err(refusal) = decision {
                         assert_eq!(refusal.code, RefusalCode::NotPermitted);
                     }
@@ -148,11 +164,24 @@ mod tests {
     #[test]
     fn a_refusal_says_what_and_which_role_could() {
         let refusal = authorise(Role::Reader, Operation::Run, OwnerRelation::Own).unwrap_err();
-        assert_eq!(refusal.message, "operation not permitted: role reader may not run jobs");
-        assert_eq!(refusal.hint.as_deref(), Some("use a certificate with role developer"));
-        let refusal = authorise(Role::Developer, Operation::Stop, OwnerRelation::Foreign).unwrap_err();
-        assert_eq!(refusal.message, "operation not permitted: role developer may not stop jobs of others");
-        assert_eq!(refusal.hint.as_deref(), Some("use a certificate with role admin"));
+        assert_eq!(
+            refusal.message,
+            "operation not permitted: role reader may not run jobs"
+        );
+        assert_eq!(
+            refusal.hint.as_deref(),
+            Some("use a certificate with role developer")
+        );
+        let refusal =
+            authorise(Role::Developer, Operation::Stop, OwnerRelation::Foreign).unwrap_err();
+        assert_eq!(
+            refusal.message,
+            "operation not permitted: role developer may not stop jobs of others"
+        );
+        assert_eq!(
+            refusal.hint.as_deref(),
+            Some("use a certificate with role admin")
+        );
         assert_eq!(OwnerRelation::of("alice", "alice"), OwnerRelation::Own);
         assert_eq!(OwnerRelation::of("alice", "Alice"), OwnerRelation::Foreign);
     }

@@ -78,7 +78,9 @@ pub struct Front {
 
 impl fmt::Debug for Front {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Front").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Front")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -101,15 +103,29 @@ impl Front {
         forward: ForwardHook,
     ) -> Result<Self, FrontError> {
         let work = Work::new();
-        let (budget, requests) = (Budget::new(limits::REQUEST_BYTES_PER_SHARD_MAX), Rc::clone(&work));
+        let (budget, requests) = (
+            Budget::new(limits::REQUEST_BYTES_PER_SHARD_MAX),
+            Rc::clone(&work),
+        );
         let accept = move |stream| {
             if requests.requests() > limits::REQUESTS_PER_SHARD_MAX {
-                rt::spawn(session::turn_away(stream));
+                drop(rt::spawn(session::turn_away(stream)));
             } else {
-                rt::spawn(session::serve(stream, handle.clone(), budget.clone()));
+                drop(rt::spawn(session::serve(
+                    stream,
+                    handle.clone(),
+                    budget.clone(),
+                )));
             }
         };
-        Self::with_accept(socket, (shard, shards), config, forward, work, Box::new(accept))
+        Self::with_accept(
+            socket,
+            (shard, shards),
+            config,
+            forward,
+            work,
+            Box::new(accept),
+        )
     }
 
     fn with_accept(
@@ -121,17 +137,33 @@ impl Front {
         accept: Accept,
     ) -> Result<Self, FrontError> {
         let tls = tls::server_config(&config.ca_pem, &config.cert_pem, &config.key_pem)?;
-        let keys = Keys { reset: &config.reset_key, token: &config.token_key };
+        let keys = Keys {
+            reset: &config.reset_key,
+            token: &config.token_key,
+        };
         let transport = Transport::new(tls, keys, shard, shards)?;
-        let endpoint = Endpoint::new(socket, (shard, shards), transport, Rc::clone(&work), forward, accept)
-            .map_err(|source| FrontError::Socket { shard, source })?;
-        Ok(Self { endpoint, shard, work })
+        let endpoint = Endpoint::new(
+            socket,
+            (shard, shards),
+            transport,
+            Rc::clone(&work),
+            forward,
+            accept,
+        )
+        .map_err(|source| FrontError::Socket { shard, source })?;
+        Ok(Self {
+            endpoint,
+            shard,
+            work,
+        })
     }
 
     /// What steers this front while [`Front::serve`] runs.
     #[must_use]
     pub fn control(&self) -> FrontControl {
-        FrontControl { work: Rc::clone(&self.work) }
+        FrontControl {
+            work: Rc::clone(&self.work),
+        }
     }
 
     /// Serves until [`FrontControl::close`].
@@ -143,7 +175,10 @@ impl Front {
     /// Peers are not told; they find out by their idle timeout.
     pub async fn serve(self) -> Result<(), FrontError> {
         let shard = self.shard;
-        self.endpoint.run().await.map_err(|source| FrontError::Socket { shard, source })
+        self.endpoint
+            .run()
+            .await
+            .map_err(|source| FrontError::Socket { shard, source })
     }
 }
 

@@ -11,12 +11,16 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{Datagram, Front, FrontConfig, FrontControl, quic::{RequestStream, Work}, steering};
+use super::{
+    Datagram, Front, FrontConfig, FrontControl,
+    quic::{RequestStream, Work},
+    steering,
+};
 use crate::rt;
 
 /// How long a test waits for something that must come.
@@ -45,18 +49,30 @@ impl Pki {
     pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "test ca");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "test ca");
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        Self { ca: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        Self {
+            ca: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+        }
     }
 
-    fn issue(&self, name: &str, unit: Option<&str>, usage: ExtendedKeyUsagePurpose, validity: Validity) -> Identity {
+    fn issue(
+        &self,
+        name: &str,
+        unit: Option<&str>,
+        usage: ExtendedKeyUsagePurpose,
+        validity: Validity,
+    ) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["joblet".into()]).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
         if let Some(unit) = unit {
-            params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationalUnitName, unit);
         }
         params.extended_key_usages = vec![usage];
         (params.not_before, params.not_after) = match validity {
@@ -65,7 +81,10 @@ impl Pki {
             Validity::Future => (date_time_ymd(2100, 1, 1), date_time_ymd(2101, 1, 1)),
         };
         let cert = params.signed_by(&key, &self.ca).unwrap();
-        Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() }
+        Identity {
+            cert_pem: cert.pem(),
+            key_pem: key.serialize_pem(),
+        }
     }
 
     pub(super) fn client(&self, name: &str, unit: Option<&str>, validity: Validity) -> Identity {
@@ -77,7 +96,12 @@ impl Pki {
     }
 
     pub(super) fn config(&self) -> FrontConfig {
-        let server = self.issue("joblet", None, ExtendedKeyUsagePurpose::ServerAuth, Validity::Now);
+        let server = self.issue(
+            "joblet",
+            None,
+            ExtendedKeyUsagePurpose::ServerAuth,
+            Validity::Now,
+        );
         FrontConfig {
             ca_pem: self.ca.pem().into_bytes(),
             cert_pem: server.cert_pem.into_bytes(),
@@ -88,13 +112,19 @@ impl Pki {
     }
 
     /// quinn's configuration of a client that trusts this CA and shows `identity`.
-    pub(super) fn client_config(&self, identity: Option<&Identity>, alpn: &[u8]) -> quinn::ClientConfig {
+    pub(super) fn client_config(
+        &self,
+        identity: Option<&Identity>,
+        alpn: &[u8],
+    ) -> quinn::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca.der().clone()).unwrap();
-        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots);
+        let builder = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
         let mut tls = match identity {
             Some(identity) => {
                 let cert = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
@@ -149,8 +179,14 @@ impl Server {
     {
         let address = group[0].local_addr().unwrap();
         let (order, orders) = UnixStream::pair().unwrap();
-        let thread = std::thread::spawn(move || rt::block_on(run(config, group, serve, orders)));
-        Self { address, order, thread: Some(thread) }
+        let thread = std::thread::spawn(move || {
+            rt::run(rt::Options::default(), || run(config, group, serve, orders)).unwrap();
+        });
+        Self {
+            address,
+            order,
+            thread: Some(thread),
+        }
     }
 
     /// The same on loopback.
@@ -159,7 +195,11 @@ impl Server {
         S: Fn(RequestStream, FrontControl) -> F + Clone + Send + 'static,
         F: Future<Output = ()> + 'static,
     {
-        Self::start(pki.config(), steering::bind("127.0.0.1:0".parse().unwrap(), shards).unwrap(), serve)
+        Self::start(
+            pki.config(),
+            steering::bind("127.0.0.1:0".parse().unwrap(), shards).unwrap(),
+            serve,
+        )
     }
 
     pub(super) fn close(self) {
@@ -195,13 +235,23 @@ where
     let mut running: Vec<std::pin::Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
     for (shard, socket) in group.into_iter().enumerate() {
         let others = Rc::clone(&controls);
-        let forward = Rc::new(move |owner: usize, datagram: Datagram| others.borrow()[owner].deliver(datagram));
+        let forward = Rc::new(move |owner: usize, datagram: Datagram| {
+            others.borrow()[owner].deliver(datagram)
+        });
         let (mine, serve) = (Rc::clone(&controls), serve.clone());
         let accept = Box::new(move |stream| {
             let control = mine.borrow()[shard].clone();
-            rt::spawn(serve(stream, control));
+            drop(rt::spawn(serve(stream, control)));
         });
-        let front = Front::with_accept(socket, (shard, shards), &config, forward, Work::new(), accept).unwrap();
+        let front = Front::with_accept(
+            socket,
+            (shard, shards),
+            &config,
+            forward,
+            Work::new(),
+            accept,
+        )
+        .unwrap();
         controls.borrow_mut().push(front.control());
         running.push(Box::pin(async move { front.serve().await.unwrap() }));
     }
@@ -220,9 +270,18 @@ where
             controls.borrow().iter().for_each(FrontControl::close);
             running.retain_mut(|front| front.as_mut().poll(cx).is_pending());
         }
-        if running.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if running.is_empty() {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
+    // The runtime is never torn down, so polls that are still in the kernel would keep the port: cancelled by
+    // the drop, they are over after a trip through the ring.
+    drop(running);
+    rt::yield_io().await;
+    rt::yield_io().await;
 }
 
 /// Runs a client on tokio, and fails when it takes too long.
@@ -231,7 +290,11 @@ pub(super) fn client<F: Future>(future: F) -> F::Output {
         .enable_all()
         .build()
         .unwrap()
-        .block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("the client is done in time") })
+        .block_on(async {
+            tokio::time::timeout(PATIENCE, future)
+                .await
+                .expect("the client is done in time")
+        })
 }
 
 /// A quinn endpoint on any loopback port. Must be called inside [`client`].
@@ -239,13 +302,18 @@ pub(super) fn endpoint(config: quinn::ClientConfig) -> quinn::Endpoint {
     let mut quic = quinn::EndpointConfig::default();
     quic.max_udp_payload_size(65_507).unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut endpoint = quinn::Endpoint::new(quic, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
+    let mut endpoint =
+        quinn::Endpoint::new(quic, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
     endpoint.set_default_client_config(config);
     endpoint
 }
 
 /// A connection with `identity`.
-pub(super) async fn connect(pki: &Pki, identity: &Identity, server: SocketAddr) -> (quinn::Endpoint, quinn::Connection) {
+pub(super) async fn connect(
+    pki: &Pki,
+    identity: &Identity,
+    server: SocketAddr,
+) -> (quinn::Endpoint, quinn::Connection) {
     let endpoint = endpoint(pki.client_config(Some(identity), proto_rkyv::ALPN));
     let connection = endpoint.connect(server, "joblet").unwrap().await.unwrap();
     (endpoint, connection)

@@ -64,13 +64,18 @@ pub(super) enum IdentityError {
     #[error("the client certificate cannot be read")]
     Unreadable,
     /// There must be exactly one.
-    #[error("the client certificate has {count} common names (CN), needed is one: the owner of its jobs")]
+    #[error(
+        "the client certificate has {count} common names (CN), needed is one: the owner of its jobs"
+    )]
     CommonNames {
         /// How many there are.
         count: usize,
     },
     /// Empty, too long, not text, or with control characters.
-    #[error("the common name (CN) of the client certificate is not a name of 1 to {} characters", limits::OWNER_BYTES_MAX)]
+    #[error(
+        "the common name (CN) of the client certificate is not a name of 1 to {} characters",
+        limits::OWNER_BYTES_MAX
+    )]
     CommonName,
     /// Nothing says what the holder may do.
     #[error("the client certificate has no organisational unit (OU), which names its role")]
@@ -96,14 +101,20 @@ pub(super) enum IdentityError {
 ///
 /// # Errors
 /// [`TlsError`] names the part that does not fit.
-pub(super) fn server_config(ca_pem: &[u8], cert_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
+pub(super) fn server_config(
+    ca_pem: &[u8],
+    cert_pem: &[u8],
+    key_pem: &[u8],
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca_pem, "CA certificate")? {
         roots.add(certificate).map_err(TlsError::Authority)?;
     }
     let chain = certificates(cert_pem, "server certificate")?;
-    let key =
-        PrivateKeyDer::from_pem_slice(key_pem).map_err(|source| TlsError::Pem { what: "server key", source })?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|source| TlsError::Pem {
+        what: "server key",
+        source,
+    })?;
     let crypto = Arc::new(provider::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto.clone())
         .build()
@@ -126,13 +137,20 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
     let certificates = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|source| TlsError::Pem { what, source })?;
-    if certificates.is_empty() { Err(TlsError::Empty { what }) } else { Ok(certificates) }
+    if certificates.is_empty() {
+        Err(TlsError::Empty { what })
+    } else {
+        Ok(certificates)
+    }
 }
 
 /// Who the peer is, from what quinn-proto knows after the handshake.
 pub(super) fn peer_of(identity: Option<Box<dyn Any>>) -> Result<Peer, IdentityError> {
-    let chain = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let leaf = chain.and_then(|chain| chain.into_iter().next()).ok_or(IdentityError::Missing)?;
+    let chain =
+        identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let leaf = chain
+        .and_then(|chain| chain.into_iter().next())
+        .ok_or(IdentityError::Missing)?;
     peer_of_certificate(&leaf)
 }
 
@@ -148,11 +166,16 @@ impl IdentityError {
 
 /// Who a verified certificate belongs to.
 fn peer_of_certificate(der: &[u8]) -> Result<Peer, IdentityError> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|_| IdentityError::Unreadable)?;
+    let (_, certificate) =
+        x509_parser::parse_x509_certificate(der).map_err(|_| IdentityError::Unreadable)?;
     let subject = certificate.subject();
     let names: Vec<_> = subject.iter_common_name().collect();
-    let [name] = names[..] else { return Err(IdentityError::CommonNames { count: names.len() }) };
-    let name = text(name).filter(|name| is_name(name)).ok_or(IdentityError::CommonName)?;
+    let [name] = names[..] else {
+        return Err(IdentityError::CommonNames { count: names.len() });
+    };
+    let name = text(name)
+        .filter(|name| is_name(name))
+        .ok_or(IdentityError::CommonName)?;
     let mut role = None;
     for unit in subject.iter_organizational_unit() {
         let unit = text(unit).ok_or(IdentityError::RoleText)?;
@@ -162,7 +185,10 @@ fn peer_of_certificate(der: &[u8]) -> Result<Peer, IdentityError> {
             return Err(IdentityError::Conflict { first, second });
         }
     }
-    Ok(Peer { name: name.to_owned(), role: role.ok_or(IdentityError::NoRole)? })
+    Ok(Peer {
+        name: name.to_owned(),
+        role: role.ok_or(IdentityError::NoRole)?,
+    })
 }
 
 fn text<'a>(attribute: &'a AttributeTypeAndValue<'a>) -> Option<&'a str> {
@@ -187,7 +213,11 @@ mod tests {
         for (kind, value) in attributes {
             params.distinguished_name.push(kind.clone(), *value);
         }
-        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+        params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .clone()
     }
 
     fn second_unit() -> DnType {
@@ -197,47 +227,127 @@ mod tests {
     #[test]
     fn a_certificate_is_somebody_with_one_name_and_one_role() {
         use DnType::{CommonName, OrganizationalUnitName as Unit};
-        let check = |attributes: &[(DnType, &str)], expected: Result<(&str, Role), IdentityError>| {
-            let expected = expected.map(|(name, role)| Peer { name: name.to_owned(), role });
-            assert_eq!(peer_of_certificate(&certificate(attributes)), expected, "{attributes:?}");
+        let check = |attributes: &[(DnType, &str)],
+                     expected: Result<(&str, Role), IdentityError>| {
+            let expected = expected.map(|(name, role)| Peer {
+                name: name.to_owned(),
+                role,
+            });
+            assert_eq!(
+                peer_of_certificate(&certificate(attributes)),
+                expected,
+                "{attributes:?}"
+            );
         };
-        check(&[(CommonName, "alice"), (Unit, "admin")], Ok(("alice", Role::Admin)));
-        check(&[(CommonName, "alice"), (Unit, "DeVeLoPeR")], Ok(("alice", Role::Developer)));
-        check(&[(CommonName, "alice"), (Unit, "viewer")], Ok(("alice", Role::Reader)));
-        check(&[(CommonName, "alice"), (Unit, "viewer"), (second_unit(), "READER")], Ok(("alice", Role::Reader)));
         check(
-            &[(CommonName, "alice"), (Unit, "reader"), (second_unit(), "admin")],
-            Err(IdentityError::Conflict { first: Role::Reader, second: Role::Admin }),
+            &[(CommonName, "alice"), (Unit, "admin")],
+            Ok(("alice", Role::Admin)),
+        );
+        check(
+            &[(CommonName, "alice"), (Unit, "DeVeLoPeR")],
+            Ok(("alice", Role::Developer)),
+        );
+        check(
+            &[(CommonName, "alice"), (Unit, "viewer")],
+            Ok(("alice", Role::Reader)),
+        );
+        check(
+            &[
+                (CommonName, "alice"),
+                (Unit, "viewer"),
+                (second_unit(), "READER"),
+            ],
+            Ok(("alice", Role::Reader)),
+        );
+        check(
+            &[
+                (CommonName, "alice"),
+                (Unit, "reader"),
+                (second_unit(), "admin"),
+            ],
+            Err(IdentityError::Conflict {
+                first: Role::Reader,
+                second: Role::Admin,
+            }),
         );
         check(&[(CommonName, "alice")], Err(IdentityError::NoRole));
-        check(&[(CommonName, "alice"), (Unit, "root")], Err(IdentityError::UnknownRole(RoleError("root".into()))));
-        check(&[(CommonName, "alice"), (Unit, "")], Err(IdentityError::UnknownRole(RoleError(String::new()))));
-        check(&[(Unit, "admin")], Err(IdentityError::CommonNames { count: 0 }));
         check(
-            &[(CommonName, "alice"), (DnType::CustomDnType(vec![2, 5, 4, 3]), "bob"), (Unit, "admin")],
+            &[(CommonName, "alice"), (Unit, "root")],
+            Err(IdentityError::UnknownRole(RoleError("root".into()))),
+        );
+        check(
+            &[(CommonName, "alice"), (Unit, "")],
+            Err(IdentityError::UnknownRole(RoleError(String::new()))),
+        );
+        check(
+            &[(Unit, "admin")],
+            Err(IdentityError::CommonNames { count: 0 }),
+        );
+        check(
+            &[
+                (CommonName, "alice"),
+                (DnType::CustomDnType(vec![2, 5, 4, 3]), "bob"),
+                (Unit, "admin"),
+            ],
             Err(IdentityError::CommonNames { count: 2 }),
         );
-        check(&[(CommonName, "a\nb"), (Unit, "admin")], Err(IdentityError::CommonName));
-        check(&[(CommonName, ""), (Unit, "admin")], Err(IdentityError::CommonName));
+        check(
+            &[(CommonName, "a\nb"), (Unit, "admin")],
+            Err(IdentityError::CommonName),
+        );
+        check(
+            &[(CommonName, ""), (Unit, "admin")],
+            Err(IdentityError::CommonName),
+        );
         let long = "x".repeat(limits::OWNER_BYTES_MAX + 1);
-        check(&[(CommonName, &long[1..]), (Unit, "admin")], Ok((&long[1..], Role::Admin)));
-        check(&[(CommonName, &long), (Unit, "admin")], Err(IdentityError::CommonName));
-        assert_eq!(peer_of_certificate(b"no der"), Err(IdentityError::Unreadable));
+        check(
+            &[(CommonName, &long[1..]), (Unit, "admin")],
+            Ok((&long[1..], Role::Admin)),
+        );
+        check(
+            &[(CommonName, &long), (Unit, "admin")],
+            Err(IdentityError::CommonName),
+        );
+        assert_eq!(
+            peer_of_certificate(b"no der"),
+            Err(IdentityError::Unreadable)
+        );
         assert_eq!(peer_of(None), Err(IdentityError::Missing));
     }
 
     #[test]
     fn broken_pem_is_named() {
-        let what = |ca: &[u8], cert: &[u8], key: &[u8]| server_config(ca, cert, key).unwrap_err().to_string();
-        assert_eq!(what(b"", b"", b""), "the CA certificate has no certificate in it");
+        let what = |ca: &[u8], cert: &[u8], key: &[u8]| {
+            server_config(ca, cert, key).unwrap_err().to_string()
+        };
+        assert_eq!(
+            what(b"", b"", b""),
+            "the CA certificate has no certificate in it"
+        );
         let mut params = CertificateParams::new(vec!["joblet".into()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, "joblet");
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
-        assert_eq!(what(pem.as_bytes(), b"", b""), "the server certificate has no certificate in it");
-        assert_eq!(what(pem.as_bytes(), pem.as_bytes(), b"x"), "read the server key");
+        assert_eq!(
+            what(pem.as_bytes(), b"", b""),
+            "the server certificate has no certificate in it"
+        );
+        assert_eq!(
+            what(pem.as_bytes(), pem.as_bytes(), b"x"),
+            "read the server key"
+        );
         let other = KeyPair::generate().unwrap().serialize_pem();
-        assert_eq!(what(pem.as_bytes(), pem.as_bytes(), other.as_bytes()), "use the server certificate and its key");
-        assert!(server_config(pem.as_bytes(), pem.as_bytes(), key.serialize_pem().as_bytes()).is_ok());
+        assert_eq!(
+            what(pem.as_bytes(), pem.as_bytes(), other.as_bytes()),
+            "use the server certificate and its key"
+        );
+        assert!(
+            server_config(
+                pem.as_bytes(),
+                pem.as_bytes(),
+                key.serialize_pem().as_bytes()
+            )
+            .is_ok()
+        );
     }
 }

@@ -1,71 +1,33 @@
-//! The runtime: the only room that names monoio.
+//! The runtime of a shard: one pinned thread, one io_uring, nothing `Send`. The only room that names monoio.
+//!
+//! - [`run`], [`spawn`], [`yield_io`]: the thread itself.
+//! - [`now`], [`wall_ns`], [`sleep`], [`sleep_until`], [`timeout`]: time.
+//! - [`Ready`], [`File`], [`Ring`], [`Gate`], [`blocking`]: the kernel, never waiting for it on this thread.
+//! - [`mail`]: messages between threads. [`Event`], [`Notify`], [`Watch`], [`oneshot`], [`or`]: within one.
+//!
+//! Rules that hold here so that nobody else has to know them: a future of an operation that carries bytes is
+//! never dropped half-way by us (the kernel's answer would be lost), readiness and time may be; the runtime
+//! is never torn down in a living process; timers are whole milliseconds, rounded up.
 
-use std::{future::Future, io, os::fd::OwnedFd, time::Instant};
+mod clock;
+mod file;
+mod gate;
+mod local;
+pub mod mail;
+mod pool;
+mod ready;
+mod ring;
+mod runtime;
+mod select;
+#[cfg(test)]
+pub(crate) mod testing;
 
-/// Starts a task on this thread. It runs until it ends.
-pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
-    drop(monoio::spawn(future));
-}
-
-/// What time it is.
-#[expect(clippy::disallowed_methods, reason = "this is the shard's clock")]
-#[must_use]
-pub fn now() -> Instant {
-    Instant::now()
-}
-
-/// Returns at `at`, up to two milliseconds late.
-pub async fn sleep_until(at: Instant) {
-    monoio::time::sleep_until(monoio::time::Instant::from_std(at)).await;
-}
-
-/// Readiness of any descriptor that can be polled.
-pub struct Ready(monoio::net::udp::UdpSocket);
-
-impl std::fmt::Debug for Ready {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Ready")
-    }
-}
-
-impl Ready {
-    /// Takes the descriptor, and closes it at the end.
-    ///
-    /// # Errors
-    /// When the runtime does not accept it.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        monoio::net::udp::UdpSocket::from_std(std::net::UdpSocket::from(fd)).map(Self)
-    }
-
-    /// Waits until reading would not block.
-    ///
-    /// # Errors
-    /// Of the poll itself.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.0.readable(false).await
-    }
-
-    /// Waits until writing would not block.
-    ///
-    /// # Errors
-    /// Of the poll itself.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.0.writable(false).await
-    }
-}
-
-/// Runs a shard on this thread.
-///
-/// # Panics
-/// When the kernel gives no ring.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let mut ring = io_uring06::IoUring::builder();
-    ring.setup_single_issuer().setup_coop_taskrun();
-    monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .uring_builder(ring)
-        .with_entries(4096)
-        .enable_timer()
-        .build()
-        .expect("a ring")
-        .block_on(future)
-}
+pub use clock::{Elapsed, mono_ns, now, sleep, sleep_until, timeout, wall_ns};
+pub use file::{File, OpenHow};
+pub use gate::{Gate, Pass};
+pub use local::{Event, Listener, Notify, OneshotReceiver, OneshotSender, Watch, oneshot};
+pub use pool::{BlockingError, blocking};
+pub use ready::Ready;
+pub use ring::Ring;
+pub use runtime::{Options, Panicked, RunError, Task, ring, run, spawn, yield_io};
+pub use select::{Either, or};

@@ -1,14 +1,32 @@
 //! What a front may ask of its shard. Requests for jobs of other shards go through the mailbox.
 
-use std::time::{Duration, Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
-use bytes::Bytes;
+use hdrhistogram::Histogram;
 
-use crate::job::{Chunk, JobId, JobView, LogQuery, NodeView, Peer, Refusal, Spec, State, StopSignal, TreeEntry};
+use super::{
+    driver::Shard,
+    effect::{Event, NewJob},
+    output::Output,
+    tree::Tree,
+    upload::UploadSink,
+};
+use crate::{
+    job::{
+        JobId, JobView, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex, Spec, State, StopSignal,
+        WorkKind,
+    },
+    limits,
+};
 
 /// The door of one shard, for code on the same thread. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Handle(());
+pub struct Handle {
+    shard: Rc<Shard>,
+}
 
 /// Configured values that the front needs to complete a request.
 #[derive(Debug, Clone, Copy)]
@@ -22,111 +40,280 @@ pub struct Settings {
 }
 
 impl Handle {
+    pub(crate) const fn new(shard: Rc<Shard>) -> Self {
+        Self { shard }
+    }
+
+    pub(super) const fn shard(&self) -> &Rc<Shard> {
+        &self.shard
+    }
+
+    /// The number of this shard, from 0.
+    #[must_use]
+    pub fn shard_index(&self) -> ShardIndex {
+        self.shard.index
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shard_count(&self) -> usize {
+        self.shard.shards
+    }
+
     /// Configured values.
+    #[must_use]
     pub fn settings(&self) -> Settings {
-        unimplemented!()
+        self.shard.settings()
     }
-    /// Makes a job of `owner`. Returns once the job exists; with uploads, once it can take them.
-    /// `arrived` is when the request came in, for `start_micros`.
-    pub async fn submit(&self, _owner: &Peer, _spec: Spec, _arrived: Instant) -> Result<Submission, Refusal> {
-        unimplemented!()
+
+    /// Makes a job of `owner`. Without uploads it is accepted with this call; with uploads it waits for
+    /// [`Submission::accept`]. `arrived` is when the request came in, for `start_micros`.
+    ///
+    /// # Errors
+    /// `Busy` when no more jobs fit or the daemon goes down.
+    pub async fn submit(&self, owner: &Peer, spec: Spec, arrived: Instant) -> Result<Submission, Refusal> {
+        let target = self.shard.place();
+        let id = JobId::random_owned_by(target, self.shard.shards);
+        let has_uploads = spec.uploads.is_some();
+        let work = if spec.work_bytes <= self.settings().work_memory_bytes { WorkKind::Memory } else { WorkKind::Disk };
+        let arrived_mono_ns = self.shard.mono_ns_of(arrived);
+        let new = NewJob { id, owner: owner.name.clone(), spec, work, arrived_mono_ns };
+        let submit = move |shard: Rc<Shard>| -> Result<_, Refusal> {
+            let upload = has_uploads.then(|| shard.open_upload(id)).transpose()?;
+            if let Err(refusal) = shard.submit(new) {
+                shard.forget_upload(id);
+                return Err(refusal);
+            }
+            if !has_uploads {
+                shard.feed(Event::Accept(id));
+            }
+            Ok(upload)
+        };
+        let upload = self.shard.on(target, |shard| Box::pin(async move { submit(shard) })).await??;
+        let upload = upload.map(UploadSink::new).transpose()?;
+        Ok(Submission { shard: Rc::clone(&self.shard), id, upload, is_open: has_uploads })
     }
-    /// The job whose id starts with `prefix`; not found or ambiguous (the hint lists candidates) otherwise.
-    pub async fn resolve(&self, _prefix: &str) -> Result<JobId, Refusal> {
-        unimplemented!()
+
+    /// The job whose id starts with `prefix`.
+    ///
+    /// # Errors
+    /// Not found, ambiguous (the hint lists candidates), or no prefix of an id at all.
+    pub async fn resolve(&self, prefix: &str) -> Result<JobId, Refusal> {
+        let prefix = JobId::check_prefix(prefix)
+            .map_err(|error| Refusal::new(RefusalCode::Invalid, error.to_string()).hint("`rnx job list` shows ids"))?;
+        let mut found = Vec::new();
+        for shard in self.shards_for(&prefix) {
+            let prefix = prefix.clone();
+            found.extend(self.shard.on(shard, |shard| Box::pin(async move { shard.find(&prefix, CANDIDATES) })).await?);
+        }
+        match found.as_slice() {
+            [] => Err(unknown(&prefix)),
+            [id] => Ok(*id),
+            several => {
+                let list: Vec<String> = several.iter().take(CANDIDATES).map(ToString::to_string).collect();
+                Err(Refusal::new(RefusalCode::Conflict, format!("job id {prefix} is ambiguous"))
+                    .hint(format!("it begins {}", list.join(", "))))
+            }
+        }
     }
+
+    /// A whole id names its owner; a prefix may be anywhere.
+    fn shards_for(&self, prefix: &str) -> std::ops::Range<ShardIndex> {
+        match JobId::parse(prefix) {
+            Some(id) => {
+                let owner = id.owner(self.shard.shards);
+                owner..owner + 1
+            }
+            None => 0..self.shard.shards,
+        }
+    }
+
+    async fn at_owner<R: Send + 'static>(
+        &self,
+        id: JobId,
+        work: impl FnOnce(Rc<Shard>) -> super::remote::Local<R> + Send + 'static,
+    ) -> Result<R, Refusal> {
+        self.shard.on(id.owner(self.shard.shards), work).await
+    }
+
     /// One job as it is now.
-    pub async fn view(&self, _id: JobId) -> Result<JobView, Refusal> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn view(&self, id: JobId) -> Result<JobView, Refusal> {
+        self.at_owner(id, move |shard| Box::pin(async move { shard.view(id) }))
+            .await?
+            .ok_or_else(|| unknown(&id.to_string()))
     }
-    /// Jobs of all shards, newest first, at most `limit`.
-    pub async fn list(&self, _state: Option<State>, _limit: usize) -> Vec<JobView> {
-        unimplemented!()
+
+    /// Jobs of all shards, newest first, at most `limit`. A shard that does not keep up is waited for.
+    pub async fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
+        let mut jobs = Vec::new();
+        for shard in 0..self.shard.shards {
+            let some = self.shard.on(shard, move |shard| Box::pin(async move { shard.list(state, limit) })).await;
+            jobs.extend(some.unwrap_or_default());
+        }
+        jobs.sort_by_key(|job| std::cmp::Reverse(created_ns(job)));
+        jobs.truncate(limit);
+        jobs
     }
+
     /// Asks a job to stop. Asking twice, or after it has ended, is not an error.
-    pub async fn stop(&self, _id: JobId, _by: &str, _signal: StopSignal) -> Result<JobView, Refusal> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn stop(&self, id: JobId, by: &str, signal: StopSignal) -> Result<JobView, Refusal> {
+        let by = by.to_owned();
+        self.at_owner(id, move |shard| {
+            Box::pin(async move {
+                shard.feed(Event::Stop { id, by, signal });
+                shard.view(id)
+            })
+        })
+        .await?
+        .ok_or_else(|| unknown(&id.to_string()))
     }
+
     /// Waits until the job has ended.
-    pub async fn ended(&self, _id: JobId) -> Result<JobView, Refusal> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Not found; `Busy` when the daemon goes down first.
+    pub async fn ended(&self, id: JobId) -> Result<JobView, Refusal> {
+        self.at_owner(id, move |shard| Box::pin(async move { shard.ended(id).await })).await?
     }
+
     /// The output of a job: history and live as one.
-    pub async fn follow(&self, _id: JobId, _query: LogQuery) -> Result<Output, Refusal> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Not found; a log that cannot be read.
+    pub async fn follow(&self, id: JobId, query: LogQuery) -> Result<Output, Refusal> {
+        Output::open(&self.shard, id, query).await
     }
+
     /// A file or tree below a job's `/work`. `path` is relative.
-    pub async fn copy_out(&self, _id: JobId, _path: &[u8]) -> Result<Tree, Refusal> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// Not found; a job whose `/work` is gone.
+    pub async fn copy_out(&self, id: JobId, path: &[u8]) -> Result<Tree, Refusal> {
+        let root = self
+            .at_owner(id, move |shard| Box::pin(async move { shard.open_work(id).await }))
+            .await??;
+        Tree::open(root, path.to_vec()).await
     }
+
     /// What this daemon is.
     pub async fn node(&self) -> NodeView {
-        unimplemented!()
+        let mut starts = self.shard.starts();
+        let mut jobs_live = 0;
+        for shard in 0..self.shard.shards {
+            let answer = self.shard.on(shard, |shard| Box::pin(async move { (shard.live(), shard.starts()) })).await;
+            let Ok((live, histogram)) = answer else { continue };
+            jobs_live += live as u64;
+            if shard != self.shard.index {
+                let _ = starts.add(&histogram);
+            }
+        }
+        self.shard.node(jobs_live, summary(&starts))
     }
 }
 
-/// A job that has been made. Dropping it before [`Submission::accept`] discards the job.
+const CANDIDATES: usize = 5;
+
+fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
+    (starts.value_at_quantile(0.5), starts.value_at_quantile(0.99), starts.len())
+}
+
+pub(super) fn created_ns(job: &JobView) -> i64 {
+    job.transitions.first().map_or(0, |first| first.wall_ns)
+}
+
+pub(super) fn unknown(what: &str) -> Refusal {
+    Refusal::new(RefusalCode::NotFound, format!("job {what} not found")).hint("`rnx job list` shows the jobs there are")
+}
+
+/// A job that has been made. Dropping it before [`Submission::accept`] discards a job with uploads.
 #[derive(Debug)]
-pub struct Submission(());
+pub struct Submission {
+    shard: Rc<Shard>,
+    id: JobId,
+    upload: Option<UploadSink>,
+    is_open: bool,
+}
 
 impl Submission {
     /// Its id.
-    pub fn id(&self) -> JobId {
-        unimplemented!()
+    #[must_use]
+    pub const fn id(&self) -> JobId {
+        self.id
     }
+
     /// Where its uploads go, when its spec announced any.
-    pub fn upload(&mut self) -> Option<&mut UploadSink> {
-        unimplemented!()
+    pub const fn upload(&mut self) -> Option<&mut UploadSink> {
+        self.upload.as_mut()
     }
+
     /// The client has given everything: the job is accepted and will run. With uploads this waits until
-    /// they are written and fails if they could not be.
-    pub async fn accept(self) -> Result<JobId, Refusal> {
-        unimplemented!()
+    /// they are written.
+    ///
+    /// # Errors
+    /// The uploads could not be written, or the sandbox could not be made; the job is then discarded.
+    pub async fn accept(mut self) -> Result<JobId, Refusal> {
+        let id = self.id;
+        if let Some(sink) = self.upload.take() {
+            if let Err(refusal) = sink.finish().await {
+                return Err(self.why_it_failed().await.unwrap_or(refusal));
+            }
+            self.is_open = false;
+            let owner = id.owner(self.shard.shards);
+            let accept = move |shard: Rc<Shard>| {
+                shard.feed(Event::Accept(id));
+                shard.view(id)
+            };
+            let view = self.shard.on(owner, move |shard| Box::pin(async move { accept(shard) })).await?;
+            if let Some(refusal) = view.as_ref().and_then(start_failure) {
+                return Err(refusal);
+            }
+        }
+        Ok(id)
+    }
+
+    /// When writing fails because the sandbox failed, that is what the user must hear.
+    async fn why_it_failed(&self) -> Option<Refusal> {
+        end_soon(&self.shard, self.id).await.as_ref().and_then(start_failure)
     }
 }
 
-/// Takes a tree entry by entry; a file's bytes follow its entry. Holds no more than one socket buffer.
-#[derive(Debug)]
-pub struct UploadSink(());
+/// The job's end, if it comes soon.
+async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
+    let owner = id.owner(shard.shards);
+    let ended = shard.on(owner, move |shard| Box::pin(async move { shard.ended(id).await }));
+    crate::rt::timeout(limits::START_FAILURE_WAIT, ended).await.ok()?.ok()?.ok()
+}
 
-impl UploadSink {
-    /// The next entry. The last file must be complete.
-    pub async fn entry(&mut self, _entry: &TreeEntry) -> Result<(), Refusal> {
-        unimplemented!()
-    }
-    /// Some bytes of the last file.
-    pub async fn data(&mut self, _bytes: Bytes) -> Result<(), Refusal> {
-        unimplemented!()
+fn start_failure(view: &JobView) -> Option<Refusal> {
+    match &view.outcome.as_ref()?.reason {
+        Reason::StartFailed { step, errno } => {
+            let error = std::io::Error::from_raw_os_error(*errno);
+            Some(Refusal::new(RefusalCode::Failed, format!("job {} could not be started: {step}: {error}", view.id)))
+        }
+        Reason::Exited
+        | Reason::Signaled
+        | Reason::Timeout
+        | Reason::Stopped { .. }
+        | Reason::Canceled
+        | Reason::LogLimit
+        | Reason::CommandNotFound
+        | Reason::CommandNotExecutable { .. }
+        | Reason::HostLost
+        | Reason::DaemonDown => None,
     }
 }
 
-/// A cursor over a job's output.
-#[derive(Debug)]
-pub struct Output(());
-
-impl Output {
-    /// The next piece, in the order of capture; `None` when all that was asked for has been given.
-    pub async fn next(&mut self) -> Result<Option<Chunk>, Refusal> {
-        unimplemented!()
-    }
-}
-
-/// A tree that is read out of a job's `/work`.
-#[derive(Debug)]
-pub struct Tree(());
-
-/// A piece of a tree.
-#[derive(Debug)]
-pub enum TreeItem {
-    /// The next entry.
-    Entry(TreeEntry),
-    /// Some bytes of the last file.
-    Data(Bytes),
-}
-
-impl Tree {
-    /// The next piece; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<TreeItem>, Refusal> {
-        unimplemented!()
+impl Drop for Submission {
+    fn drop(&mut self) {
+        if self.is_open {
+            let (id, owner) = (self.id, self.id.owner(self.shard.shards));
+            self.shard.post_or_run(owner, move |shard| shard.feed(Event::Abandon(id)));
+        }
     }
 }

@@ -1,5 +1,39 @@
-//! Shards: each owns its jobs.
+//! Shards: each is one thread on one core and owns its jobs outright.
+//!
+//! ```text
+//!   handle, output, upload, tree     what a front may ask, on any shard
+//!        │            remote         calls to the shard that owns the job
+//!        ▼
+//!   driver ──events──► reactor ──effects──► driver
+//!        │             core, conclude       (pure)
+//!        ├─ launch     from a spec to a recipe in the spawner's hands
+//!        ├─ desk       crews of helper processes and ready namespaces
+//!        ├─ retire     output brought home, everything given back
+//!        └─ timers, journal
+//!   topology           how shards come up and go down together
+//! ```
+//! It knows no wire type and no front by name.
 
+mod body;
+mod conclude;
+pub mod core;
+mod desk;
+mod driver;
+pub mod effect;
+mod front_door;
 mod handle;
+mod journal;
+mod launch;
+mod output;
+pub mod reactor;
+mod remote;
+mod retire;
+mod timers;
+pub mod topology;
+mod tree;
+mod upload;
 
-pub use handle::{Handle, Output, Settings, Submission, Tree, TreeItem, UploadSink};
+pub use handle::{Handle, Settings, Submission};
+pub use output::Output;
+pub use tree::{Tree, TreeItem};
+pub use upload::UploadSink;

@@ -25,8 +25,12 @@ pub const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> Instruction {
 /// # Source
 /// socket(7), "SO_ATTACH_REUSEPORT_CBPF".
 pub fn attach(socket: BorrowedFd<'_>, program: &mut [Instruction]) -> io::Result<()> {
-    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let filter = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    let len =
+        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let filter = libc::sock_fprog {
+        len,
+        filter: program.as_mut_ptr(),
+    };
     let size = libc::socklen_t::try_from(size_of_val(&filter)).expect("a small struct");
     // SAFETY: the option's value is a `sock_fprog` of exactly `size` bytes that lives across the call, and it
     // points to `len` instructions that live as long; the kernel copies both.
@@ -39,5 +43,9 @@ pub fn attach(socket: BorrowedFd<'_>, program: &mut [Instruction]) -> io::Result
             size,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

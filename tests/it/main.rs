@@ -1,1 +1,36 @@
-//! it.
+//! Integration tests: what the product promises, looked at from outside and from inside a job.
+//!
+//! One binary, so that one link serves all. Every test that needs the kernel starts (or shares) a private
+//! daemon in a directory of its own and leaves nothing behind; see `harness`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stderr,
+    reason = "tests run beside the product: they may block, panic, start processes and print"
+)]
+
+/// Who may do what: certificates, roles, owners.
+mod auth;
+/// What is left when a helper or the daemon is killed: nothing.
+mod crash;
+/// Private daemons, the client, and waiting without sleeping.
+mod harness;
+/// Peers that lie, stall and vanish.
+mod hostile;
+/// One file per promise, looked at from inside a job.
+mod isolation;
+/// Output: every byte, in order, once.
+mod log;
+/// Running a command: arguments, environment, streams, exit codes.
+mod run;
+/// Many jobs at once, and what they cost.
+mod scale;
+/// `joblet init`, `cert issue`, `down`, and what they refuse.
+mod setup;
+/// Ending a job from outside.
+mod stop;
+/// Which room may name which, and what no file may say.
+mod tidy;
+/// Files into and out of `/work`.
+mod upload;

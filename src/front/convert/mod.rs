@@ -9,9 +9,9 @@ mod view;
 
 pub(super) use spec::{Bulk, spec};
 pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message};
-pub(super) use view::{environment, job, node, spec_bytes};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
+pub(super) use view::{environment, job, node, spec_bytes};
 
 use crate::job::{LogQuery, Refusal, RefusalCode, State, StopSignal, Streams};
 
@@ -34,7 +34,8 @@ pub(super) fn job_ref(text: &str) -> Result<&str, Refusal> {
     if text.len() <= JOB_REF_BYTES_MAX {
         return Ok(text);
     }
-    Err(invalid(format!("job id of {} characters", text.len())).hint("an id has 36 characters; the first few are enough"))
+    Err(invalid(format!("job id of {} characters", text.len()))
+        .hint("an id has 36 characters; the first few are enough"))
 }
 
 pub(super) fn log_query(log: &proto_rkyv::Log) -> LogQuery {
@@ -75,7 +76,11 @@ pub(super) const fn state(state: proto_rkyv::State) -> State {
 
 /// A refusal as a reply. Texts are cut where they would not fit a control frame.
 pub(super) fn refusal(refusal: Refusal) -> proto_rkyv::Reply {
-    let Refusal { code, mut message, mut hint } = refusal;
+    let Refusal {
+        code,
+        mut message,
+        mut hint,
+    } = refusal;
     cut(&mut message, MESSAGE_BYTES_MAX);
     if let Some(hint) = &mut hint {
         cut(hint, HINT_BYTES_MAX);
@@ -90,7 +95,11 @@ pub(super) fn refusal(refusal: Refusal) -> proto_rkyv::Reply {
         RefusalCode::Busy => proto_rkyv::RefusalCode::Busy,
         RefusalCode::Failed => proto_rkyv::RefusalCode::Failed,
     };
-    proto_rkyv::Reply::Refused(proto_rkyv::Refusal { code, message, hint })
+    proto_rkyv::Reply::Refused(proto_rkyv::Refusal {
+        code,
+        message,
+        hint,
+    })
 }
 
 /// Shortens text to at most `bytes_max`, at a character's boundary, and says so with an ellipsis.
@@ -110,18 +119,28 @@ mod tests {
     fn a_refusal_always_fits_a_control_frame() {
         let long = "ü".repeat(1 << 20);
         let reply = refusal(invalid(long.clone()).hint(long));
-        let proto_rkyv::Reply::Refused(sent) = &reply else { panic!("{reply:?}") };
+        let proto_rkyv::Reply::Refused(sent) = &reply else {
+            panic!("{reply:?}")
+        };
         assert!(sent.message.len() <= MESSAGE_BYTES_MAX && sent.message.ends_with('…'));
         assert!(proto_rkyv::encode(&reply).is_ok());
         let short = refusal(invalid("volume x not found"));
-        let proto_rkyv::Reply::Refused(sent) = short else { panic!("a refusal") };
-        assert_eq!((sent.message.as_str(), sent.hint), ("volume x not found", None));
+        let proto_rkyv::Reply::Refused(sent) = short else {
+            panic!("a refusal")
+        };
+        assert_eq!(
+            (sent.message.as_str(), sent.hint),
+            ("volume x not found", None)
+        );
     }
 
     #[test]
     fn job_references_are_bounded() {
         assert_eq!(job_ref("0123"), Ok("0123"));
         assert!(job_ref(&"0".repeat(JOB_REF_BYTES_MAX)).is_ok());
-        assert_eq!(job_ref(&"0".repeat(60_000)).unwrap_err().message, "job id of 60000 characters");
+        assert_eq!(
+            job_ref(&"0".repeat(60_000)).unwrap_err().message,
+            "job id of 60000 characters"
+        );
     }
 }

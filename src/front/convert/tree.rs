@@ -38,7 +38,11 @@ pub(in crate::front) struct Uploads {
 impl Uploads {
     /// An upload of files with `announced` bytes together.
     pub(in crate::front) const fn new(announced: u64) -> Self {
-        Self { announced_left: announced, entries: 0, file_left: 0 }
+        Self {
+            announced_left: announced,
+            entries: 0,
+            file_left: 0,
+        }
     }
 
     /// What to do with the next piece.
@@ -48,22 +52,32 @@ impl Uploads {
     pub(in crate::front) fn step(&mut self, piece: Piece) -> Result<UploadStep, Refusal> {
         match piece {
             Piece::Control(archive) => {
-                let upload = Upload::decode(&archive).map_err(|error| invalid(format!("upload: {error}")))?;
+                let upload = Upload::decode(&archive)
+                    .map_err(|error| invalid(format!("upload: {error}")))?;
                 if self.file_left > 0 {
-                    return Err(invalid(format!("upload: {} bytes of the last file are missing", self.file_left)));
+                    return Err(invalid(format!(
+                        "upload: {} bytes of the last file are missing",
+                        self.file_left
+                    )));
                 }
                 match entry(upload)? {
                     Some(entry) => self.begin(entry),
                     None => Ok(UploadStep::End),
                 }
             }
-            Piece::Begin(header) if header.kind == Kind::File && u64::from(header.len) <= self.file_left => {
+            Piece::Begin(header)
+                if header.kind == Kind::File && u64::from(header.len) <= self.file_left =>
+            {
                 Ok(UploadStep::Header)
             }
-            Piece::Begin(header) if header.kind == Kind::File => {
-                Err(invalid(format!("upload: {} bytes for a file that lacks {}", header.len, self.file_left)))
-            }
-            Piece::Begin(header) => Err(invalid(format!("upload: unexpected {:?} frame", header.kind))),
+            Piece::Begin(header) if header.kind == Kind::File => Err(invalid(format!(
+                "upload: {} bytes for a file that lacks {}",
+                header.len, self.file_left
+            ))),
+            Piece::Begin(header) => Err(invalid(format!(
+                "upload: unexpected {:?} frame",
+                header.kind
+            ))),
             Piece::Data { bytes, .. } => {
                 // The header was checked, so this cannot go below zero.
                 self.file_left = self.file_left.saturating_sub(bytes.len() as u64);
@@ -92,12 +106,22 @@ impl Uploads {
 /// An entry as it was sent, checked; `None` at the end.
 fn entry(upload: Upload) -> Result<Option<TreeEntry>, Refusal> {
     Ok(Some(match upload {
-        Upload::Dir { path, mode } => TreeEntry::Dir { path: upload_path(path)?, mode: mode & MODE_MASK },
-        Upload::File { path, mode, bytes } => TreeEntry::File { path: upload_path(path)?, mode: mode & MODE_MASK, bytes },
+        Upload::Dir { path, mode } => TreeEntry::Dir {
+            path: upload_path(path)?,
+            mode: mode & MODE_MASK,
+        },
+        Upload::File { path, mode, bytes } => TreeEntry::File {
+            path: upload_path(path)?,
+            mode: mode & MODE_MASK,
+            bytes,
+        },
         Upload::Symlink { path, target } => {
             let path = upload_path(path)?;
             if target.is_empty() {
-                return Err(invalid(format!("upload: symbolic link {} points nowhere", shown(&path))));
+                return Err(invalid(format!(
+                    "upload: symbolic link {} points nowhere",
+                    shown(&path)
+                )));
             }
             check_components(&target, "target of a symbolic link")?;
             TreeEntry::Symlink { path, target }
@@ -138,12 +162,21 @@ pub(in crate::front) fn copy_path(path: &[u8]) -> Result<&[u8], Refusal> {
 fn check_below_work(path: &[u8], what: &str) -> Result<(), Refusal> {
     check_components(path, what)?;
     if path.starts_with(b"/") {
-        return Err(invalid(format!("{what} {} is absolute", shown(path))).hint("name it relative to /work"));
+        return Err(invalid(format!("{what} {} is absolute", shown(path)))
+            .hint("name it relative to /work"));
     }
     for component in path.split(|byte| *byte == b'/') {
         match component {
-            b".." => return Err(invalid(format!("{what} {} leads out of /work", shown(path))).hint("leave '..' out")),
-            b"" | b"." => return Err(invalid(format!("{what} {} has empty parts", shown(path))).hint("leave '.' and double slashes out")),
+            b".." => {
+                return Err(
+                    invalid(format!("{what} {} leads out of /work", shown(path)))
+                        .hint("leave '..' out"),
+                );
+            }
+            b"" | b"." => {
+                return Err(invalid(format!("{what} {} has empty parts", shown(path)))
+                    .hint("leave '.' and double slashes out"));
+            }
             _ => {}
         }
     }
@@ -156,17 +189,33 @@ pub(super) fn check_components(path: &[u8], what: &str) -> Result<(), Refusal> {
         return Err(invalid(format!("{what} has a NUL byte")));
     }
     if path.len() > limits::PATH_BYTES_MAX {
-        return Err(too_large(format!("{what} has {} bytes, at most {} are possible", path.len(), limits::PATH_BYTES_MAX)));
+        return Err(too_large(format!(
+            "{what} has {} bytes, at most {} are possible",
+            path.len(),
+            limits::PATH_BYTES_MAX
+        )));
     }
-    if let Some(long) = path.split(|byte| *byte == b'/').find(|part| part.len() > limits::PATH_COMPONENT_BYTES_MAX) {
+    if let Some(long) = path
+        .split(|byte| *byte == b'/')
+        .find(|part| part.len() > limits::PATH_COMPONENT_BYTES_MAX)
+    {
         let max = limits::PATH_COMPONENT_BYTES_MAX;
-        return Err(too_large(format!("{what} has a part of {} bytes, at most {max} are possible", long.len())));
+        return Err(too_large(format!(
+            "{what} has a part of {} bytes, at most {max} are possible",
+            long.len()
+        )));
     }
     Ok(())
 }
 
 fn shown(path: &[u8]) -> String {
-    format!("{:?}", String::from_utf8_lossy(path).chars().take(256).collect::<String>())
+    format!(
+        "{:?}",
+        String::from_utf8_lossy(path)
+            .chars()
+            .take(256)
+            .collect::<String>()
+    )
 }
 
 #[cfg(test)]
@@ -181,7 +230,11 @@ mod tests {
     }
 
     fn file(path: &[u8], bytes: u64) -> Upload {
-        Upload::File { path: path.to_vec(), mode: 0o644, bytes }
+        Upload::File {
+            path: path.to_vec(),
+            mode: 0o644,
+            bytes,
+        }
     }
 
     fn begin(len: u32) -> Piece {
@@ -189,25 +242,59 @@ mod tests {
     }
 
     fn data(bytes: &'static [u8]) -> Piece {
-        Piece::Data { bytes: Bytes::from_static(bytes), left: 0 }
+        Piece::Data {
+            bytes: Bytes::from_static(bytes),
+            left: 0,
+        }
     }
 
     #[test]
     fn an_upload_in_order_becomes_entries_and_data() {
         let mut uploads = Uploads::new(5);
-        let dir = Upload::Dir { path: b"a".to_vec(), mode: 0o4755 };
-        let expected = TreeEntry::Dir { path: b"a".to_vec(), mode: 0o755 };
+        let dir = Upload::Dir {
+            path: b"a".to_vec(),
+            mode: 0o4755,
+        };
+        let expected = TreeEntry::Dir {
+            path: b"a".to_vec(),
+            mode: 0o755,
+        };
         assert_eq!(uploads.step(control(&dir)), Ok(UploadStep::Entry(expected)));
-        let expected = TreeEntry::File { path: b"a/b".to_vec(), mode: 0o644, bytes: 5 };
-        assert_eq!(uploads.step(control(&file(b"a/b", 5))), Ok(UploadStep::Entry(expected)));
+        let expected = TreeEntry::File {
+            path: b"a/b".to_vec(),
+            mode: 0o644,
+            bytes: 5,
+        };
+        assert_eq!(
+            uploads.step(control(&file(b"a/b", 5))),
+            Ok(UploadStep::Entry(expected))
+        );
         assert_eq!(uploads.step(begin(3)), Ok(UploadStep::Header));
-        assert_eq!(uploads.step(data(b"abc")), Ok(UploadStep::Data(Bytes::from_static(b"abc"))));
+        assert_eq!(
+            uploads.step(data(b"abc")),
+            Ok(UploadStep::Data(Bytes::from_static(b"abc")))
+        );
         assert_eq!(uploads.step(begin(2)), Ok(UploadStep::Header));
-        assert_eq!(uploads.step(data(b"de")), Ok(UploadStep::Data(Bytes::from_static(b"de"))));
-        let link = Upload::Symlink { path: b"l".to_vec(), target: b"/etc/../x".to_vec() };
-        let expected = TreeEntry::Symlink { path: b"l".to_vec(), target: b"/etc/../x".to_vec() };
-        assert_eq!(uploads.step(control(&link)), Ok(UploadStep::Entry(expected)));
-        assert_eq!(uploads.step(control(&file(b"empty", 0))).map(|_| ()), Ok(()));
+        assert_eq!(
+            uploads.step(data(b"de")),
+            Ok(UploadStep::Data(Bytes::from_static(b"de")))
+        );
+        let link = Upload::Symlink {
+            path: b"l".to_vec(),
+            target: b"/etc/../x".to_vec(),
+        };
+        let expected = TreeEntry::Symlink {
+            path: b"l".to_vec(),
+            target: b"/etc/../x".to_vec(),
+        };
+        assert_eq!(
+            uploads.step(control(&link)),
+            Ok(UploadStep::Entry(expected))
+        );
+        assert_eq!(
+            uploads.step(control(&file(b"empty", 0))).map(|_| ()),
+            Ok(())
+        );
         assert_eq!(uploads.step(control(&Upload::End)), Ok(UploadStep::End));
     }
 
@@ -216,16 +303,42 @@ mod tests {
         let check = |announced, pieces: &[Piece], expected: &str| {
             let mut uploads = Uploads::new(announced);
             let (last, before) = pieces.split_last().unwrap();
-            before.iter().for_each(|piece| assert!(uploads.step(piece.clone()).is_ok(), "{piece:?}"));
+            before
+                .iter()
+                .for_each(|piece| assert!(uploads.step(piece.clone()).is_ok(), "{piece:?}"));
             assert_eq!(uploads.step(last.clone()).unwrap_err().message, expected);
         };
         check(9, &[begin(1)], "upload: 1 bytes for a file that lacks 0");
-        check(9, &[control(&file(b"a", 2)), begin(3)], "upload: 3 bytes for a file that lacks 2");
-        check(9, &[control(&file(b"a", 2)), control(&Upload::End)], "upload: 2 bytes of the last file are missing");
-        check(9, &[control(&file(b"a", 10))], "upload: files are larger than was announced");
-        check(9, &[control(&file(b"a", u64::MAX))], "upload: files are larger than was announced");
-        check(9, &[Piece::Begin(Header::new(Kind::Argv, 1))], "upload: unexpected Argv frame");
-        check(9, &[Piece::Control(Bytes::from_static(b"junk"))], "upload: malformed control message");
+        check(
+            9,
+            &[control(&file(b"a", 2)), begin(3)],
+            "upload: 3 bytes for a file that lacks 2",
+        );
+        check(
+            9,
+            &[control(&file(b"a", 2)), control(&Upload::End)],
+            "upload: 2 bytes of the last file are missing",
+        );
+        check(
+            9,
+            &[control(&file(b"a", 10))],
+            "upload: files are larger than was announced",
+        );
+        check(
+            9,
+            &[control(&file(b"a", u64::MAX))],
+            "upload: files are larger than was announced",
+        );
+        check(
+            9,
+            &[Piece::Begin(Header::new(Kind::Argv, 1))],
+            "upload: unexpected Argv frame",
+        );
+        check(
+            9,
+            &[Piece::Control(Bytes::from_static(b"junk"))],
+            "upload: malformed control message",
+        );
     }
 
     #[test]
@@ -235,22 +348,42 @@ mod tests {
             assert_eq!(refusal.message, expected);
         };
         check(b"", "upload destination is empty");
-        check(b"/etc/passwd", "upload destination \"/etc/passwd\" is absolute");
+        check(
+            b"/etc/passwd",
+            "upload destination \"/etc/passwd\" is absolute",
+        );
         check(b"..", "upload destination \"..\" leads out of /work");
-        check(b"a/../../b", "upload destination \"a/../../b\" leads out of /work");
+        check(
+            b"a/../../b",
+            "upload destination \"a/../../b\" leads out of /work",
+        );
         check(b"a/..", "upload destination \"a/..\" leads out of /work");
         check(b"./a", "upload destination \"./a\" has empty parts");
         check(b"a//b", "upload destination \"a//b\" has empty parts");
         check(b"a/", "upload destination \"a/\" has empty parts");
         check(b"a\0b", "upload destination has a NUL byte");
         for good in [&b"..."[..], b"..a/b..", b"a b\n\xff", &[b'x'; 255]] {
-            assert!(Uploads::new(9).step(control(&file(good, 0))).is_ok(), "{good:?}");
+            assert!(
+                Uploads::new(9).step(control(&file(good, 0))).is_ok(),
+                "{good:?}"
+            );
         }
-        let code = |path: &[u8]| Uploads::new(9).step(control(&file(path, 0))).map(|_| ()).map_err(|r| r.code);
+        let code = |path: &[u8]| {
+            Uploads::new(9)
+                .step(control(&file(path, 0)))
+                .map(|_| ())
+                .map_err(|r| r.code)
+        };
         assert_eq!(code(&[b'x'; 256]), Err(RefusalCode::TooLarge));
         assert_eq!(code(&b"x/".repeat(2_048)[..4_095]), Ok(()));
-        assert_eq!(code(&b"x/".repeat(2_049)[..4_097]), Err(RefusalCode::TooLarge));
-        let link = |target: &[u8]| Upload::Symlink { path: b"l".to_vec(), target: target.to_vec() };
+        assert_eq!(
+            code(&b"x/".repeat(2_049)[..4_097]),
+            Err(RefusalCode::TooLarge)
+        );
+        let link = |target: &[u8]| Upload::Symlink {
+            path: b"l".to_vec(),
+            target: target.to_vec(),
+        };
         assert!(Uploads::new(9).step(control(&link(b""))).is_err());
         assert!(Uploads::new(9).step(control(&link(b"a\0"))).is_err());
         assert_eq!(copy_path(b""), Ok(&b""[..]));

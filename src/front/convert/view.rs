@@ -33,7 +33,11 @@ pub(in crate::front) fn job(view: &JobView) -> Job {
         transitions: view
             .transitions
             .iter()
-            .map(|t| proto_rkyv::Transition { state: state(t.state), wall_ns: t.wall_ns, mono_ns: t.mono_ns })
+            .map(|t| proto_rkyv::Transition {
+                state: state(t.state),
+                wall_ns: t.wall_ns,
+                mono_ns: t.mono_ns,
+            })
             .collect(),
         outcome: view.outcome.as_ref().map(outcome),
         log: proto_rkyv::LogTotals {
@@ -59,19 +63,35 @@ fn command_line(spec: &Spec) -> String {
         }
     }
     let first = line.split('\n').next().unwrap_or_default();
-    first.chars().filter(|c| !c.is_control()).take(COMMAND_CHARS_MAX).collect()
+    first
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(COMMAND_CHARS_MAX)
+        .collect()
 }
 
 /// About how many bytes argument list and environment have.
 pub(in crate::front) fn spec_bytes(spec: &Spec) -> usize {
-    let env = spec.env.iter().map(|entry| entry.name.len() + entry.value.len());
+    let env = spec
+        .env
+        .iter()
+        .map(|entry| entry.name.len() + entry.value.len());
     spec.argv.iter().map(Vec::len).chain(env).sum()
 }
 
 /// The environment as `NAME=value` entries, values of secrets hidden.
 pub(in crate::front) fn environment(spec: &Spec) -> Vec<Vec<u8>> {
-    let value = |entry: &crate::job::EnvEntry| if entry.is_secret { HIDDEN.to_vec() } else { entry.value.clone() };
-    spec.env.iter().map(|entry| [entry.name.as_bytes(), b"=", &value(entry)].concat()).collect()
+    let value = |entry: &crate::job::EnvEntry| {
+        if entry.is_secret {
+            HIDDEN.to_vec()
+        } else {
+            entry.value.clone()
+        }
+    };
+    spec.env
+        .iter()
+        .map(|entry| [entry.name.as_bytes(), b"=", &value(entry)].concat())
+        .collect()
 }
 
 /// What the server is and how it sees the peer.
@@ -114,11 +134,14 @@ fn reason(reason: &Reason) -> proto_rkyv::Reason {
         Reason::Stopped { by } => proto_rkyv::Reason::Stopped { by: by.clone() },
         Reason::Canceled => proto_rkyv::Reason::Canceled,
         Reason::LogLimit => proto_rkyv::Reason::LogLimit,
-        Reason::StartFailed { step, errno } => {
-            proto_rkyv::Reason::StartFailed { step: step.clone(), errno: *errno }
-        }
+        Reason::StartFailed { step, errno } => proto_rkyv::Reason::StartFailed {
+            step: step.clone(),
+            errno: *errno,
+        },
         Reason::CommandNotFound => proto_rkyv::Reason::CommandNotFound,
-        Reason::CommandNotExecutable { errno } => proto_rkyv::Reason::CommandNotExecutable { errno: *errno },
+        Reason::CommandNotExecutable { errno } => {
+            proto_rkyv::Reason::CommandNotExecutable { errno: *errno }
+        }
         Reason::HostLost => proto_rkyv::Reason::HostLost,
         Reason::DaemonDown => proto_rkyv::Reason::DaemonDown,
     }
@@ -151,14 +174,27 @@ pub(in crate::front) mod tests {
 
     /// A job with everything at its largest.
     pub(in crate::front) fn largest_job() -> JobView {
-        let label = |n: usize| (format!("{n:0>w$}", w = limits::LABEL_KEY_BYTES_MAX), "v".repeat(limits::LABEL_VALUE_BYTES_MAX));
+        let label = |n: usize| {
+            (
+                format!("{n:0>w$}", w = limits::LABEL_KEY_BYTES_MAX),
+                "v".repeat(limits::LABEL_VALUE_BYTES_MAX),
+            )
+        };
         let spec = Spec {
             name: Some("n".repeat(limits::NAME_BYTES_MAX)),
             labels: (0..limits::LABELS_MAX).map(label).collect(),
             argv: vec![vec![b'x'; 100_000], b"second".to_vec()],
             env: vec![
-                EnvEntry { name: "A".into(), value: b"b".to_vec(), is_secret: false },
-                EnvEntry { name: "TOKEN".into(), value: b"hunter2".to_vec(), is_secret: true },
+                EnvEntry {
+                    name: "A".into(),
+                    value: b"b".to_vec(),
+                    is_secret: false,
+                },
+                EnvEntry {
+                    name: "TOKEN".into(),
+                    value: b"hunter2".to_vec(),
+                    is_secret: true,
+                },
             ],
             // Bytes that are no text grow threefold when shown.
             workdir: [b"/".as_slice(), &[0xff; 4_094]].concat(),
@@ -168,18 +204,38 @@ pub(in crate::front) mod tests {
             grace: Duration::from_millis(5),
             uploads: None,
         };
-        let reason = Reason::StartFailed { step: "s".repeat(256), errno: 2 };
+        let reason = Reason::StartFailed {
+            step: "s".repeat(256),
+            errno: 2,
+        };
         JobView {
             id: JobId::random(),
             owner: "o".repeat(limits::OWNER_BYTES_MAX),
             state: State::Failed,
             spec: Arc::new(spec),
             work: WorkKind::Disk,
-            transitions: vec![Transition { state: State::Running, wall_ns: 1, mono_ns: 2 }; 8],
+            transitions: vec![
+                Transition {
+                    state: State::Running,
+                    wall_ns: 1,
+                    mono_ns: 2
+                };
+                8
+            ],
             outcome: Some(Outcome {
-                reason, exit_code: None, signal: None, cpu_user_us: 0, cpu_system_us: 0, wall_ms: 0, start_micros: None,
+                reason,
+                exit_code: None,
+                signal: None,
+                cpu_user_us: 0,
+                cpu_system_us: 0,
+                wall_ms: 0,
+                start_micros: None,
             }),
-            log: LogTotals { stdout_bytes: 1, stderr_bytes: 2, dropped_bytes: 3 },
+            log: LogTotals {
+                stdout_bytes: 1,
+                stderr_bytes: 2,
+                dropped_bytes: 3,
+            },
         }
     }
 
@@ -195,7 +251,10 @@ pub(in crate::front) mod tests {
     #[test]
     fn a_command_is_shown_as_its_first_line() {
         let check = |argv: &[&[u8]], expected: &str| {
-            let spec = Spec { argv: argv.iter().map(|a| a.to_vec()).collect(), ..(*largest_job().spec).clone() };
+            let spec = Spec {
+                argv: argv.iter().map(|a| a.to_vec()).collect(),
+                ..(*largest_job().spec).clone()
+            };
             assert_eq!(command_line(&spec), expected);
         };
         check(&[b"sh", b"-c", b"echo a\necho b", b"c"], "sh -c echo a");
@@ -205,6 +264,9 @@ pub(in crate::front) mod tests {
 
     #[test]
     fn secrets_are_never_shown() {
-        assert_eq!(environment(&largest_job().spec), [b"A=b".to_vec(), b"TOKEN=***".to_vec()]);
+        assert_eq!(
+            environment(&largest_job().spec),
+            [b"A=b".to_vec(), b"TOKEN=***".to_vec()]
+        );
     }
 }

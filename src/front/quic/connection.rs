@@ -14,7 +14,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn_proto::{Connection, ConnectionError, ConnectionHandle, Dir, Event, ReadError, StreamEvent, StreamId, VarInt, WriteError};
+use quinn_proto::{
+    Connection, ConnectionError, ConnectionHandle, Dir, Event, ReadError, StreamEvent, StreamId,
+    VarInt, WriteError,
+};
 
 use super::{stream::StreamError, work::Work};
 
@@ -50,12 +53,18 @@ pub(super) enum Notice {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("handle", &self.handle).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
     }
 }
 
 impl Link {
-    pub(super) fn new(handle: ConnectionHandle, connection: Connection, work: Rc<Work>) -> Rc<Self> {
+    pub(super) fn new(
+        handle: ConnectionHandle,
+        connection: Connection,
+        work: Rc<Work>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             handle,
             connection: RefCell::new(connection),
@@ -93,7 +102,11 @@ impl Link {
 
     /// Closes the connection from our side and ends all its tasks.
     pub(super) fn close(self: &Rc<Self>, now: Instant, code: u32, reason: &str) {
-        self.connection().close(now, VarInt::from_u32(code), Bytes::copy_from_slice(reason.as_bytes()));
+        self.connection().close(
+            now,
+            VarInt::from_u32(code),
+            Bytes::copy_from_slice(reason.as_bytes()),
+        );
         self.lose(ConnectionError::LocallyClosed);
         self.mark_dirty();
     }
@@ -109,14 +122,20 @@ impl Link {
                     return Some(Notice::Lost(reason));
                 }
                 Event::Stream(StreamEvent::Opened { dir: Dir::Bi }) => return Some(Notice::Opened),
-                Event::Stream(StreamEvent::Readable { id }) => self.wake(id, |w| [w.read.take(), None]),
-                Event::Stream(StreamEvent::Writable { id }) => self.wake(id, |w| [w.write.take(), None]),
+                Event::Stream(StreamEvent::Readable { id }) => {
+                    self.wake(id, |w| [w.read.take(), None])
+                }
+                Event::Stream(StreamEvent::Writable { id }) => {
+                    self.wake(id, |w| [w.write.take(), None])
+                }
                 Event::Stream(StreamEvent::Stopped { id, error_code: _ }) => {
                     self.wake(id, |w| [w.write.take(), w.gone.take()]);
                 }
                 // We open no streams, allow no one-way streams and use no datagrams.
                 Event::Stream(
-                    StreamEvent::Opened { dir: Dir::Uni } | StreamEvent::Finished { .. } | StreamEvent::Available { .. },
+                    StreamEvent::Opened { dir: Dir::Uni }
+                    | StreamEvent::Finished { .. }
+                    | StreamEvent::Available { .. },
                 )
                 | Event::HandshakeDataReady
                 | Event::DatagramReceived
@@ -136,7 +155,9 @@ impl Link {
     /// One of the two halves of a stream is not used any more.
     pub(super) fn drop_half(&self, id: StreamId) {
         let mut streams = self.streams.borrow_mut();
-        let Some(waiters) = streams.get_mut(&id) else { return };
+        let Some(waiters) = streams.get_mut(&id) else {
+            return;
+        };
         if std::mem::replace(&mut waiters.is_half_dropped, true) {
             streams.remove(&id);
             self.work.request_ends();
@@ -153,7 +174,9 @@ impl Link {
         let (result, must_send) = {
             let mut connection = self.connection();
             let mut stream = connection.recv_stream(id);
-            let Ok(mut chunks) = stream.read(true) else { return Poll::Ready(Err(self.closed())) };
+            let Ok(mut chunks) = stream.read(true) else {
+                return Poll::Ready(Err(self.closed()));
+            };
             let result = chunks.next(bytes_max);
             (result, chunks.finalize().should_transmit())
         };
@@ -187,11 +210,17 @@ impl Link {
         let mut at = 0;
         let mut has_written = false;
         let outcome = loop {
-            at += chunks[at..].iter().take_while(|chunk| chunk.is_empty()).count();
+            at += chunks[at..]
+                .iter()
+                .take_while(|chunk| chunk.is_empty())
+                .count();
             if at == chunks.len() {
                 break Poll::Ready(Ok(()));
             }
-            let written = self.connection().send_stream(id).write_chunks(&mut chunks[at..]);
+            let written = self
+                .connection()
+                .send_stream(id)
+                .write_chunks(&mut chunks[at..]);
             match written {
                 Ok(written) => {
                     has_written = true;
@@ -201,7 +230,9 @@ impl Link {
                     self.park(id, |w| w.write = Some(cx.waker().clone()));
                     break Poll::Pending;
                 }
-                Err(WriteError::Stopped(code)) => break Poll::Ready(Err(StreamError::Stopped(code.into_inner()))),
+                Err(WriteError::Stopped(code)) => {
+                    break Poll::Ready(Err(StreamError::Stopped(code.into_inner())));
+                }
                 Err(WriteError::ClosedStream) => break Poll::Ready(Err(self.closed())),
             }
         };
@@ -252,7 +283,11 @@ impl Link {
         self.lost.borrow_mut().get_or_insert(reason);
         let mut wakers = Vec::new();
         for waiters in self.streams.borrow_mut().values_mut() {
-            wakers.extend([waiters.read.take(), waiters.write.take(), waiters.gone.take()]);
+            wakers.extend([
+                waiters.read.take(),
+                waiters.write.take(),
+                waiters.gone.take(),
+            ]);
         }
         wakers.into_iter().flatten().for_each(Waker::wake);
     }

@@ -100,7 +100,10 @@ pub(crate) struct Endpoint<A> {
 
 impl<A> std::fmt::Debug for Endpoint<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").field("shard", &self.shard).field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("Endpoint")
+            .field("shard", &self.shard)
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,7 +124,12 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
         let wait = Wait::new(rt::Ready::new(udp.as_fd().try_clone_to_owned()?)?);
         let socket = Socket::new(udp)?;
         let server = Some(transport.network.clone());
-        let quic = quinn_proto::Endpoint::new(transport.endpoint.clone(), server, !socket.may_fragment(), None);
+        let quic = quinn_proto::Endpoint::new(
+            transport.endpoint.clone(),
+            server,
+            !socket.may_fragment(),
+            None,
+        );
         Ok(Self {
             shard,
             shards,
@@ -159,19 +167,29 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
             if self.work.phase() == Phase::Closing {
                 ending = match ending {
                     // What was written before still goes out; nothing after this does.
-                    Ending::NotYet => Ending::Flush { turns_left: limits::CLOSING_TURNS_MAX },
+                    Ending::NotYet => Ending::Flush {
+                        turns_left: limits::CLOSING_TURNS_MAX,
+                    },
                     Ending::Flush { turns_left } if is_idle || turns_left == 0 => {
                         self.close_all();
-                        Ending::Tell { turns_left: limits::CLOSING_TURNS_MAX }
+                        Ending::Tell {
+                            turns_left: limits::CLOSING_TURNS_MAX,
+                        }
                     }
-                    Ending::Flush { turns_left } => Ending::Flush { turns_left: turns_left - 1 },
+                    Ending::Flush { turns_left } => Ending::Flush {
+                        turns_left: turns_left - 1,
+                    },
                     Ending::Tell { turns_left } if is_idle || turns_left == 0 => return Ok(()),
-                    Ending::Tell { turns_left } => Ending::Tell { turns_left: turns_left - 1 },
+                    Ending::Tell { turns_left } => Ending::Tell {
+                        turns_left: turns_left - 1,
+                    },
                 };
             }
             if is_idle || self.socket.is_blocked() {
                 turns = Turns::default();
-                self.wait.for_news(&self.work, self.deadlines.next(), self.socket.is_blocked()).await?;
+                self.wait
+                    .for_news(&self.work, self.deadlines.next(), self.socket.is_blocked())
+                    .await?;
             } else {
                 turns.next(&self.wait).await?;
             }
@@ -201,9 +219,17 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
     }
 
     fn on_datagram(&mut self, now: Instant, datagram: Datagram) {
-        let Datagram { remote, local_ip, ecn, bytes } = datagram;
+        let Datagram {
+            remote,
+            local_ip,
+            ecn,
+            bytes,
+        } = datagram;
         self.packet.clear();
-        match self.quic.handle(now, remote, local_ip, ecn, bytes, &mut self.packet) {
+        match self
+            .quic
+            .handle(now, remote, local_ip, ecn, bytes, &mut self.packet)
+        {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(entry) = self.connections.get(&handle) {
                     entry.link.connection().handle_event(event);
@@ -232,13 +258,25 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
         }
         let remote = incoming.remote_address();
         let config = self.transport.for_peer(remote.ip());
-        match self.quic.accept(incoming, now, &mut self.packet, Some(config)) {
+        match self
+            .quic
+            .accept(incoming, now, &mut self.packet, Some(config))
+        {
             Ok((handle, connection)) => {
                 let link = Link::new(handle, connection, Rc::clone(&self.work));
                 link.mark_dirty();
                 self.handshakes += 1;
-                let progress = Progress::Handshake { until: now + limits::HANDSHAKE_TIMEOUT };
-                self.connections.insert(handle, Entry { link, remote, progress });
+                let progress = Progress::Handshake {
+                    until: now + limits::HANDSHAKE_TIMEOUT,
+                };
+                self.connections.insert(
+                    handle,
+                    Entry {
+                        link,
+                        remote,
+                        progress,
+                    },
+                );
             }
             Err(error) => {
                 tracing::debug!(shard = self.shard, %remote, cause = %error.cause, "connection attempt failed");
@@ -258,9 +296,17 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
 
     fn expire(&mut self, now: Instant) {
         while let Some(handle) = self.deadlines.pop_due(now) {
-            let Some(entry) = self.connections.get(&handle) else { continue };
-            if matches!(entry.progress, Progress::Handshake { until } if until <= now) && !entry.link.is_lost() {
-                entry.link.close(now, code::CONNECTION_TOO_SLOW, "the handshake took too long");
+            let Some(entry) = self.connections.get(&handle) else {
+                continue;
+            };
+            if matches!(entry.progress, Progress::Handshake { until } if until <= now)
+                && !entry.link.is_lost()
+            {
+                entry.link.close(
+                    now,
+                    code::CONNECTION_TOO_SLOW,
+                    "the handshake took too long",
+                );
             }
             entry.link.connection().handle_timeout(now);
             entry.link.mark_dirty();
@@ -307,13 +353,17 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
 
     /// Reads who the peer is, once. One that is nobody is told so and never gets a stream.
     fn on_connected(&mut self, link: &Rc<Link>) {
-        let Some(entry) = self.connections.get_mut(&link.handle()) else { return };
+        let Some(entry) = self.connections.get_mut(&link.handle()) else {
+            return;
+        };
         end(&mut entry.progress, &mut self.handshakes);
         let identity = link.connection().crypto_session().peer_identity();
         match tls::peer_of(identity) {
             Ok(peer) => {
                 tracing::debug!(shard = self.shard, remote = %entry.remote, peer = %peer.name, role = %peer.role, "connected");
-                entry.progress = Progress::Open { peer: Rc::new(peer) };
+                entry.progress = Progress::Open {
+                    peer: Rc::new(peer),
+                };
             }
             Err(error) => {
                 let reason = error.reason();
@@ -324,7 +374,13 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
     }
 
     fn on_opened(&mut self, link: &Rc<Link>) {
-        let Some(Entry { progress: Progress::Open { peer }, .. }) = self.connections.get(&link.handle()) else { return };
+        let Some(Entry {
+            progress: Progress::Open { peer },
+            ..
+        }) = self.connections.get(&link.handle())
+        else {
+            return;
+        };
         let arrived = rt::now();
         while let Some(id) = link.accept() {
             (self.accept)(RequestStream {
@@ -360,7 +416,9 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
             self.packet.clear();
             let mut connection = link.connection();
             let segments = self.socket.segments(connection.current_mtu());
-            let Some(transmit) = connection.poll_transmit(now, segments, &mut self.packet) else { return false };
+            let Some(transmit) = connection.poll_transmit(now, segments, &mut self.packet) else {
+                return false;
+            };
             self.socket.send(transmit, &self.packet);
             if self.socket.is_blocked() {
                 return true;
@@ -372,7 +430,9 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
     /// Arms the connection's timer, or forgets the connection when it is gone for good.
     fn settle(&mut self, link: &Rc<Link>) {
         let handle = link.handle();
-        let Some(entry) = self.connections.get_mut(&handle) else { return };
+        let Some(entry) = self.connections.get_mut(&handle) else {
+            return;
+        };
         if !Rc::ptr_eq(&entry.link, link) {
             return; // A task still held a connection whose handle has been given to another.
         }
@@ -393,7 +453,11 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
         let now = rt::now();
         for entry in self.connections.values() {
             if !entry.link.is_lost() {
-                entry.link.close(now, code::CONNECTION_SHUTDOWN, "the server is shutting down");
+                entry.link.close(
+                    now,
+                    code::CONNECTION_SHUTDOWN,
+                    "the server is shutting down",
+                );
             }
         }
     }
@@ -408,5 +472,8 @@ fn end(progress: &mut Progress, handshakes: &mut usize) {
 
 /// A copy that does not keep the whole received batch alive on another shard.
 fn detached(datagram: Datagram) -> Datagram {
-    Datagram { bytes: BytesMut::from(&datagram.bytes[..]), ..datagram }
+    Datagram {
+        bytes: BytesMut::from(&datagram.bytes[..]),
+        ..datagram
+    }
 }

@@ -27,7 +27,9 @@ pub(super) struct Socket {
 
 impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Socket").field("udp", &self.udp).finish_non_exhaustive()
+        f.debug_struct("Socket")
+            .field("udp", &self.udp)
+            .finish_non_exhaustive()
     }
 }
 
@@ -35,7 +37,12 @@ impl Socket {
     /// Turns on GRO, packet info, ECN and path MTU probing.
     pub(super) fn new(udp: UdpSocket) -> io::Result<Self> {
         let state = UdpSocketState::new((&udp).into())?;
-        Ok(Self { udp, state, buffer: vec![0; MESSAGES * MESSAGE_BYTES], blocked: None })
+        Ok(Self {
+            udp,
+            state,
+            buffer: vec![0; MESSAGES * MESSAGE_BYTES],
+            blocked: None,
+        })
     }
 
     /// Whether datagrams larger than the path would be cut by IP, which forbids MTU discovery.
@@ -60,19 +67,29 @@ impl Socket {
         let mut meta = [RecvMeta::default(); MESSAGES];
         let count = {
             let mut slices = self.buffer.chunks_exact_mut(MESSAGE_BYTES);
-            let mut slices: [IoSliceMut<'_>; MESSAGES] =
-                std::array::from_fn(|_| IoSliceMut::new(slices.next().expect("the buffer has MESSAGES parts")));
+            let mut slices: [IoSliceMut<'_>; MESSAGES] = std::array::from_fn(|_| {
+                IoSliceMut::new(slices.next().expect("the buffer has MESSAGES parts"))
+            });
             match self.state.recv((&self.udp).into(), &mut slices, &mut meta) {
                 Ok(count) => count,
                 Err(error) => return no_data(error),
             }
         };
-        for (meta, message) in meta.iter().zip(self.buffer.chunks_exact(MESSAGE_BYTES)).take(count) {
+        for (meta, message) in meta
+            .iter()
+            .zip(self.buffer.chunks_exact(MESSAGE_BYTES))
+            .take(count)
+        {
             let mut message = BytesMut::from(&message[..meta.len]);
             while !message.is_empty() {
                 let bytes = message.split_to(meta.stride.clamp(1, message.len()));
                 let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
-                take(Datagram { remote: meta.addr, local_ip: meta.dst_ip, ecn, bytes });
+                take(Datagram {
+                    remote: meta.addr,
+                    local_ip: meta.dst_ip,
+                    ecn,
+                    bytes,
+                });
             }
         }
         // Fewer than asked for means that the socket was empty.
@@ -82,7 +99,10 @@ impl Socket {
     /// Sends, or keeps the transmit until [`Socket::flush`]. Must not be called while blocked. What the
     /// kernel refuses for another reason is lost, as datagrams may be.
     pub(super) fn send(&mut self, transmit: Transmit, contents: &[u8]) {
-        debug_assert!(!self.is_blocked(), "nothing is sent while the socket is full");
+        debug_assert!(
+            !self.is_blocked(),
+            "nothing is sent while the socket is full"
+        );
         let contents = &contents[..transmit.size];
         if self.try_send(&transmit, contents).is_err() {
             self.blocked = Some((transmit, contents.to_vec()));
@@ -108,7 +128,9 @@ impl Socket {
             (&self.udp).into(),
             &quinn_udp::Transmit {
                 destination: transmit.destination,
-                ecn: transmit.ecn.and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
+                ecn: transmit
+                    .ecn
+                    .and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
                 contents,
                 segment_size: transmit.segment_size,
                 src_ip: transmit.src_ip,
@@ -120,12 +142,21 @@ impl Socket {
 /// An error that only says "nothing there" or "an earlier datagram did not arrive".
 fn no_data(error: io::Error) -> io::Result<bool> {
     use io::ErrorKind as Kind;
-    const EARLIER: [Kind; 5] =
-        [Kind::Interrupted, Kind::ConnectionReset, Kind::ConnectionRefused, Kind::HostUnreachable, Kind::NetworkUnreachable];
+    const EARLIER: [Kind; 5] = [
+        Kind::Interrupted,
+        Kind::ConnectionReset,
+        Kind::ConnectionRefused,
+        Kind::HostUnreachable,
+        Kind::NetworkUnreachable,
+    ];
     if EARLIER.contains(&error.kind()) {
         return Ok(true);
     }
-    if error.kind() == Kind::WouldBlock { Ok(false) } else { Err(error) }
+    if error.kind() == Kind::WouldBlock {
+        Ok(false)
+    } else {
+        Err(error)
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +169,10 @@ mod tests {
         for mtu in 1_200..=65_527u16 {
             let segments = socket.segments(mtu);
             assert!((1..=limits::SEND_BATCH_SEGMENTS_MAX).contains(&segments));
-            assert!(segments == 1 || segments * usize::from(mtu) <= limits::SEND_BATCH_BYTES_MAX, "mtu {mtu}");
+            assert!(
+                segments == 1 || segments * usize::from(mtu) <= limits::SEND_BATCH_BYTES_MAX,
+                "mtu {mtu}"
+            );
         }
         if socket.state.max_gso_segments() > 1 {
             assert_eq!(socket.segments(1_452), 45);

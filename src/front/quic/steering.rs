@@ -77,7 +77,9 @@ pub fn bind(address: SocketAddr, shards: usize) -> Result<Vec<UdpSocket>, BindEr
     for _ in 1..shards {
         let socket = open(address).map_err(failed)?;
         socket.set_reuse_port(true).map_err(failed)?;
-        socket.bind(&bound).map_err(|source| BindError::Bind { address, source })?;
+        socket
+            .bind(&bound)
+            .map_err(|source| BindError::Bind { address, source })?;
         group.push(socket);
     }
     if shards > 1 {
@@ -86,14 +88,19 @@ pub fn bind(address: SocketAddr, shards: usize) -> Result<Vec<UdpSocket>, BindEr
     Ok(group.into_iter().map(UdpSocket::from).collect())
 }
 
-#[expect(clippy::disallowed_methods, reason = "binding happens on the main thread, before any shard runs")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "binding happens on the main thread, before any shard runs"
+)]
 fn bind_first(address: SocketAddr) -> Result<Socket, BindError> {
     let mut waited = Duration::ZERO;
     loop {
         let socket = open(address).map_err(|source| BindError::Option { address, source })?;
         match socket.bind(&address.into()) {
             Ok(()) => return Ok(socket),
-            Err(source) if source.kind() == io::ErrorKind::AddrInUse && waited < limits::BIND_RETRY => {
+            Err(source)
+                if source.kind() == io::ErrorKind::AddrInUse && waited < limits::BIND_RETRY =>
+            {
                 std::thread::sleep(BIND_PAUSE);
                 waited += BIND_PAUSE;
             }
@@ -103,7 +110,11 @@ fn bind_first(address: SocketAddr) -> Result<Socket, BindError> {
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     if address.is_ipv6() {
         // `[::]` serves both families; any other IPv6 address serves one anyway.
         socket.set_only_v6(!address.ip().is_unspecified())?;
@@ -117,7 +128,8 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
 /// `id = payload[0] & 0x80 ? payload[6] : payload[1]; return id % shards`
 fn program(shards: usize) -> [Instruction; 7] {
     let shards = u32::try_from(shards).expect("at most SHARDS_MAX");
-    let [long, short] = [LONG_CID_AT, SHORT_CID_AT].map(|at| u32::try_from(at).expect("a small offset"));
+    let [long, short] =
+        [LONG_CID_AT, SHORT_CID_AT].map(|at| u32::try_from(at).expect("a small offset"));
     const LOAD_BYTE: u16 = 0x30;
     const JUMP_IF_SET: u16 = 0x45;
     const JUMP: u16 = 0x05;
@@ -137,7 +149,11 @@ fn program(shards: usize) -> [Instruction; 7] {
 /// The shard that a datagram belongs to; none when it is too short to say. Agrees with the kernel's choice,
 /// except that a datagram which the network stack merged with another connection's goes where the other goes.
 pub(super) fn shard_of(datagram: &[u8], shards: usize) -> Option<ShardIndex> {
-    let at = if datagram.first()? & LONG_HEADER == 0 { SHORT_CID_AT } else { LONG_CID_AT };
+    let at = if datagram.first()? & LONG_HEADER == 0 {
+        SHORT_CID_AT
+    } else {
+        LONG_CID_AT
+    };
     datagram.get(at).map(|first| usize::from(*first) % shards)
 }
 
@@ -153,16 +169,25 @@ impl ShardCids {
     /// # Panics
     /// If `shard` is not below `shards` or there are more than [`SHARDS_MAX`].
     pub(super) fn new(shard: ShardIndex, shards: usize) -> Self {
-        assert!(shard < shards && shards <= SHARDS_MAX, "shard {shard} of {shards}");
+        assert!(
+            shard < shards && shards <= SHARDS_MAX,
+            "shard {shard} of {shards}"
+        );
         let byte = |n: usize| u8::try_from(n).expect("at most SHARDS_MAX");
-        Self { shard: byte(shard), shards: byte(shards), random: SystemRandom::new() }
+        Self {
+            shard: byte(shard),
+            shards: byte(shards),
+            random: SystemRandom::new(),
+        }
     }
 }
 
 impl ConnectionIdGenerator for ShardCids {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; CID_BYTES];
-        self.random.fill(&mut id).expect("the kernel has random bytes once it has booted");
+        self.random
+            .fill(&mut id)
+            .expect("the kernel has random bytes once it has booted");
         // The largest multiple of `shards` that fits keeps every value below 256.
         let groups = 256 / u16::from(self.shards);
         let first = (u16::from(id[0]) % groups) * u16::from(self.shards) + u16::from(self.shard);
@@ -208,7 +233,10 @@ mod tests {
                     seen[usize::from(id[0])] = true;
                 }
                 let distinct = seen.iter().filter(|seen| **seen).count();
-                assert!(distinct > 1 || shards == 128, "{shards} shards use {distinct} values");
+                assert!(
+                    distinct > 1 || shards == 128,
+                    "{shards} shards use {distinct} values"
+                );
             }
         }
     }
@@ -241,9 +269,16 @@ mod tests {
     fn a_port_that_another_group_holds_is_refused() {
         let group = bind(loopback(), 2).unwrap();
         let address = group[0].local_addr().unwrap();
-        assert!(group.iter().all(|socket| socket.local_addr().unwrap() == address));
+        assert!(
+            group
+                .iter()
+                .all(|socket| socket.local_addr().unwrap() == address)
+        );
         let error = bind(address, 2).unwrap_err();
-        assert!(matches!(&error, BindError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse), "{error:?}");
+        assert!(
+            matches!(&error, BindError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse),
+            "{error:?}"
+        );
         drop(group);
         bind(address, 2).unwrap();
     }
@@ -253,7 +288,9 @@ mod tests {
         let group = bind("[::]:0".parse().unwrap(), 2).unwrap();
         let port = group[0].local_addr().unwrap().port();
         let sender = UdpSocket::bind(loopback()).unwrap();
-        sender.send_to(&[0x40, 1, 0, 0], ("127.0.0.1", port)).unwrap();
+        sender
+            .send_to(&[0x40, 1, 0, 0], ("127.0.0.1", port))
+            .unwrap();
         let mut buffer = [0; 8];
         assert_eq!(group[1].recv(&mut buffer).unwrap(), 4);
     }

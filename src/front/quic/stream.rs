@@ -39,7 +39,11 @@ pub(crate) struct RecvHalf {
 
 impl RecvHalf {
     pub(super) fn new(link: Rc<Link>, id: StreamId) -> Self {
-        Self { link, id, is_open: true }
+        Self {
+            link,
+            id,
+            is_open: true,
+        }
     }
 
     /// The next bytes in order, as they came; `None` when the peer has finished the stream.
@@ -63,7 +67,11 @@ impl RecvHalf {
     pub(crate) fn stop(&mut self, code: u32) {
         if std::mem::replace(&mut self.is_open, false) {
             // Fails only when the peer has finished or reset it in the meantime.
-            let _ = self.link.connection().recv_stream(self.id).stop(VarInt::from_u32(code));
+            let _ = self
+                .link
+                .connection()
+                .recv_stream(self.id)
+                .stop(VarInt::from_u32(code));
             self.link.mark_dirty();
         }
     }
@@ -88,7 +96,11 @@ pub(crate) struct SendHalf {
 
 impl SendHalf {
     pub(super) fn new(link: Rc<Link>, id: StreamId) -> Self {
-        Self { link, id, is_open: true }
+        Self {
+            link,
+            id,
+            is_open: true,
+        }
     }
 
     /// Writes all of `chunks` by reference, waiting for room as the peer reads. Leaves them empty.
@@ -117,7 +129,11 @@ impl SendHalf {
     /// Gives the stream up: what was not delivered yet never will be.
     pub(crate) fn reset(&mut self, code: u32) {
         if std::mem::replace(&mut self.is_open, false) {
-            let _ = self.link.connection().send_stream(self.id).reset(VarInt::from_u32(code));
+            let _ = self
+                .link
+                .connection()
+                .send_stream(self.id)
+                .reset(VarInt::from_u32(code));
             self.link.mark_dirty();
         }
     }

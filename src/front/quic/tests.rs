@@ -16,7 +16,10 @@ use super::{RequestStream, StreamError, steering};
 use crate::{
     front::{
         FrontControl,
-        testing::{CLIENT_WINDOW, Identity, Pki, Server, Validity, client, client_transport, connect, endpoint},
+        testing::{
+            CLIENT_WINDOW, Identity, Pki, Server, Validity, client, client_transport, connect,
+            endpoint,
+        },
     },
     limits,
 };
@@ -42,9 +45,20 @@ async fn serve(stream: RequestStream, control: FrontControl, sent: Arc<AtomicU64
     let _ended = serve_inner(stream, control, sent).await;
 }
 
-async fn serve_inner(stream: RequestStream, control: FrontControl, sent: Arc<AtomicU64>) -> Result<(), StreamError> {
-    let RequestStream { peer, mut send, mut recv, .. } = stream;
-    let Some(mut first) = recv.read_chunk().await? else { return Ok(()) };
+async fn serve_inner(
+    stream: RequestStream,
+    control: FrontControl,
+    sent: Arc<AtomicU64>,
+) -> Result<(), StreamError> {
+    let RequestStream {
+        peer,
+        mut send,
+        mut recv,
+        ..
+    } = stream;
+    let Some(mut first) = recv.read_chunk().await? else {
+        return Ok(());
+    };
     let mode = first.split_to(1)[0];
     match mode {
         ECHO => {
@@ -58,7 +72,8 @@ async fn serve_inner(stream: RequestStream, control: FrontControl, sent: Arc<Ato
             while let Some(chunk) = recv.read_chunk().await? {
                 total += chunk.len() as u64;
             }
-            send.write_chunks(&mut [Bytes::copy_from_slice(&total.to_le_bytes())]).await?;
+            send.write_chunks(&mut [Bytes::copy_from_slice(&total.to_le_bytes())])
+                .await?;
         }
         SOURCE => {
             let piece = Bytes::from(vec![7; PIECE_BYTES]);
@@ -83,18 +98,31 @@ async fn serve_inner(stream: RequestStream, control: FrontControl, sent: Arc<Ato
 }
 
 fn server(pki: &Pki, shards: usize) -> Server {
-    Server::on_loopback(pki, shards, |stream, control| serve(stream, control, Arc::default()))
+    Server::on_loopback(pki, shards, |stream, control| {
+        serve(stream, control, Arc::default())
+    })
 }
 
 /// Sends `mode` and `payload` and finishes, reads the whole answer meanwhile.
 async fn ask(connection: &quinn::Connection, mode: u8, payload: &[u8]) -> Result<Vec<u8>, String> {
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+    let (mut send, mut recv) = connection
+        .open_bi()
+        .await
+        .map_err(|error| error.to_string())?;
     let writing = async {
-        send.write_all(&[mode]).await.map_err(|error| error.to_string())?;
-        send.write_all(payload).await.map_err(|error| error.to_string())?;
+        send.write_all(&[mode])
+            .await
+            .map_err(|error| error.to_string())?;
+        send.write_all(payload)
+            .await
+            .map_err(|error| error.to_string())?;
         send.finish().map_err(|error| error.to_string())
     };
-    let reading = async { recv.read_to_end(BULK_BYTES + 1).await.map_err(|error| error.to_string()) };
+    let reading = async {
+        recv.read_to_end(BULK_BYTES + 1)
+            .await
+            .map_err(|error| error.to_string())
+    };
     tokio::try_join!(writing, reading).map(|((), answer)| answer)
 }
 
@@ -106,7 +134,10 @@ fn a_peer_with_a_certificate_is_known_and_its_bytes_come_back() {
         let (_endpoint, connection) = connect(&pki, &pki.admin(), server.address).await;
         assert_eq!(ask(&connection, WHO, b"").await.unwrap(), b"alice admin");
         let payload: Vec<u8> = (0..=250u8).cycle().take(3 * MIB).collect();
-        let (echoed, again) = tokio::join!(ask(&connection, ECHO, &payload), ask(&connection, ECHO, b""));
+        let (echoed, again) = tokio::join!(
+            ask(&connection, ECHO, &payload),
+            ask(&connection, ECHO, b"")
+        );
         assert!(echoed.unwrap() == payload);
         assert_eq!(again.unwrap(), b"");
     });
@@ -118,7 +149,9 @@ fn bulk_flows_both_ways_and_a_slow_reader_bounds_what_is_held() {
     let pki = Pki::new();
     let sent = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&sent);
-    let server = Server::on_loopback(&pki, 1, move |stream, control| serve(stream, control, Arc::clone(&counter)));
+    let server = Server::on_loopback(&pki, 1, move |stream, control| {
+        serve(stream, control, Arc::clone(&counter))
+    });
     client(async {
         let (_endpoint, connection) = connect(&pki, &pki.admin(), server.address).await;
         let total = ask(&connection, SINK, &vec![1; BULK_BYTES]).await.unwrap();
@@ -132,13 +165,21 @@ fn bulk_flows_both_ways_and_a_slow_reader_bounds_what_is_held() {
             received += chunk.bytes.len() as u64;
             assert!(chunk.bytes.iter().all(|byte| *byte == 7));
             let held = sent.load(Ordering::SeqCst).saturating_sub(received);
-            let bound = limits::CONNECTION_SEND_WINDOW_BYTES + u64::from(CLIENT_WINDOW) + PIECE_BYTES as u64;
-            assert!(held <= bound, "{held} bytes are on the way, at most {bound} may be");
+            let bound = limits::CONNECTION_SEND_WINDOW_BYTES
+                + u64::from(CLIENT_WINDOW)
+                + PIECE_BYTES as u64;
+            assert!(
+                held <= bound,
+                "{held} bytes are on the way, at most {bound} may be"
+            );
         }
         assert_eq!(received, BULK_BYTES as u64);
         let packets = connection.stats().udp_rx;
         let mean = packets.bytes / packets.datagrams;
-        assert!(mean > 4 * u64::from(limits::MTU_NETWORK_BYTES), "datagrams over loopback have {mean} bytes");
+        assert!(
+            mean > 4 * u64::from(limits::MTU_NETWORK_BYTES),
+            "datagrams over loopback have {mean} bytes"
+        );
     });
     server.close();
 }
@@ -152,7 +193,9 @@ fn connections_survive_every_change_of_address() {
         for _ in 0..4 {
             let (endpoint, connection) = connect(&pki, &identity, server.address).await;
             for round in 0..4u8 {
-                endpoint.rebind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+                endpoint
+                    .rebind(UdpSocket::bind("127.0.0.1:0").unwrap())
+                    .unwrap();
                 assert_eq!(ask(&connection, ECHO, &[round]).await.unwrap(), [round]);
             }
         }
@@ -169,7 +212,9 @@ fn datagrams_that_land_on_the_wrong_shard_are_carried_to_theirs() {
         let mut bound = any;
         (0..3)
             .map(|_| {
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)
+                        .unwrap();
                 socket.set_reuse_port(true).unwrap();
                 socket.bind(&bound.into()).unwrap();
                 bound = socket.local_addr().unwrap().as_socket().unwrap();
@@ -177,14 +222,21 @@ fn datagrams_that_land_on_the_wrong_shard_are_carried_to_theirs() {
             })
             .collect()
     };
-    let server = Server::start(pki.config(), group, |stream, control| serve(stream, control, Arc::default()));
+    let server = Server::start(pki.config(), group, |stream, control| {
+        serve(stream, control, Arc::default())
+    });
     client(async {
         let identity = pki.admin();
         for _ in 0..8 {
             let (endpoint, connection) = connect(&pki, &identity, server.address).await;
             for _ in 0..2 {
-                endpoint.rebind(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
-                assert_eq!(ask(&connection, ECHO, b"still here").await.unwrap(), b"still here");
+                endpoint
+                    .rebind(UdpSocket::bind("127.0.0.1:0").unwrap())
+                    .unwrap();
+                assert_eq!(
+                    ask(&connection, ECHO, b"still here").await.unwrap(),
+                    b"still here"
+                );
             }
         }
     });
@@ -207,11 +259,17 @@ fn stalled_streams_do_not_hold_up_another() {
         }
         let payload = vec![9; 4 * MIB];
         assert!(ask(&connection, ECHO, &payload).await.unwrap() == payload);
-        assert!(stalled.iter().all(|(_, writing)| !writing.is_finished()), "the server reads nothing of them");
+        assert!(
+            stalled.iter().all(|(_, writing)| !writing.is_finished()),
+            "the server reads nothing of them"
+        );
         // Giving up the reading side ends the server's tasks, which stops ours.
         for (mut recv, writing) in stalled {
             recv.stop(VarInt::from_u32(code::STREAM_CANCELED)).unwrap();
-            assert!(matches!(writing.await.unwrap(), Err(quinn::WriteError::Stopped(_))));
+            assert!(matches!(
+                writing.await.unwrap(),
+                Err(quinn::WriteError::Stopped(_))
+            ));
         }
         assert_eq!(ask(&connection, COUNT, b"").await.unwrap(), b"1");
     });
@@ -250,7 +308,9 @@ fn a_client_learns_at_once_that_its_server_was_killed() {
         first.vanish();
         // The next one on the same port has the same keys and other certificates.
         let group = steering::bind(address, 2).unwrap();
-        let second = Server::start(pki.config(), group, |stream, control| serve(stream, control, Arc::default()));
+        let second = Server::start(pki.config(), group, |stream, control| {
+            serve(stream, control, Arc::default())
+        });
         ask(&connection, ECHO, b"x").await.unwrap_err();
         assert_eq!(connection.closed().await, quinn::ConnectionError::Reset);
         second.close();
@@ -267,8 +327,13 @@ fn closing_tells_every_peer_why() {
         send.write_all(&[STALL]).await.unwrap();
         assert_eq!(ask(&connection, ECHO, b"x").await.unwrap(), b"x");
         server.close();
-        let quinn::ConnectionError::ApplicationClosed(close) = connection.closed().await else { panic!("not told") };
-        assert_eq!(close.error_code, VarInt::from_u32(code::CONNECTION_SHUTDOWN));
+        let quinn::ConnectionError::ApplicationClosed(close) = connection.closed().await else {
+            panic!("not told")
+        };
+        assert_eq!(
+            close.error_code,
+            VarInt::from_u32(code::CONNECTION_SHUTDOWN)
+        );
         assert_eq!(&close.reason[..], b"the server is shutting down");
         assert!(recv.read_to_end(1).await.is_err());
     });
@@ -286,19 +351,50 @@ fn whoever_is_not_let_in_is_told_why() {
                 Ok(connection) => connection.closed().await,
                 Err(error) => error,
             };
-            assert!(error.to_string().contains(expected), "{error} does not say {expected:?}");
+            assert!(
+                error.to_string().contains(expected),
+                "{error} does not say {expected:?}"
+            );
         });
     };
     let joblet = proto_rkyv::ALPN;
     check(None, joblet, "peer sent no certificates");
-    check(Some(&Pki::new().admin()), joblet, "invalid peer certificate: ");
+    check(
+        Some(&Pki::new().admin()),
+        joblet,
+        "invalid peer certificate: ",
+    );
     let with = |unit, validity| pki.client("alice", unit, validity);
-    check(Some(&with(Some("admin"), Validity::Past)), joblet, "certificate expired");
-    check(Some(&with(Some("admin"), Validity::Future)), joblet, "certificate not valid yet");
-    check(Some(&pki.admin()), b"joblet/2", "peer doesn't support any known protocol");
-    check(Some(&with(None, Validity::Now)), joblet, "has no organisational unit (OU)");
-    check(Some(&with(Some("root"), Validity::Now)), joblet, "\"root\" is no role; roles are reader");
-    check(Some(&pki.client("", Some("admin"), Validity::Now)), joblet, "common name (CN)");
+    check(
+        Some(&with(Some("admin"), Validity::Past)),
+        joblet,
+        "certificate expired",
+    );
+    check(
+        Some(&with(Some("admin"), Validity::Future)),
+        joblet,
+        "certificate not valid yet",
+    );
+    check(
+        Some(&pki.admin()),
+        b"joblet/2",
+        "peer doesn't support any known protocol",
+    );
+    check(
+        Some(&with(None, Validity::Now)),
+        joblet,
+        "has no organisational unit (OU)",
+    );
+    check(
+        Some(&with(Some("root"), Validity::Now)),
+        joblet,
+        "\"root\" is no role; roles are reader",
+    );
+    check(
+        Some(&pki.client("", Some("admin"), Validity::Now)),
+        joblet,
+        "common name (CN)",
+    );
     // And the server still serves.
     client(async {
         let (_endpoint, connection) = connect(&pki, &pki.admin(), server.address).await;
@@ -332,14 +428,22 @@ fn many_half_open_handshakes_make_new_peers_prove_their_address() {
     let config = pki.client_config(Some(&pki.admin()), proto_rkyv::ALPN);
     let mut flood = quinn_proto::Endpoint::new(Arc::default_config(), None, true, None);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(crate::front::testing::PATIENCE)).unwrap();
+    socket
+        .set_read_timeout(Some(crate::front::testing::PATIENCE))
+        .unwrap();
     let mut packet = Vec::new();
     let mut answer = [0; 65_536];
     for attempt in 0..=limits::HANDSHAKES_BEFORE_RETRY {
-        let (_, mut connection) = flood.connect(crate::rt::now(), config.clone(), server.address, "joblet").unwrap();
+        let (_, mut connection) = flood
+            .connect(crate::rt::now(), config.clone(), server.address, "joblet")
+            .unwrap();
         packet.clear();
-        let transmit = connection.poll_transmit(crate::rt::now(), 1, &mut packet).unwrap();
-        socket.send_to(&packet[..transmit.size], server.address).unwrap();
+        let transmit = connection
+            .poll_transmit(crate::rt::now(), 1, &mut packet)
+            .unwrap();
+        socket
+            .send_to(&packet[..transmit.size], server.address)
+            .unwrap();
         // The first answer to this attempt carries its own source id as destination.
         let is_retry = loop {
             let len = socket.recv(&mut answer).unwrap();
@@ -349,7 +453,11 @@ fn many_half_open_handshakes_make_new_peers_prove_their_address() {
                 break answer[0] & 0xf0 == 0xf0;
             }
         };
-        assert_eq!(is_retry, attempt == limits::HANDSHAKES_BEFORE_RETRY, "attempt {attempt}");
+        assert_eq!(
+            is_retry,
+            attempt == limits::HANDSHAKES_BEFORE_RETRY,
+            "attempt {attempt}"
+        );
     }
     client(async {
         let (_endpoint, connection) = connect(&pki, &pki.admin(), server.address).await;
@@ -400,7 +508,11 @@ fn a_client_with_the_defaults_of_quinn_gets_ethernet_sized_packets() {
         let mut config = pki.client_config(Some(&pki.admin()), proto_rkyv::ALPN);
         config.transport_config(Arc::new(client_transport()));
         endpoint.set_default_client_config(config);
-        let connection = endpoint.connect(server.address, "joblet").unwrap().await.unwrap();
+        let connection = endpoint
+            .connect(server.address, "joblet")
+            .unwrap()
+            .await
+            .unwrap();
         let received = ask(&connection, SOURCE, b"").await.unwrap();
         assert_eq!(received.len(), BULK_BYTES);
         assert!(connection.stats().udp_rx.datagrams > (BULK_BYTES / 1_500) as u64);

@@ -39,13 +39,15 @@ impl Transport {
         shards: usize,
     ) -> Result<Self, NoInitialCipherSuite> {
         let crypto = Arc::new(QuicServerConfig::try_from(tls)?);
-        let token_key = Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, b"joblet retry token").extract(keys.token));
+        let token_key =
+            Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, b"joblet retry token").extract(keys.token));
         let server = |mtu| {
             let mut server = ServerConfig::new(crypto.clone(), token_key.clone());
             server.transport_config(Arc::new(transport(mtu)));
             Arc::new(server)
         };
-        let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, keys.reset)));
+        let mut endpoint =
+            EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, keys.reset)));
         endpoint
             .cid_generator(move || Box::new(ShardCids::new(shard, shards)))
             .min_reset_interval(limits::RESET_INTERVAL)
@@ -60,7 +62,11 @@ impl Transport {
 
     /// The configuration for a peer at `remote`.
     pub(super) fn for_peer(&self, remote: IpAddr) -> Arc<ServerConfig> {
-        if remote.to_canonical().is_loopback() { self.loopback.clone() } else { self.network.clone() }
+        if remote.to_canonical().is_loopback() {
+            self.loopback.clone()
+        } else {
+            self.network.clone()
+        }
     }
 }
 
@@ -75,7 +81,11 @@ fn transport(mtu: u16) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(limits::STREAM_RECEIVE_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(limits::CONNECTION_RECEIVE_WINDOW_BYTES))
         .send_window(limits::CONNECTION_SEND_WINDOW_BYTES)
-        .max_idle_timeout(Some(limits::CONNECTION_IDLE_MAX.try_into().expect("seconds fit a VarInt of milliseconds")))
+        .max_idle_timeout(Some(
+            limits::CONNECTION_IDLE_MAX
+                .try_into()
+                .expect("seconds fit a VarInt of milliseconds"),
+        ))
         .mtu_discovery_config(Some(discovery));
     transport
 }

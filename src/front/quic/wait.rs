@@ -33,13 +33,20 @@ pub(super) struct Wait {
 
 impl fmt::Debug for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wait").field("timer", &self.timer.as_ref().map(|(at, _)| at)).finish_non_exhaustive()
+        f.debug_struct("Wait")
+            .field("timer", &self.timer.as_ref().map(|(at, _)| at))
+            .finish_non_exhaustive()
     }
 }
 
 impl Wait {
     pub(super) fn new(ready: rt::Ready) -> Self {
-        Self { ready: Rc::new(ready), readable: None, writable: None, timer: None }
+        Self {
+            ready: Rc::new(ready),
+            readable: None,
+            writable: None,
+            timer: None,
+        }
     }
 
     /// Returns when the socket can be read, `work` has something, or `deadline` has passed; with
@@ -47,7 +54,12 @@ impl Wait {
     ///
     /// # Errors
     /// When the socket cannot be polled.
-    pub(super) async fn for_news(&mut self, work: &Work, deadline: Option<Instant>, is_blocked: bool) -> io::Result<()> {
+    pub(super) async fn for_news(
+        &mut self,
+        work: &Work,
+        deadline: Option<Instant>,
+        is_blocked: bool,
+    ) -> io::Result<()> {
         if let Some(at) = deadline
             && self.timer.as_ref().is_none_or(|(armed, _)| *armed > at)
         {
@@ -94,7 +106,11 @@ impl Wait {
         let mut have_run: Option<Rc<Cell<bool>>> = None;
         poll_fn(|cx| {
             if let Some(have_run) = &have_run {
-                return if have_run.get() { Poll::Ready(()) } else { Poll::Pending };
+                return if have_run.get() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                };
             }
             let flag = Rc::clone(have_run.get_or_insert_default());
             let waker = cx.waker().clone();

@@ -24,12 +24,17 @@ pub(super) struct Reservation {
 impl Budget {
     /// All of `bytes` is free.
     pub(in crate::front) fn new(bytes: usize) -> Self {
-        Self { left: Rc::new(Cell::new(bytes)) }
+        Self {
+            left: Rc::new(Cell::new(bytes)),
+        }
     }
 
     /// A reservation of nothing yet.
     pub(super) fn reserve(&self) -> Reservation {
-        Reservation { left: Rc::clone(&self.left), bytes: 0 }
+        Reservation {
+            left: Rc::clone(&self.left),
+            bytes: 0,
+        }
     }
 }
 
@@ -54,7 +59,11 @@ impl Drop for Reservation {
 
 /// What a peer is told when a bound of the whole shard is reached.
 pub(super) fn busy() -> Refusal {
-    Refusal::new(RefusalCode::Busy, "the server has too many requests at once").hint("try again later")
+    Refusal::new(
+        RefusalCode::Busy,
+        "the server has too many requests at once",
+    )
+    .hint("try again later")
 }
 
 #[cfg(test)]

@@ -12,11 +12,20 @@ impl Session {
     pub(super) async fn copy(&mut self, copy: proto_rkyv::Copy) -> Result<(), Broken> {
         let path = convert::copy_path(&copy.path)?;
         let id = self.job(Operation::Copy, &copy.job).await?.id;
-        let mut tree = self.outgoing.unless_gone(self.handle.copy_out(id, path)).await??;
+        let mut tree = self
+            .outgoing
+            .unless_gone(self.handle.copy_out(id, path))
+            .await??;
         while let Some(item) = self.outgoing.unless_gone(tree.next()).await?? {
             match item {
-                TreeItem::Entry(entry) => self.outgoing.upload(&convert::entry_message(entry)).await?,
-                TreeItem::Data(bytes) => self.outgoing.data(Header::new(Kind::File, 0), bytes).await?,
+                TreeItem::Entry(entry) => {
+                    self.outgoing.upload(&convert::entry_message(entry)).await?
+                }
+                TreeItem::Data(bytes) => {
+                    self.outgoing
+                        .data(Header::new(Kind::File, 0), bytes)
+                        .await?
+                }
             }
         }
         self.outgoing.upload(&Upload::End).await

@@ -1,7 +1,10 @@
 //! Frames over the two halves of a stream.
 
 use bytes::Bytes;
-use proto_rkyv::{DATA_BYTES_MAX, FrameError, HEADER_BYTES, Header, Job, Kind, Piece, Reader, Reply, Request, header_bytes};
+use proto_rkyv::{
+    DATA_BYTES_MAX, FrameError, HEADER_BYTES, Header, Job, Kind, Piece, Reader, Reply, Request,
+    header_bytes,
+};
 
 use super::{Broken, race};
 use crate::{
@@ -23,18 +26,26 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(recv: RecvHalf) -> Self {
-        Self { recv, reader: Reader::default() }
+        Self {
+            recv,
+            reader: Reader::default(),
+        }
     }
 
     /// The first frame, which must be a request and must come soon.
     pub(super) async fn request(&mut self) -> Result<Request, Broken> {
-        let first = race::within(limits::FIRST_FRAME_TIMEOUT, self.next()).await.ok_or(Broken::Stalled)??;
+        let first = race::within(limits::FIRST_FRAME_TIMEOUT, self.next())
+            .await
+            .ok_or(Broken::Stalled)??;
         match first {
             Some(Piece::Control(archive)) => Ok(Request::decode(&archive)?),
-            Some(Piece::Begin(header)) => {
-                Err(Broken::Malformed(convert::invalid(format!("{:?} frame before any request", header.kind))))
-            }
-            Some(Piece::Data { .. }) | None => Err(Broken::Malformed(convert::invalid("a stream without a request"))),
+            Some(Piece::Begin(header)) => Err(Broken::Malformed(convert::invalid(format!(
+                "{:?} frame before any request",
+                header.kind
+            )))),
+            Some(Piece::Data { .. }) | None => Err(Broken::Malformed(convert::invalid(
+                "a stream without a request",
+            ))),
         }
     }
 
@@ -50,7 +61,11 @@ impl Incoming {
             match self.recv.read_chunk().await? {
                 Some(chunk) => self.reader.feed(chunk),
                 None if self.reader.is_between_frames() => return Ok(None),
-                None => return Err(Broken::Malformed(convert::invalid("the stream ends inside a frame"))),
+                None => {
+                    return Err(Broken::Malformed(convert::invalid(
+                        "the stream ends inside a frame",
+                    )));
+                }
             }
         }
     }
@@ -93,7 +108,8 @@ impl Outgoing {
 
     /// A list of byte strings, in as many frames as it takes; none for an empty list.
     pub(super) async fn bulk(&mut self, kind: Kind, entries: &[Vec<u8>]) -> Result<(), Broken> {
-        self.data(Header::new(kind, 0), Bytes::from(proto_rkyv::join(entries))).await
+        self.data(Header::new(kind, 0), Bytes::from(proto_rkyv::join(entries)))
+            .await
     }
 
     /// Payload of any length as data frames like `header`.
@@ -111,7 +127,10 @@ impl Outgoing {
     }
 
     /// What `future` gives, unless the peer goes away first.
-    pub(super) async fn unless_gone<T>(&self, future: impl Future<Output = T>) -> Result<T, StreamError> {
+    pub(super) async fn unless_gone<T>(
+        &self,
+        future: impl Future<Output = T>,
+    ) -> Result<T, StreamError> {
         race::unless(self.send.gone(), future).await
     }
 
@@ -130,7 +149,10 @@ impl Outgoing {
 pub(super) fn split_frame(header: Header, payload: &mut Bytes) -> (Bytes, Bytes) {
     let piece = payload.split_to(payload.len().min(DATA_BYTES_MAX as usize));
     let len = u32::try_from(piece.len()).expect("at most DATA_BYTES_MAX");
-    (Bytes::copy_from_slice(&header_bytes(&Header { len, ..header })), piece)
+    (
+        Bytes::copy_from_slice(&header_bytes(&Header { len, ..header })),
+        piece,
+    )
 }
 
 fn job_frames(jobs: &[Job]) -> Result<Vec<Bytes>, FrameError> {
@@ -156,7 +178,10 @@ fn job_frames(jobs: &[Job]) -> Result<Vec<Bytes>, FrameError> {
 /// A message of ours that does not fit a frame: limits are set so that this cannot happen.
 fn unsendable(error: FrameError) -> Broken {
     tracing::error!(%error, "a reply does not fit a frame");
-    Broken::Refused(crate::job::Refusal::new(crate::job::RefusalCode::Failed, "the answer does not fit a frame"))
+    Broken::Refused(crate::job::Refusal::new(
+        crate::job::RefusalCode::Failed,
+        "the answer does not fit a frame",
+    ))
 }
 
 #[cfg(test)]
@@ -168,8 +193,12 @@ mod tests {
         let one = |frame: &Bytes| {
             let mut reader = Reader::default();
             reader.feed(frame.clone());
-            let Ok(Some(Piece::Control(archive))) = reader.next() else { panic!("no control frame") };
-            let Ok(Reply::Jobs(jobs)) = Reply::decode(&archive) else { panic!("no jobs") };
+            let Ok(Some(Piece::Control(archive))) = reader.next() else {
+                panic!("no control frame")
+            };
+            let Ok(Reply::Jobs(jobs)) = Reply::decode(&archive) else {
+                panic!("no jobs")
+            };
             jobs
         };
         frames.iter().map(one).collect()
@@ -179,9 +208,18 @@ mod tests {
     fn lists_of_any_size_fit_frames_and_keep_their_order() {
         assert_eq!(decode(&job_frames(&[]).unwrap()), [Vec::new()]);
         let large = convert::job(&largest_job());
-        let small = Job { labels: Vec::new(), workdir: String::new(), ..large.clone() };
-        let number = |job: &Job, n: usize| Job { command: n.to_string(), ..job.clone() };
-        let jobs: Vec<Job> = (0..300).map(|n| number(if n % 7 == 0 { &large } else { &small }, n)).collect();
+        let small = Job {
+            labels: Vec::new(),
+            workdir: String::new(),
+            ..large.clone()
+        };
+        let number = |job: &Job, n: usize| Job {
+            command: n.to_string(),
+            ..job.clone()
+        };
+        let jobs: Vec<Job> = (0..300)
+            .map(|n| number(if n % 7 == 0 { &large } else { &small }, n))
+            .collect();
         let frames = decode(&job_frames(&jobs).unwrap());
         assert!(frames.len() > 5 && frames.iter().all(|jobs| !jobs.is_empty()));
         assert_eq!(frames.concat(), jobs);
@@ -195,7 +233,10 @@ mod tests {
             (!payload.is_empty()).then(|| {
                 let (header, piece) = split_frame(Header::new(Kind::File, 0), &mut payload);
                 let header = Header::parse(header[..].try_into().unwrap()).unwrap();
-                assert_eq!((header.kind, header.len as usize), (Kind::File, piece.len()));
+                assert_eq!(
+                    (header.kind, header.len as usize),
+                    (Kind::File, piece.len())
+                );
                 piece.len()
             })
         })

@@ -67,10 +67,22 @@ impl From<proto_rkyv::FrameError> for Broken {
 
 /// Serves the request of one stream to its end. What it holds meanwhile counts against `budget`.
 pub(super) async fn serve(stream: RequestStream, handle: Handle, budget: Budget) {
-    let RequestStream { peer, send, recv, arrived } = stream;
+    let RequestStream {
+        peer,
+        send,
+        recv,
+        arrived,
+    } = stream;
     let mut incoming = Incoming::new(recv);
     let request = incoming.request().await;
-    let mut session = Session { peer, handle, budget, arrived, incoming, outgoing: Outgoing::new(send) };
+    let mut session = Session {
+        peer,
+        handle,
+        budget,
+        arrived,
+        incoming,
+        outgoing: Outgoing::new(send),
+    };
     let served = match request {
         Ok(request) => session.run(request).await,
         Err(broken) => Err(broken),
@@ -84,7 +96,12 @@ pub(super) async fn serve(stream: RequestStream, handle: Handle, budget: Budget)
 /// Turns a stream away without looking at it, because there are too many.
 pub(super) async fn turn_away(stream: RequestStream) {
     let (mut incoming, mut outgoing) = (Incoming::new(stream.recv), Outgoing::new(stream.send));
-    end(&mut incoming, &mut outgoing, Broken::Refused(budget::busy())).await;
+    end(
+        &mut incoming,
+        &mut outgoing,
+        Broken::Refused(budget::busy()),
+    )
+    .await;
 }
 
 /// Tells the peer why its request is not served, when it can still be told.
@@ -138,14 +155,26 @@ impl Session {
         authorise(self.peer.role, operation, OwnerRelation::Own)?;
         let id = self.handle.resolve(convert::job_ref(reference)?).await?;
         let view = self.handle.view(id).await?;
-        authorise(self.peer.role, operation, OwnerRelation::of(&self.peer.name, &view.owner))?;
+        authorise(
+            self.peer.role,
+            operation,
+            OwnerRelation::of(&self.peer.name, &view.owner),
+        )?;
         Ok(view)
     }
 
     async fn list(&mut self, list: proto_rkyv::List) -> Result<(), Broken> {
         authorise(self.peer.role, Operation::List, OwnerRelation::Own)?;
-        let asked = list.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let jobs = self.handle.list(list.state.map(convert::state), asked.min(limits::LIST_JOBS_MAX)).await;
+        let asked = list.limit.map_or(usize::MAX, |limit| {
+            usize::try_from(limit).unwrap_or(usize::MAX)
+        });
+        let jobs = self
+            .handle
+            .list(
+                list.state.map(convert::state),
+                asked.min(limits::LIST_JOBS_MAX),
+            )
+            .await;
         let mut held = self.budget.reserve();
         held.grow(jobs.len() * limits::LISTED_JOB_BYTES)?;
         let jobs: Vec<_> = jobs.iter().map(convert::job).collect();
@@ -156,9 +185,15 @@ impl Session {
         let view = self.job(Operation::Status, reference).await?;
         let mut held = self.budget.reserve();
         held.grow(convert::spec_bytes(&view.spec))?;
-        self.outgoing.reply(&Reply::Status(Box::new(convert::job(&view)))).await?;
-        self.outgoing.bulk(proto_rkyv::Kind::Argv, &view.spec.argv).await?;
-        self.outgoing.bulk(proto_rkyv::Kind::Env, &convert::environment(&view.spec)).await
+        self.outgoing
+            .reply(&Reply::Status(Box::new(convert::job(&view))))
+            .await?;
+        self.outgoing
+            .bulk(proto_rkyv::Kind::Argv, &view.spec.argv)
+            .await?;
+        self.outgoing
+            .bulk(proto_rkyv::Kind::Env, &convert::environment(&view.spec))
+            .await
     }
 
     async fn log(&mut self, log: proto_rkyv::Log) -> Result<(), Broken> {
@@ -170,8 +205,13 @@ impl Session {
 
     async fn stop(&mut self, stop: proto_rkyv::Stop) -> Result<(), Broken> {
         let id = self.job(Operation::Stop, &stop.job).await?.id;
-        let view = self.handle.stop(id, &self.peer.name, convert::stop_signal(stop.signal)).await?;
-        self.outgoing.reply(&Reply::Done(Box::new(convert::job(&view)))).await
+        let view = self
+            .handle
+            .stop(id, &self.peer.name, convert::stop_signal(stop.signal))
+            .await?;
+        self.outgoing
+            .reply(&Reply::Done(Box::new(convert::job(&view))))
+            .await
     }
 
     async fn wait(&mut self, reference: &str) -> Result<(), Broken> {
@@ -189,18 +229,29 @@ impl Session {
     /// Waits for a job's end and says how it was.
     async fn ended(&mut self, id: JobId) -> Result<(), Broken> {
         let view = self.outgoing.unless_gone(self.handle.ended(id)).await??;
-        self.outgoing.reply(&Reply::Ended(Box::new(convert::job(&view)))).await
+        self.outgoing
+            .reply(&Reply::Ended(Box::new(convert::job(&view))))
+            .await
     }
 
     /// Sends a job's output as the query asks.
     async fn follow(&mut self, id: JobId, query: LogQuery) -> Result<(), Broken> {
-        let output = self.outgoing.unless_gone(self.handle.follow(id, query)).await??;
+        let output = self
+            .outgoing
+            .unless_gone(self.handle.follow(id, query))
+            .await??;
         output::send(id, output, &mut self.outgoing).await
     }
 
     /// All output of a job as it comes, for the one who started it.
     async fn follow_live(&mut self, id: JobId) -> Result<(), Broken> {
-        let query = LogQuery { streams: Streams::All, follow: true, offset: 0, tail_lines: None, since_ns: None };
+        let query = LogQuery {
+            streams: Streams::All,
+            follow: true,
+            offset: 0,
+            tail_lines: None,
+            since_ns: None,
+        };
         self.follow(id, query).await
     }
 }

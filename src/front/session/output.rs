@@ -14,7 +14,11 @@ use crate::{
 };
 
 /// Sends everything that `output` gives, as soon as it gives it, as fast as the peer takes it.
-pub(super) async fn send(id: JobId, mut output: Output, outgoing: &mut Outgoing) -> Result<(), Broken> {
+pub(super) async fn send(
+    id: JobId,
+    mut output: Output,
+    outgoing: &mut Outgoing,
+) -> Result<(), Broken> {
     let mut batch = Batch::new(id);
     loop {
         // Pinned across the flush: a cursor that was asked is not asked anew.
@@ -47,17 +51,33 @@ struct Batch {
 
 impl Batch {
     fn new(id: JobId) -> Self {
-        Self { id, slab: BytesMut::new(), ready: Vec::new(), ready_bytes: 0 }
+        Self {
+            id,
+            slab: BytesMut::new(),
+            ready: Vec::new(),
+            ready_bytes: 0,
+        }
     }
 
     fn push(&mut self, chunk: Chunk) {
-        let Chunk { stream, mut offset, time_ns, mut bytes } = chunk;
+        let Chunk {
+            stream,
+            mut offset,
+            time_ns,
+            mut bytes,
+        } = chunk;
         let kind = match stream {
             Stream::Stdout => Kind::Stdout,
             Stream::Stderr => Kind::Stderr,
         };
         while !bytes.is_empty() {
-            let header = Header { kind, len: 0, job: self.id.to_bytes(), offset, time_ns };
+            let header = Header {
+                kind,
+                len: 0,
+                job: self.id.to_bytes(),
+                offset,
+                time_ns,
+            };
             if bytes.len() < limits::OUTPUT_COPY_BYTES_MAX {
                 return self.copy(header, &bytes);
             }
@@ -75,7 +95,8 @@ impl Batch {
         }
         let len = u32::try_from(bytes.len()).expect("below OUTPUT_COPY_BYTES_MAX");
         self.slab.reserve(HEADER_BYTES + bytes.len());
-        self.slab.put_slice(&header_bytes(&Header { len, ..header }));
+        self.slab
+            .put_slice(&header_bytes(&Header { len, ..header }));
         self.slab.put_slice(bytes);
     }
 
@@ -112,7 +133,12 @@ mod tests {
     use super::*;
 
     fn chunk(stream: Stream, offset: u64, bytes: Vec<u8>) -> Chunk {
-        Chunk { stream, offset, time_ns: offset + 1, bytes: bytes.into() }
+        Chunk {
+            stream,
+            offset,
+            time_ns: offset + 1,
+            bytes: bytes.into(),
+        }
     }
 
     /// The frames in `pieces`, each with its payload.
@@ -124,7 +150,9 @@ mod tests {
             while let Some(piece) = reader.next().unwrap() {
                 match piece {
                     Piece::Begin(header) => frames.push((header, Vec::new())),
-                    Piece::Data { bytes, .. } => frames.last_mut().unwrap().1.extend_from_slice(&bytes),
+                    Piece::Data { bytes, .. } => {
+                        frames.last_mut().unwrap().1.extend_from_slice(&bytes)
+                    }
                     Piece::Control(_) => panic!("output has no control frames"),
                 }
             }
@@ -141,13 +169,27 @@ mod tests {
             batch.push(chunk(Stream::Stdout, n * 10, vec![b'x'; 10]));
         }
         let large = Bytes::from(vec![b'y'; limits::OUTPUT_COPY_BYTES_MAX]);
-        batch.push(Chunk { stream: Stream::Stderr, offset: 5, time_ns: 6, bytes: large.clone() });
+        batch.push(Chunk {
+            stream: Stream::Stderr,
+            offset: 5,
+            time_ns: 6,
+            bytes: large.clone(),
+        });
         let pieces = batch.take();
         assert_eq!(pieces.len(), 3, "one slab, one header, one payload");
         assert_eq!(pieces[2].as_ptr(), large.as_ptr());
         let frames = frames(pieces);
         assert_eq!(frames.len(), 101);
-        assert_eq!(frames[99].0, Header { kind: Kind::Stdout, len: 10, job: id.to_bytes(), offset: 990, time_ns: 991 });
+        assert_eq!(
+            frames[99].0,
+            Header {
+                kind: Kind::Stdout,
+                len: 10,
+                job: id.to_bytes(),
+                offset: 990,
+                time_ns: 991
+            }
+        );
         assert_eq!(batch.take(), Vec::<Bytes>::new());
     }
 
@@ -157,8 +199,18 @@ mod tests {
         let mut batch = Batch::new(JobId::random());
         batch.push(chunk(Stream::Stderr, 7, vec![1; 2 * limit + 3]));
         assert!(batch.is_full());
-        let offsets: Vec<_> = frames(batch.take()).iter().map(|(header, _)| (header.offset, header.len)).collect();
-        assert_eq!(offsets, [(7, DATA_BYTES_MAX), (7 + limit as u64, DATA_BYTES_MAX), (7 + 2 * limit as u64, 3)]);
+        let offsets: Vec<_> = frames(batch.take())
+            .iter()
+            .map(|(header, _)| (header.offset, header.len))
+            .collect();
+        assert_eq!(
+            offsets,
+            [
+                (7, DATA_BYTES_MAX),
+                (7 + limit as u64, DATA_BYTES_MAX),
+                (7 + 2 * limit as u64, 3)
+            ]
+        );
     }
 
     proptest! {

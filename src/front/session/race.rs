@@ -26,7 +26,10 @@ pub(super) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
 ///
 /// # Cancel
 /// Drops both, as the one does that is ready first with the other.
-pub(super) async fn unless<T, E>(end: impl Future<Output = E>, future: impl Future<Output = T>) -> Result<T, E> {
+pub(super) async fn unless<T, E>(
+    end: impl Future<Output = E>,
+    future: impl Future<Output = T>,
+) -> Result<T, E> {
     let (mut end, mut future) = (pin!(end), pin!(future));
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
@@ -52,18 +55,22 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
+    use crate::rt::testing::on_shard;
 
     #[test]
     fn a_limit_ends_what_never_comes_and_costs_nothing_else() {
-        rt::block_on(async {
-            assert_eq!(within(Duration::from_millis(5), pending::<()>()).await, None);
+        on_shard(|| async {
+            assert_eq!(
+                within(Duration::from_millis(5), pending::<()>()).await,
+                None
+            );
             assert_eq!(within(Duration::from_secs(3_600), ready(7)).await, Some(7));
         });
     }
 
     #[test]
     fn the_first_that_is_ready_wins_and_the_wanted_one_on_a_tie() {
-        rt::block_on(async {
+        on_shard(|| async {
             assert_eq!(unless(pending::<()>(), ready(1)).await, Ok(1));
             assert_eq!(unless(ready(2), pending::<()>()).await, Err(2));
             assert_eq!(unless(ready(2), ready(1)).await, Ok(1));

@@ -25,7 +25,9 @@ impl Session {
             self.uploads(&mut submission, announced, first).await?;
         }
         let id = submission.accept().await?;
-        self.outgoing.reply(&Reply::Accepted { id: id.to_bytes() }).await?;
+        self.outgoing
+            .reply(&Reply::Accepted { id: id.to_bytes() })
+            .await?;
         match after {
             After::Detach => Ok(()),
             After::Wait => self.ended(id).await,
@@ -38,7 +40,11 @@ impl Session {
 
     /// Argument list and environment: everything up to the end of the stream, or up to the first entry of an
     /// upload, which is returned beside them.
-    async fn bulk(&mut self, has_uploads: bool, held: &mut Reservation) -> Result<(Bulk, Option<Piece>), Broken> {
+    async fn bulk(
+        &mut self,
+        has_uploads: bool,
+        held: &mut Reservation,
+    ) -> Result<(Bulk, Option<Piece>), Broken> {
         let mut bulk = Bulk::default();
         let mut kind = None;
         loop {
@@ -52,9 +58,13 @@ impl Session {
                     held.grow(bytes.len())?;
                     bulk.push(kind, &bytes)?;
                 }
-                Some(control @ Piece::Control(_)) if has_uploads => return Ok((bulk, Some(control))),
+                Some(control @ Piece::Control(_)) if has_uploads => {
+                    return Ok((bulk, Some(control)));
+                }
                 Some(Piece::Control(_)) => {
-                    return Err(Broken::Malformed(convert::invalid("an upload that was not announced")));
+                    return Err(Broken::Malformed(convert::invalid(
+                        "an upload that was not announced",
+                    )));
                 }
                 None if has_uploads => return Err(truncated_upload()),
                 None => return Ok((bulk, None)),
@@ -64,7 +74,12 @@ impl Session {
 
     /// Hands the uploads on as they come. Waits for the job's side, so that a slow disk slows the client down
     /// and nothing is held here but one piece.
-    async fn uploads(&mut self, submission: &mut Submission, announced: u64, first: Piece) -> Result<(), Broken> {
+    async fn uploads(
+        &mut self,
+        submission: &mut Submission,
+        announced: u64,
+        first: Piece,
+    ) -> Result<(), Broken> {
         let mut uploads = Uploads::new(announced);
         let mut piece = first;
         loop {
@@ -88,7 +103,9 @@ impl Session {
 
     /// The next piece of what the client owes; it may not keep us waiting for ever.
     async fn piece(&mut self) -> Result<Option<Piece>, Broken> {
-        race::within(limits::STREAM_STALL_MAX, self.incoming.next()).await.ok_or(Broken::Stalled)?
+        race::within(limits::STREAM_STALL_MAX, self.incoming.next())
+            .await
+            .ok_or(Broken::Stalled)?
     }
 }
 

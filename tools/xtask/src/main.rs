@@ -1,2 +1,133 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask VERB`: the same checks with the same words on every machine.
+//!
+//! It adds nothing to what cargo does but the order, the profile (release everywhere, so that nothing is
+//! built twice) and the two binaries that the integration tests run.
+#![expect(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a tool for people: it prints, starts cargo and reads a clock"
+)]
+
+mod licence;
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const USAGE: &str = "\
+usage: cargo xtask VERB
+
+  check            everything below, in this order
+  fmt              rustfmt has nothing to change
+  lint             clippy has nothing to say, in all targets
+  deny             licences, sources and versions are the allowed ones
+  test [FILTER…]   builds both binaries, then runs every test; JOBLET_TEST_REQUIRE=1 makes skips failures
+  bench            the numbers of benches/PROMISES.md, and the peers beside them";
+
+fn main() -> Result<()> {
+    let mut args = env::args_os().skip(1);
+    let verb = args.next().unwrap_or_default();
+    let rest: Vec<OsString> = args.collect();
+    match verb.to_str() {
+        Some("check") => check(),
+        Some("fmt") => fmt(),
+        Some("lint") => lint(),
+        Some("deny") => deny(),
+        Some("test") => test(&rest),
+        Some("bench") => bench(),
+        Some("help" | "--help" | "-h") => {
+            eprintln!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("no such verb: {}\n{USAGE}", verb.display()),
+    }
+}
+
+fn check() -> Result<()> {
+    fmt()?;
+    lint()?;
+    deny()?;
+    test(&[])
+}
+
+fn fmt() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"])
+}
+
+fn lint() -> Result<()> {
+    let lints = ["--release", "--workspace", "--all-targets", "--locked"];
+    cargo(&[&["clippy"], &lints[..], &["--", "-D", "warnings"]].concat())
+}
+
+/// `cargo deny` where it is installed; else the part of `deny.toml` that needs no database.
+fn deny() -> Result<()> {
+    let installed = Command::new("cargo")
+        .args(["deny", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if installed {
+        return cargo(&["deny", "check", "bans", "licenses", "sources"]);
+    }
+    eprintln!("xtask: cargo-deny is not installed; checking the licence list of deny.toml only");
+    licence::check(&root()?)
+}
+
+/// The tests run the binaries of two packages, and cargo builds those of one: so both are built first.
+fn test(filter: &[OsString]) -> Result<()> {
+    // All targets, because that builds dependencies with the features that the tests want: once.
+    cargo(&[
+        "build",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+    ])?;
+    let mut args: Vec<&OsStr> = ["test", "--release", "--workspace", "--locked"]
+        .map(OsStr::new)
+        .to_vec();
+    if !filter.is_empty() {
+        args.push(OsStr::new("--"));
+        args.extend(filter.iter().map(OsString::as_os_str));
+    }
+    cargo(&args)
+}
+
+fn bench() -> Result<()> {
+    cargo(&["build", "--release", "--workspace", "--locked"])?;
+    cargo(&["bench", "--bench", "canonical", "--locked"])?;
+    cargo(&["run", "--release", "--package", "compare", "--locked"])
+}
+
+/// Runs cargo in the workspace and fails as it fails.
+fn cargo<S: AsRef<OsStr>>(args: &[S]) -> Result<()> {
+    let shown: Vec<_> = args
+        .iter()
+        .map(|arg| arg.as_ref().to_string_lossy())
+        .collect();
+    let shown = shown.join(" ");
+    eprintln!("xtask: cargo {shown}");
+    let begin = Instant::now();
+    let status = Command::new("cargo")
+        .args(args)
+        .current_dir(root()?)
+        .status()
+        .context("start cargo")?;
+    ensure!(status.success(), "cargo {shown}: {status}");
+    eprintln!("xtask: {:.1} s", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The root of the workspace, two levels above this package.
+fn root() -> Result<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors()
+        .nth(2)
+        .map(Path::to_owned)
+        .context("tools/xtask has no grandparent")
+}

@@ -1,0 +1,227 @@
+//! The JSON that `--json` prints. Names are snake_case, and stable: they are added to, never renamed.
+//!
+//! A job:
+//! ```text
+//! id, uuid, job_uuid   the same id three times, for scripts written for the original system
+//! name                 text or null
+//! owner                common name of the certificate that submitted it
+//! status               SCHEDULED … CANCELED
+//! command              first line of the command
+//! labels               {key: value}
+//! workdir, user        directory; {uid, gid}
+//! work                 {kind: "memory" | "disk", bytes}
+//! timeout_seconds      or null; grace_seconds
+//! created_time, start_time, end_time     RFC 3339 in UTC, or null
+//! transitions          [{status, time, monotonic_ns}], oldest first
+//! exit_code            of the command, or null (also in outcome)
+//! outcome              null until the job has ended: {reason, exit_code, signal, signal_name, by, step, errno,
+//!                      cpu_seconds: {user, system}, wall_seconds, start_micros}
+//! log                  {stdout_bytes, stderr_bytes, stored_bytes, dropped_bytes, produced_bytes}
+//! args, env            only `job status`: list of strings; {NAME: value}, secrets as "***"
+//! ```
+//! `reason` is one of exited, signaled, timeout, stopped, canceled, log_limit, start_failed,
+//! command_not_found, command_not_executable, host_lost, daemon_down. Bytes that are not UTF-8 are shown as
+//! `{"base64": "…"}`.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rnx::{
+    Output, Status, Stream,
+    proto::{Job, Node, Outcome, Reason, Work},
+};
+use serde_json::{Map, Value, json};
+
+use crate::text::{self, Times};
+
+/// One job.
+pub(crate) fn job(job: &Job) -> Value {
+    let id = text::id(job.id);
+    let times = Times::of(job);
+    let time = |ns: Option<i64>| ns.map(|ns| text::utc_time(ns.into()));
+    let labels: Map<_, _> = job
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    let transitions: Vec<_> = job
+        .transitions
+        .iter()
+        .map(|t| json!({"status": text::state(t.state), "time": text::utc_time(t.wall_ns.into()), "monotonic_ns": t.mono_ns}))
+        .collect();
+    let stored = job.log.stdout_bytes.saturating_add(job.log.stderr_bytes);
+    json!({
+        "id": id,
+        "uuid": id,
+        "job_uuid": id,
+        "name": job.name,
+        "owner": job.owner,
+        "status": text::state(job.state),
+        "command": job.command,
+        "labels": labels,
+        "workdir": job.workdir,
+        "user": {"uid": job.user.0, "gid": job.user.1},
+        "work": {"kind": work(job.work), "bytes": job.work_bytes},
+        "timeout_seconds": job.timeout_ms.map(|ms| seconds(ms, 1_000)),
+        "grace_seconds": seconds(job.grace_ms, 1_000),
+        "created_time": time(times.created),
+        "start_time": time(times.started),
+        "end_time": time(times.ended),
+        "transitions": transitions,
+        "exit_code": job.outcome.as_ref().and_then(|outcome| outcome.exit_code),
+        "outcome": job.outcome.as_ref().map(outcome),
+        "log": {
+            "stdout_bytes": job.log.stdout_bytes,
+            "stderr_bytes": job.log.stderr_bytes,
+            "stored_bytes": stored,
+            "dropped_bytes": job.log.dropped_bytes,
+            "produced_bytes": stored.saturating_add(job.log.dropped_bytes),
+        },
+    })
+}
+
+/// One job with its argument list and environment.
+pub(crate) fn status(status: &Status) -> Value {
+    let mut value = job(&status.job);
+    let variable = |entry: &Vec<u8>| {
+        let end = entry
+            .iter()
+            .position(|byte| *byte == b'=')
+            .unwrap_or(entry.len());
+        let value = entry.get(end + 1..).unwrap_or_default();
+        (
+            String::from_utf8_lossy(&entry[..end]).into_owned(),
+            string(value),
+        )
+    };
+    value["args"] = status.argv.iter().map(|word| string(word)).collect();
+    value["env"] = Value::Object(status.env.iter().map(variable).collect());
+    value
+}
+
+/// One record of a log; `data` is base64 when the bytes are not UTF-8, and `encoding` then says so.
+pub(crate) fn record(output: &Output) -> Value {
+    let mut value = json!({
+        "offset": output.offset,
+        "time": text::utc_time(output.time_ns.into()),
+        "stream": match output.stream { Stream::Stdout => "stdout", Stream::Stderr => "stderr" },
+    });
+    match str::from_utf8(&output.bytes) {
+        Ok(text) => value["data"] = text.into(),
+        Err(_) => {
+            value["data"] = STANDARD.encode(&output.bytes).into();
+            value["encoding"] = "base64".into();
+        }
+    }
+    value
+}
+
+/// What a server is.
+pub(crate) fn node(node: &Node) -> Value {
+    let (p50, p99, count) = node.start_ns;
+    json!({
+        "version": node.version,
+        "instance": node.instance,
+        "hostname": node.hostname,
+        "kernel": node.kernel,
+        "shards": node.shards,
+        "jobs_live": node.jobs_live,
+        "you": node.you,
+        "role": node.role,
+        "work_memory_bytes": node.work_memory_bytes,
+        "start": {"p50_ns": p50, "p99_ns": p99, "count": count},
+    })
+}
+
+/// Why a job ended, as one word.
+pub(crate) fn reason(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Exited => "exited",
+        Reason::Signaled => "signaled",
+        Reason::Timeout => "timeout",
+        Reason::Stopped { .. } => "stopped",
+        Reason::Canceled => "canceled",
+        Reason::LogLimit => "log_limit",
+        Reason::StartFailed { .. } => "start_failed",
+        Reason::CommandNotFound => "command_not_found",
+        Reason::CommandNotExecutable { .. } => "command_not_executable",
+        Reason::HostLost => "host_lost",
+        Reason::DaemonDown => "daemon_down",
+    }
+}
+
+/// What `/work` is made of, as one word.
+pub(crate) fn work(work: Work) -> &'static str {
+    match work {
+        Work::Memory => "memory",
+        Work::Disk => "disk",
+    }
+}
+
+fn outcome(outcome: &Outcome) -> Value {
+    let (mut by, mut step, mut number) = (None, None, None);
+    match &outcome.reason {
+        Reason::Stopped { by: who } => by = Some(who),
+        Reason::StartFailed { step: which, errno } => (step, number) = (Some(which), Some(*errno)),
+        Reason::CommandNotExecutable { errno } => number = Some(*errno),
+        Reason::Exited
+        | Reason::Signaled
+        | Reason::Timeout
+        | Reason::Canceled
+        | Reason::LogLimit
+        | Reason::CommandNotFound
+        | Reason::HostLost
+        | Reason::DaemonDown => {}
+    }
+    json!({
+        "reason": reason(&outcome.reason),
+        "exit_code": outcome.exit_code,
+        "signal": outcome.signal,
+        "signal_name": outcome.signal.map(crate::signal::name),
+        "by": by,
+        "step": step,
+        "errno": number.filter(|errno| *errno != 0),
+        "cpu_seconds": {"user": seconds(outcome.cpu_user_us, 1_000_000), "system": seconds(outcome.cpu_system_us, 1_000_000)},
+        "wall_seconds": seconds(outcome.wall_ms, 1_000),
+        "start_micros": outcome.start_micros,
+    })
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "times below 285 years are exact to the microsecond"
+)]
+fn seconds(count: u64, per_second: u64) -> f64 {
+    count as f64 / per_second as f64
+}
+
+/// Bytes as a string, or as base64 when they are none.
+fn string(bytes: &[u8]) -> Value {
+    match str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[test]
+    fn a_record_that_is_not_text_is_base64_and_says_so() {
+        let record = |bytes: &'static [u8]| {
+            let bytes = Bytes::from_static(bytes);
+            record(&Output {
+                stream: Stream::Stderr,
+                offset: 7,
+                time_ns: 0,
+                bytes,
+                left: 0,
+            })
+        };
+        let time = "1970-01-01T00:00:00.000000000Z";
+        let expected = json!({"offset": 7, "time": time, "stream": "stderr", "data": "ä\u{1b}\n"});
+        assert_eq!(record("ä\u{1b}\n".as_bytes()), expected);
+        let expected = json!({"offset": 7, "time": time, "stream": "stderr", "data": "/wo=", "encoding": "base64"});
+        assert_eq!(record(b"\xff\n"), expected);
+    }
+}

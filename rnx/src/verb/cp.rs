@@ -1,0 +1,124 @@
+//! `rnx job cp ID:/work/PATH LOCAL`.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+use rnx::{Arrival, Client, Landing};
+use tokio::{sync::mpsc, task};
+
+use super::Session;
+use crate::{
+    exit::{Failure, code},
+    flags::CpFlags,
+};
+
+/// Pieces that wait for the disk.
+const PIECES_AHEAD: usize = 64;
+
+pub(crate) async fn cp(flags: &CpFlags, session: &Session) -> Result<u8, Failure> {
+    let (job, path) = source(&flags.from)?;
+    let landing = Landing::new(&path, &flags.to)?;
+    let client = session.connect().await?;
+    let copied = copy(&client, job, path, landing).await;
+    client.close().await;
+    copied.map(|()| code::DONE)
+}
+
+/// Receives here and writes on a thread of its own, so that a slow disk does not stop the connection.
+async fn copy(
+    client: &Client,
+    job: String,
+    path: Vec<u8>,
+    mut landing: Landing,
+) -> Result<(), Failure> {
+    let mut arrivals = client.copy(job, path).await?;
+    let (pieces, mut waiting) = mpsc::channel::<Arrival>(PIECES_AHEAD);
+    let writing = task::spawn_blocking(move || {
+        while let Some(piece) = waiting.blocking_recv() {
+            match piece {
+                Arrival::Entry(entry) => landing.entry(&entry)?,
+                Arrival::Data(bytes) => landing.data(&bytes)?,
+            }
+        }
+        Ok(landing)
+    });
+    let received = loop {
+        match arrivals.next().await {
+            // Sending fails only when writing did, and that says why.
+            Ok(Some(piece)) => match pieces.send(piece).await {
+                Ok(()) => {}
+                Err(_) => break Ok(()),
+            },
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    drop(pieces);
+    let written: Result<Landing, Failure> = writing
+        .await
+        .map_err(|error| Failure::new(format!("write: {error}")))?;
+    received?;
+    Ok(written?.finish()?)
+}
+
+/// `ID:/work/PATH` as the job and the path relative to `/work`; `ID:PATH` is the same.
+fn source(text: &OsStr) -> Result<(String, Vec<u8>), Failure> {
+    let usage = || {
+        Failure::usage(format!("{} is not ID:/work/PATH", text.display()))
+            .hint("only /work of a job can be copied from, for example 1f3a:/work/result.txt")
+    };
+    let bytes = text.as_bytes();
+    let colon = bytes
+        .iter()
+        .position(|byte| *byte == b':')
+        .ok_or_else(usage)?;
+    let job = str::from_utf8(&bytes[..colon]).map_err(|_| usage())?;
+    let path = match &bytes[colon + 1..] {
+        b"/work" => &[][..],
+        absolute if absolute.starts_with(b"/") => {
+            absolute.strip_prefix(b"/work/").ok_or_else(usage)?
+        }
+        relative => relative,
+    };
+    let components: Vec<_> = path
+        .split(|byte| *byte == b'/')
+        .filter(|name| !matches!(*name, b"" | b"."))
+        .collect();
+    if job.is_empty() || components.contains(&&b".."[..]) {
+        return Err(usage());
+    }
+    Ok((job.to_owned(), components.join(&b'/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_a_job_and_a_path_below_work() {
+        let check = |text: &str, expected: Option<(&str, &str)>| {
+            let found = source(OsStr::new(text)).ok();
+            assert_eq!(
+                found,
+                expected.map(|(job, path)| (job.to_owned(), path.as_bytes().to_vec())),
+                "{text}"
+            );
+        };
+        check("1f3a:/work/a/b", Some(("1f3a", "a/b")));
+        check("1f3a:/work//a/./b/", Some(("1f3a", "a/b")));
+        check("1f3a:a:b", Some(("1f3a", "a:b")));
+        check("1f3a:/work", Some(("1f3a", "")));
+        check("1f3a:/work/", Some(("1f3a", "")));
+        check("1f3a:", Some(("1f3a", "")));
+        for refused in [
+            "1f3a",
+            ":/work/a",
+            "1f3a:/etc/passwd",
+            "1f3a:/workshop",
+            "1f3a:/work/../etc",
+            "1f3a:../x",
+            "",
+        ] {
+            check(refused, None);
+        }
+    }
+}

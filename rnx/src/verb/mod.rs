@@ -1,0 +1,54 @@
+//! The commands, a file each, and what they share: which server is meant, and a connection to it.
+
+pub(crate) mod completions;
+pub(crate) mod config_help;
+pub(crate) mod cp;
+pub(crate) mod list;
+pub(crate) mod log;
+pub(crate) mod nodes;
+pub(crate) mod run;
+pub(crate) mod shutdown;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod version;
+pub(crate) mod wait;
+
+use rnx::{Client, Config};
+
+use crate::{exit::Failure, flags::Global, local::Local, out::Out};
+
+/// One call of `rnx`.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) global: Global,
+    pub(crate) out: Out,
+}
+
+impl Session {
+    pub(crate) fn new(global: Global, out: Out) -> Self {
+        Self { global, out }
+    }
+
+    /// The client file, with its warnings said.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let config = if self.global.local {
+            Local::new().config()?
+        } else {
+            Config::load(self.global.config.as_deref())?
+        };
+        config
+            .warnings
+            .iter()
+            .for_each(|warning| self.out.warn(&warning.to_string()));
+        Ok(config)
+    }
+
+    /// A connection to the server that is meant.
+    pub(crate) async fn connect(&self) -> Result<Client, Failure> {
+        if self.global.local {
+            return Local::new().connect(self.out).await;
+        }
+        let config = self.config()?;
+        Ok(Client::connect(config.node(self.global.node.as_deref())?).await?)
+    }
+}

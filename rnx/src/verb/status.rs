@@ -1,0 +1,189 @@
+//! `rnx job status ID`: everything about one job, in sections.
+
+use std::fmt::Write;
+
+use rnx::{
+    Status,
+    proto::{Job, Outcome},
+};
+
+use super::Session;
+use crate::{
+    exit::{self, Failure, code},
+    flags::JobId,
+    json,
+    text::{self, Times},
+};
+
+pub(crate) async fn status(job: &JobId, session: &Session) -> Result<u8, Failure> {
+    let client = session.connect().await?;
+    let status = client.status(&job.id).await;
+    client.close().await;
+    let status = status?;
+    if session.out.json {
+        session.out.json(&json::status(&status))?;
+    } else {
+        session
+            .out
+            .data(sections(&status, text::now_ns()).as_bytes())?;
+    }
+    Ok(code::DONE)
+}
+
+/// Aligned `Name: value` lines under a heading each; values are made plain.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn section(&mut self, title: &str) {
+        let gap = if self.0.is_empty() { "" } else { "\n" };
+        self.put(format_args!("{gap}{title}:\n"));
+    }
+
+    fn line(&mut self, name: &str, value: &str) {
+        let label = format!("{name}:");
+        self.put(format_args!("  {label:<12} {}\n", text::plain(value)));
+    }
+
+    fn put(&mut self, text: std::fmt::Arguments<'_>) {
+        self.0.write_fmt(text).expect("a string takes everything");
+    }
+}
+
+fn sections(status: &Status, now_ns: i64) -> String {
+    let (job, mut page) = (&status.job, Page::default());
+    page.section("Job");
+    page.line("ID", &text::id(job.id));
+    page.line("Name", job.name.as_deref().unwrap_or("-"));
+    page.line("Owner", &job.owner);
+    page.line("Status", text::state(job.state));
+    for (key, value) in &job.labels {
+        page.line("Label", &format!("{key}={value}"));
+    }
+    page.section("Command");
+    page.line("Command", &command(&status.argv));
+    page.line("Directory", &job.workdir);
+    page.line("User", &format!("{}:{}", job.user.0, job.user.1));
+    page.section("Limits");
+    page.line(
+        "Work",
+        &format!("{} ({})", text::bytes(job.work_bytes), json::work(job.work)),
+    );
+    page.line(
+        "Timeout",
+        &job.timeout_ms.map_or_else(|| "none".into(), text::millis),
+    );
+    page.line("Grace", &text::millis(job.grace_ms));
+    times(job, now_ns, &mut page);
+    if let Some(found) = &job.outcome {
+        outcome(job, found, &mut page);
+    }
+    page.section("Output");
+    page.line("Stdout", &text::bytes(job.log.stdout_bytes));
+    page.line("Stderr", &text::bytes(job.log.stderr_bytes));
+    page.line("Dropped", &text::bytes(job.log.dropped_bytes));
+    if !status.env.is_empty() {
+        page.section("Environment");
+        for entry in &status.env {
+            page.put(format_args!(
+                "  {}\n",
+                text::plain(&String::from_utf8_lossy(entry))
+            ));
+        }
+    }
+    page.0
+}
+
+fn times(job: &Job, now_ns: i64, page: &mut Page) {
+    let times = Times::of(job);
+    page.section("Times");
+    for (name, at) in [
+        ("Created", times.created),
+        ("Started", times.started),
+        ("Ended", times.ended),
+    ] {
+        page.line(name, &at.map_or_else(|| "-".into(), text::local_time));
+    }
+    page.line(
+        "Duration",
+        &times
+            .duration_ms(now_ns)
+            .map_or_else(|| "-".into(), text::millis),
+    );
+    let states: Vec<_> = job
+        .transitions
+        .iter()
+        .map(|t| text::state(t.state))
+        .collect();
+    page.line("States", &states.join(" → "));
+}
+
+fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
+    page.section("Outcome");
+    page.line("Reason", json::reason(&outcome.reason));
+    if let Some(message) = exit::outcome_message(job, false) {
+        page.line("Detail", &message);
+    }
+    if let Some(exit) = outcome.exit_code {
+        page.line("Exit code", &exit.to_string());
+    }
+    if let Some(signal) = outcome.signal {
+        page.line(
+            "Signal",
+            &format!("{signal} ({})", crate::signal::name(signal)),
+        );
+    }
+    let cpu = |us: u64| text::millis(us / 1_000);
+    page.line(
+        "CPU",
+        &format!(
+            "{} user, {} system",
+            cpu(outcome.cpu_user_us),
+            cpu(outcome.cpu_system_us)
+        ),
+    );
+    page.line("Wall", &text::millis(outcome.wall_ms));
+    if let Some(micros) = outcome.start_micros {
+        page.line("Start", &format!("{micros} µs from submit to the command"));
+    }
+}
+
+/// The command as it could be typed in a shell.
+pub(crate) fn command(argv: &[Vec<u8>]) -> String {
+    let words: Vec<_> = argv
+        .iter()
+        .map(|word| quoted(&String::from_utf8_lossy(word)))
+        .collect();
+    words.join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let safe = |c: char| c.is_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(safe) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_it_could_be_typed() {
+        let words = |words: &[&str]| {
+            command(
+                &words
+                    .iter()
+                    .map(|word| word.as_bytes().to_vec())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(words(&["sh", "-c", "echo hi"]), "sh -c 'echo hi'");
+        assert_eq!(
+            words(&["printf", "", "it's", "a=b"]),
+            r"printf '' 'it'\''s' a=b"
+        );
+    }
+}

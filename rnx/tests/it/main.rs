@@ -1,0 +1,17 @@
+//! The client against a server of our own making: `server` speaks the wire and says what a test tells it.
+//!
+//! `library` is about requests, `trust` about certificates and everything else that prevents a connection,
+//! `command` about the program: codes, streams, JSON, signals; `local` about `--local`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "clippy excepts `mod tests`, but not the helpers of an integration test"
+)]
+
+mod command;
+mod library;
+mod local;
+mod server;
+mod trust;

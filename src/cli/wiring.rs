@@ -1,0 +1,131 @@
+//! Where the command line meets the daemon: one function a door.
+
+use std::{
+    fs,
+    net::UdpSocket,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixDatagram,
+    },
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use joblet::{
+    config::Config,
+    front::{Datagram, Front, FrontConfig, steering},
+    host::{self, Base},
+    pki::PkiFiles,
+    sandbox::crew,
+    shard::{Handle, topology},
+};
+use nix::{
+    sched::{CpuSet, sched_getaffinity},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::Pid,
+};
+
+use super::say;
+
+/// Serves until told to end. The caller holds the lock of `base` and has checked the machine.
+pub(super) fn run_daemon(base: &Base, config: &Config, keys: &PkiFiles) -> Result<()> {
+    clear(base)?;
+    let cpus = allowed_cpus()?;
+    let cores = std::num::NonZeroUsize::new(cpus.len()).context("no core may be used")?;
+    let shards = config.server.shard_count(cores).get();
+    let sockets = steering::bind(config.server.listen, shards)?;
+    let front = Arc::new(front_config(base, keys)?);
+    let signals = end_signals()?;
+    topology::run(
+        topology::Setup { base, config, sockets, cpus, signals, on_ready: ready },
+        Arc::new(move |handle, socket| Box::pin(serve_front(handle, socket, Arc::clone(&front)))),
+    )?;
+    clear(base)?;
+    say("joblet: every job has ended, nothing is left but files");
+    Ok(())
+}
+
+/// The front of one shard, from its first packet to its last.
+async fn serve_front(handle: Handle, socket: UdpSocket, config: Arc<FrontConfig>) {
+    let (shard, shards) = (handle.shard_index(), handle.shard_count());
+    let peers = handle.clone();
+    let forward = std::rc::Rc::new(move |to, datagram: Datagram| peers.send_message(to, datagram));
+    let front = match Front::open(socket, shard, shards, &config, handle.clone(), forward) {
+        Ok(front) => front,
+        Err(error) => return tracing::error!(shard, error = %anyhow::Error::new(error), "no front"),
+    };
+    let control = front.control();
+    let inbox = control.clone();
+    handle.on_message(move |datagram: Datagram| inbox.deliver(datagram));
+    let closing = handle.clone();
+    drop(joblet::rt::spawn(async move {
+        closing.closing().await;
+        control.refuse_connections();
+        control.close();
+    }));
+    if let Err(error) = front.serve().await {
+        tracing::error!(shard, error = %anyhow::Error::new(error), "the front ended");
+    }
+}
+
+fn front_config(base: &Base, keys: &PkiFiles) -> Result<FrontConfig> {
+    let read = |name: &str| {
+        let path = base.pki().join(name);
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let (reset, token) = keys.endpoint_key.0.split_at(32);
+    Ok(FrontConfig {
+        ca_pem: read("ca.pem")?,
+        cert_pem: read("server.pem")?,
+        key_pem: read("server.key")?,
+        reset_key: reset.try_into()?,
+        token_key: token.try_into()?,
+    })
+}
+
+/// Says that every shard accepts: a line for people, a message for systemd.
+fn ready() {
+    say("joblet: ready");
+    // A service manager that cannot be told finds out by its own time-out.
+    if let Some(path) = std::env::var_os("NOTIFY_SOCKET")
+        && let Ok(socket) = UnixDatagram::unbound()
+    {
+        let _ = socket.send_to(b"READY=1\n", path);
+    }
+}
+
+/// Cores this process may use, in ascending order.
+fn allowed_cpus() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0)).context("read the cores that may be used")?;
+    Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
+}
+
+/// Blocks the signals that end the daemon, for every thread made later, and gives a descriptor that is
+/// readable when one has come.
+fn end_signals() -> Result<OwnedFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block().context("block signals")?;
+    let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signal descriptor")?;
+    Ok(signals.as_fd().try_clone_to_owned()?)
+}
+
+/// Runs as the helper processes of a shard until its daemon lets them go.
+pub(super) fn keeper() -> Result<()> {
+    let setup = crew::setup_from_stdin().context("take the set-up socket from standard input")?;
+    crew::helper_main(setup)
+}
+
+/// Ends and removes every kernel object that carries the instance of `base`: processes, cgroups, mounts, loop
+/// devices. The caller holds the lock, so no daemon is making new ones.
+pub(super) fn clear(base: &Base) -> Result<()> {
+    let report = host::recover(base.root(), &base.instance().to_string())
+        .context("remove what an earlier daemon left")?;
+    tracing::debug!(?report, "cleared");
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! The configuration file that `joblet init` writes: every key, its default and what it means.
+
+use std::net::SocketAddr;
+
+/// The text of a fresh file that listens on `listen`; every other key is a comment with its default.
+#[must_use]
+pub fn default_file(listen: SocketAddr) -> String {
+    TEMPLATE.replace("{listen}", &listen.to_string())
+}
+
+const TEMPLATE: &str = "\
+# Configuration of joblet. A line that is commented out shows the default.
+# Sizes: bytes, or a number with KB, MB, GB or TB (1 KB = 1024 bytes). Durations: 30s, 10min, 2h30m, 1d.
+# Unknown keys and values out of range are refused when the daemon starts.
+
+version: 1
+
+server:
+  # Address and port for clients. The environment variable JOBLET_LISTEN wins over it.
+  listen: \"{listen}\"
+  # Threads that serve, one a core; 0 is every core that the daemon may run on. At most 128.
+  # shards: 0
+
+limits:
+  # Output of one job that is stored. What happens beyond it: drop (the job goes on, the rest of its
+  # output is counted and thrown away) or stop (the job is stopped).
+  # log_bytes: 1GB
+  # log_policy: drop
+  # Free space on the file system of the base directory that jobs never use up.
+  # disk_reserve: 1GB
+  # /work of a job: in memory, charged to the job, when it asks for nothing else; a sparse disk image
+  # when its uploads need more.
+  # work_memory_bytes: 64MB
+  # work_bytes: 10GB
+  # How long the disk image of an ended job can still be read.
+  # work_keep: 10min
+  # Ended jobs that are remembered, with their output.
+  # history_jobs: 10000
+  # /tmp and /dev/shm of a job, in memory.
+  # tmp_bytes: 64MB
+  # shm_bytes: 64MB
+
+jobs:
+  # Time between SIGTERM and SIGKILL for a job that did not ask for another one.
+  # grace: 10s
+
+ids:
+  # Host user and group ids that jobs run as: `count` ranges of 65536 ids each, from `first` on. They
+  # must not be anybody else's: see /etc/passwd, /etc/subuid and other daemons of this machine.
+  # first: 2147483648
+  # count: 32767
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_fresh_file_means_the_defaults() {
+        let text = default_file(Config::default().server.listen);
+        assert_eq!(Config::parse(&text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn every_commented_key_is_known_and_shows_its_default() {
+        let is_key = |line: &str| {
+            let word = line.split(':').next().unwrap_or_default();
+            line.contains(": ") && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        };
+        let mut keys = 0;
+        let mut text = String::new();
+        for line in default_file(Config::default().server.listen).lines() {
+            match line.strip_prefix("  # ").filter(|rest| is_key(rest)) {
+                Some(rest) => {
+                    keys += 1;
+                    text += &format!("  {rest}\n");
+                }
+                None => text += &format!("{line}\n"),
+            }
+        }
+        assert_eq!(keys, 13, "{text}");
+        assert_eq!(Config::parse(&text).unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,93 @@
+//! Where the output of a job lies.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use super::LogError;
+use crate::{
+    job::{JobId, Stream},
+    rt::{self, File, OpenHow},
+};
+
+/// The directory of one job's output. It need not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFiles {
+    dir: Box<Path>,
+}
+
+impl JobFiles {
+    /// Where job `id` of the base directory `base` has its output.
+    #[must_use]
+    pub fn new(base: &Path, id: JobId) -> Self {
+        Self { dir: jobs_dir(base).join(id.to_string()).into() }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file of one stream.
+    #[must_use]
+    pub fn stream(&self, stream: Stream) -> PathBuf {
+        stream_path(&self.dir, stream)
+    }
+
+    /// The index.
+    #[must_use]
+    pub fn index(&self) -> PathBuf {
+        index_path(&self.dir)
+    }
+
+    /// Removes everything of this job; that there is nothing is fine.
+    ///
+    /// # Errors
+    /// [`LogError::Remove`], [`LogError::Blocking`].
+    pub async fn remove(&self) -> Result<(), LogError> {
+        let dir = self.dir.clone();
+        let removed = rt::blocking("remove log", move || std::fs::remove_dir_all(dir)).await?;
+        match removed {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(LogError::Remove { path: self.dir.to_path_buf(), source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Opens a file of this job for capture; makes it, and the directory, when it is not there.
+    pub(super) async fn create(&self, path: &Path) -> Result<Rc<File>, LogError> {
+        let failed = |source| LogError::Open { path: path.to_path_buf(), source };
+        match File::open(path, OpenHow::Create).await {
+            Ok(file) => Ok(Rc::new(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match rt::ring().mkdir(&self.dir).await {
+                    // The other stream may have been faster.
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+                    Ok(()) | Err(_) => {}
+                }
+                File::open(path, OpenHow::Create).await.map(Rc::new).map_err(failed)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// The directory of all jobs.
+pub(super) fn jobs_dir(base: &Path) -> PathBuf {
+    base.join("jobs")
+}
+
+pub(super) fn stream_path(dir: &Path, stream: Stream) -> PathBuf {
+    dir.join(match stream {
+        Stream::Stdout => "stdout",
+        Stream::Stderr => "stderr",
+    })
+}
+
+pub(super) fn index_path(dir: &Path) -> PathBuf {
+    dir.join("index")
+}

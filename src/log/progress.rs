@@ -1,0 +1,117 @@
+//! How far a job's files may be read: the hinge between the one who writes and those who follow.
+
+use std::{
+    cell::{Cell, RefCell},
+    path::Path,
+    rc::{Rc, Weak},
+};
+
+use super::{LogError, reader::Reader};
+use crate::rt::Watch;
+
+/// What stands in the files: everything up to here can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// Index records.
+    pub records: u64,
+    /// Bytes of both streams that those records describe.
+    pub bytes: u64,
+    /// Bytes that were dropped so far.
+    pub dropped_bytes: u64,
+    /// Whether nothing will follow.
+    pub is_ended: bool,
+}
+
+/// The progress of one job as one shard knows it.
+///
+/// The owner's is moved by its capture. Another shard has a copy that is moved by
+/// [`Progress::update`] with snapshots from the owner, in order.
+#[derive(Debug, Default)]
+pub struct Progress {
+    watch: Watch<Snapshot>,
+    watching: Cell<usize>,
+    reader: RefCell<Weak<Reader>>,
+}
+
+impl Progress {
+    /// Starts at `snapshot`.
+    #[must_use]
+    pub fn new(snapshot: Snapshot) -> Rc<Self> {
+        Rc::new(Self { watch: Watch::new(snapshot), ..Self::default() })
+    }
+
+    /// Of a job that has ended: what its files say.
+    ///
+    /// # Errors
+    /// [`LogError`] when there are files and they cannot be read.
+    pub async fn from_files(dir: &Path) -> Result<Rc<Self>, LogError> {
+        let reader = Reader::new(dir);
+        let progress = Self::new(reader.ended_snapshot().await?);
+        Ok(progress)
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.watch.get()
+    }
+
+    /// Moves on and wakes who waits, if anything is new.
+    pub fn update(&self, snapshot: Snapshot) {
+        if snapshot != self.watch.get() {
+            self.watch.set(snapshot);
+        }
+    }
+
+    /// Says that nothing will follow. Twice is fine.
+    pub fn end(&self) {
+        self.update(Snapshot { is_ended: true, ..self.snapshot() });
+    }
+
+    /// Grows with each change: what [`Progress::changed`] compares.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.watch.version()
+    }
+
+    /// Waits for a version other than `seen` and returns it.
+    ///
+    /// # Cancel
+    /// Nothing is lost.
+    pub async fn changed(&self, seen: u64) -> u64 {
+        self.watch.changed(seen).await
+    }
+
+    /// Somebody wants to see output at once, until the returned value is dropped: batching gets shorter.
+    pub fn watching(self: &Rc<Self>) -> Watching {
+        self.watching.set(self.watching.get() + 1);
+        Watching(self.clone())
+    }
+
+    /// Whether somebody does.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watching.get() > 0
+    }
+
+    /// The open files that followers of this shard share.
+    pub(super) fn reader(&self, dir: &Path) -> Rc<Reader> {
+        let mut shared = self.reader.borrow_mut();
+        if let Some(reader) = shared.upgrade() {
+            return reader;
+        }
+        let reader = Rc::new(Reader::new(dir));
+        *shared = Rc::downgrade(&reader);
+        reader
+    }
+}
+
+/// See [`Progress::watching`].
+#[derive(Debug)]
+pub struct Watching(Rc<Progress>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.watching.set(self.0.watching.get() - 1);
+    }
+}

@@ -1,0 +1,46 @@
+//! What the driver holds of one job that has not ended: descriptors and leases, each with one owner.
+
+use std::{os::fd::OwnedFd, rc::Rc};
+
+use super::desk::Link;
+use crate::{
+    log::{Capture, Progress},
+    sandbox::identity::IdRange,
+    volume::WorkImage,
+};
+
+/// A job's resources. Filled while the sandbox is made, emptied by [`super::retire`].
+#[derive(Debug)]
+pub(super) struct Body {
+    /// How far its output is; made before anything else so that a follower can come at once.
+    pub(super) progress: Rc<Progress>,
+    pub(super) capture: Option<Rc<Capture>>,
+    /// Whether it has a cgroup.
+    pub(super) has_leaf: bool,
+    pub(super) ids: Option<IdRange>,
+    pub(super) image: Option<WorkImage>,
+    /// Our end of init's control socket, until the go is given.
+    pub(super) control: Option<OwnedFd>,
+    /// init's end of the upload socket, until the recipe is sent.
+    pub(super) upload: Option<OwnedFd>,
+    /// The crew that makes, or made, the job.
+    pub(super) link: Option<Rc<Link>>,
+    /// init's process id, for printing and for `/proc`.
+    pub(super) pid: Option<u32>,
+}
+
+impl Body {
+    pub(super) fn new() -> Self {
+        Self {
+            progress: Rc::default(),
+            capture: None,
+            has_leaf: false,
+            ids: None,
+            image: None,
+            control: None,
+            upload: None,
+            link: None,
+            pid: None,
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The pure state of one shard: its jobs and nothing of how they are performed.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::effect::{Exit, Moment, StartFailure};
+use crate::job::{JobId, JobView, LogTotals, Outcome, Spec, State, Transition, WorkKind};
+
+/// Bounds that the reactor enforces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreLimits {
+    /// Jobs of this shard that have not ended.
+    pub live_jobs_max: usize,
+    /// Sandboxes being made at once; further jobs wait in the order of arrival.
+    pub starts_max: usize,
+    /// Ended jobs that are remembered.
+    pub history_max: usize,
+}
+
+/// All jobs of one shard.
+#[derive(Debug)]
+pub struct Core {
+    pub(super) limits: CoreLimits,
+    pub(super) jobs: HashMap<JobId, Job>,
+    /// Jobs that wait for a place among those being made, oldest first.
+    pub(super) waiting: VecDeque<JobId>,
+    /// How many sandboxes are being made.
+    pub(super) starting: usize,
+    /// Ended jobs, oldest first.
+    pub(super) history: VecDeque<JobId>,
+    pub(super) is_down: bool,
+}
+
+/// One job.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) owner: String,
+    pub(super) spec: Arc<Spec>,
+    pub(super) work: WorkKind,
+    pub(super) arrived_mono_ns: u64,
+    pub(super) transitions: Vec<Transition>,
+    /// The client has given everything and was, or is being, told so.
+    pub(super) accepted: bool,
+    /// Counts among the sandboxes being made.
+    pub(super) has_slot: bool,
+    pub(super) phase: Phase,
+}
+
+/// Where a job is, with the data that only exists there.
+///
+/// ```text
+/// Waiting ─► Making ─► Alive ─► Draining ─► Ended
+///    │          └─────────────────▲            ▲
+///    └─────────────────────────────────────────┘
+/// ```
+/// `Making` goes back to `Making` when a spawner died with the recipe unread.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Waits for its turn to be made.
+    Waiting,
+    /// Its resources are being made, or, once `sent`, its recipe is with the spawner.
+    Making { sent: bool, cause: Option<Cause> },
+    /// init lives; the command has started, unless `started_mono_ns` is empty.
+    Alive(Alive),
+    /// Every process is dead; output is being brought home.
+    Draining(Alive),
+    /// Nothing can happen any more.
+    Ended { outcome: Outcome, log: LogTotals },
+}
+
+/// What is known of a job whose command was started, or was to be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Alive {
+    /// CLOCK_MONOTONIC of the command's execve.
+    pub(super) started_mono_ns: Option<u64>,
+    pub(super) exit: Option<Exit>,
+    pub(super) cause: Option<Cause>,
+}
+
+/// Why we end a job: written down before the first signal is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cause {
+    Timeout,
+    Stopped { by: String },
+    LogLimit,
+    DaemonDown,
+    HostLost,
+    Abandoned,
+    StartFailed(StartFailure),
+    NotFound,
+    NotExecutable(i32),
+}
+
+impl Core {
+    /// A shard without jobs.
+    #[must_use]
+    pub fn new(limits: CoreLimits) -> Self {
+        Self {
+            limits,
+            jobs: HashMap::new(),
+            waiting: VecDeque::new(),
+            starting: 0,
+            history: VecDeque::new(),
+            is_down: false,
+        }
+    }
+
+    /// Puts an ended job of an earlier daemon into the history. Call it oldest first.
+    pub fn restore(&mut self, view: JobView) {
+        let Some(outcome) = view.outcome else { return };
+        let job = Job {
+            owner: view.owner,
+            spec: view.spec,
+            work: view.work,
+            arrived_mono_ns: 0,
+            transitions: view.transitions,
+            accepted: true,
+            has_slot: false,
+            phase: Phase::Ended { outcome, log: view.log },
+        };
+        self.jobs.insert(view.id, job);
+        self.history.push_back(view.id);
+    }
+
+    /// Jobs that have not ended.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.jobs.len() - self.history.len()
+    }
+
+    /// Sandboxes being made and jobs waiting to be: the load a placement looks at.
+    #[must_use]
+    pub fn starting(&self) -> usize {
+        self.starting + self.waiting.len()
+    }
+
+    /// One job as it is shown; `log` of an ended job is final, of a live one the driver adds it.
+    #[must_use]
+    pub fn view(&self, id: JobId) -> Option<JobView> {
+        self.jobs.get(&id).map(|job| job.view(id))
+    }
+
+    /// Every job, in no order.
+    pub fn views(&self) -> impl Iterator<Item = JobView> + '_ {
+        self.jobs.iter().map(|(id, job)| job.view(*id))
+    }
+
+    /// Ids that begin with `prefix`, at most `max`.
+    #[must_use]
+    pub fn find(&self, prefix: &str, max: usize) -> Vec<JobId> {
+        if let Some(id) = JobId::parse(prefix) {
+            return self.jobs.contains_key(&id).then_some(id).into_iter().collect();
+        }
+        self.jobs.keys().copied().filter(|id| id.starts_with(prefix)).take(max).collect()
+    }
+
+    /// What was asked of a job.
+    #[must_use]
+    pub fn spec(&self, id: JobId) -> Option<Arc<Spec>> {
+        self.jobs.get(&id).map(|job| Arc::clone(&job.spec))
+    }
+
+    /// What a job's `/work` is made of.
+    #[must_use]
+    pub fn work(&self, id: JobId) -> Option<WorkKind> {
+        self.jobs.get(&id).map(|job| job.work)
+    }
+
+    /// CLOCK_MONOTONIC nanoseconds from the arrival of a job's submit to its command's execve.
+    #[must_use]
+    pub fn start_ns(&self, id: JobId) -> Option<u64> {
+        let job = self.jobs.get(&id)?;
+        match &job.phase {
+            Phase::Alive(alive) | Phase::Draining(alive) => {
+                alive.started_mono_ns.map(|at| at.saturating_sub(job.arrived_mono_ns))
+            }
+            Phase::Waiting | Phase::Making { .. } | Phase::Ended { .. } => None,
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn state(&self) -> State {
+        self.transitions.last().map_or(State::Initializing, |last| last.state)
+    }
+
+    pub(super) fn enter(&mut self, state: State, now: Moment) {
+        if self.state() != state || self.transitions.is_empty() {
+            self.transitions.push(Transition { state, wall_ns: now.wall_ns, mono_ns: now.mono_ns });
+        }
+    }
+
+    fn view(&self, id: JobId) -> JobView {
+        let (outcome, log) = match &self.phase {
+            Phase::Ended { outcome, log } => (Some(outcome.clone()), *log),
+            Phase::Waiting | Phase::Making { .. } | Phase::Alive(_) | Phase::Draining(_) => {
+                (None, LogTotals::default())
+            }
+        };
+        JobView {
+            id,
+            owner: self.owner.clone(),
+            state: self.state(),
+            spec: Arc::clone(&self.spec),
+            work: self.work,
+            transitions: self.transitions.clone(),
+            outcome,
+            log,
+        }
+    }
+}

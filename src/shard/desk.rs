@@ -1,0 +1,465 @@
+//! A shard's crews: the helper processes that make and hold its jobs, and how they are replaced.
+//!
+//! ```text
+//! none ─► current ─► retired (its spawner is gone, its keeper holds the jobs it has)
+//!   ▲         │
+//!   └─────────┘ a new crew is started; starts wait for it
+//! ```
+//! A recipe that the spawner never read is made again. The one it was making when it died may have begun,
+//! so that job fails: nothing is ever run twice.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashSet, VecDeque},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    time::Instant,
+};
+
+use super::{
+    driver::Shard,
+    effect::{Event, ExecFailure, Exit, ExitStatus, StartFailure},
+};
+use crate::{
+    job::JobId,
+    limits,
+    rt::{self, Notify, Ready},
+    sandbox::{
+        crew::{Crew, CrewError},
+        identity::{IdRange, IdRanges},
+        init::record::step,
+        plan::Step,
+        pool::{self, Answer, NamespacePool, Namespaces, PoolError},
+        start::{self, StartFds},
+        wire::{EVENT_BYTES, ExitedRecord, KeeperCommand, KeeperEvent, StartedRecord},
+    },
+    sys::scm,
+};
+
+/// The crews of one shard and the namespaces that are ready.
+#[derive(Debug)]
+pub(super) struct Desk {
+    current: RefCell<Option<Rc<Link>>>,
+    /// Crews whose keeper still holds jobs.
+    retired: RefCell<Vec<Rc<Link>>>,
+    pool: RefCell<NamespacePool>,
+    ids: RefCell<IdRanges>,
+    /// No host ids are left: starts fail until some are given back.
+    is_out_of_ids: Cell<bool>,
+    has_changed: rt::Event,
+    next: Cell<u32>,
+    /// Why there is no crew, when starting one failed.
+    trouble: RefCell<Option<String>>,
+}
+
+/// One crew as the driver sees it.
+#[derive(Debug)]
+pub(super) struct Link {
+    number: u32,
+    /// Taken when the crew is ended.
+    crew: RefCell<Option<Crew>>,
+    spawner: Channel,
+    keeper: Channel,
+    maker: Channel,
+    /// Recipes the spawner has not answered for, oldest first.
+    pending: RefCell<VecDeque<(JobId, Instant)>>,
+    /// Jobs whose end this keeper will tell.
+    jobs: RefCell<HashSet<JobId>>,
+    is_stuck: Cell<bool>,
+    has_work: Notify,
+}
+
+/// A helper's socket: what is sent and received through, and what is waited for.
+#[derive(Debug)]
+struct Channel {
+    fd: OwnedFd,
+    ready: Ready,
+}
+
+impl Channel {
+    fn new(socket: &OwnedFd) -> io::Result<Self> {
+        Ok(Self { fd: socket.try_clone()?, ready: Ready::new(socket.try_clone()?)? })
+    }
+}
+
+impl Desk {
+    /// No crew yet; `ids` are the host ids of this shard's jobs.
+    pub(super) fn new(ids: IdRanges) -> Self {
+        Self {
+            current: RefCell::default(),
+            retired: RefCell::default(),
+            pool: RefCell::default(),
+            ids: RefCell::new(ids),
+            is_out_of_ids: Cell::new(false),
+            has_changed: rt::Event::default(),
+            next: Cell::new(0),
+            trouble: RefCell::default(),
+        }
+    }
+
+    /// Gives back the host ids of a job that has ended.
+    pub(super) fn free_ids(&self, ids: IdRange) {
+        self.ids.borrow_mut().free(ids);
+        if self.is_out_of_ids.replace(false) {
+            self.has_changed.notify_all();
+        }
+    }
+
+    /// Ends every helper. Jobs must have ended.
+    pub(super) async fn shut_down(&self) {
+        let current = self.current.borrow_mut().take();
+        let retired = std::mem::take(&mut *self.retired.borrow_mut());
+        for link in current.into_iter().chain(retired) {
+            let crew = link.crew.borrow_mut().take();
+            if let Some(crew) = crew {
+                report(rt::blocking("end a crew", move || crew.shut_down()).await);
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Sends one recipe; the spawner answers for it through the keeper, or dies.
+    pub(super) async fn send_start(&self, id: JobId, start: &StartFds<'_>) -> io::Result<()> {
+        loop {
+            match start::send(self.spawner.fd.as_fd(), id, start) {
+                Ok(()) => {
+                    self.pending.borrow_mut().push_back((id, rt::now()));
+                    self.jobs.borrow_mut().insert(id);
+                    self.has_work.notify_one();
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.spawner.ready.writable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Tells the keeper something. A keeper that does not listen is found dead by its own reader.
+    pub(super) fn command(self: &Rc<Self>, command: KeeperCommand) {
+        match scm::send(self.keeper.fd.as_fd(), &command.encode(), &[]) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let link = Rc::clone(self);
+                rt::spawn(async move {
+                    if link.keeper.ready.writable().await.is_ok() {
+                        link.command(command);
+                    }
+                });
+            }
+            Err(error) => tracing::debug!(crew = self.number, %error, "the keeper took no command"),
+        }
+    }
+
+    /// Kills the spawner and the pool maker; the keeper and its jobs are not touched.
+    fn kill_makers(&self) {
+        if let Some(crew) = &*self.crew.borrow() {
+            for helper in [&crew.spawner, &crew.maker] {
+                if let Err(error) = helper.kill() {
+                    tracing::error!(crew = self.number, error = chain(&error), "a helper could not be killed");
+                }
+            }
+        }
+    }
+
+    fn answered(&self, id: JobId) {
+        self.pending.borrow_mut().retain(|(pending, _)| *pending != id);
+    }
+}
+
+impl Shard {
+    /// Puts a crew to work that was started before the shard's thread.
+    ///
+    /// # Errors
+    /// A socket that cannot be watched.
+    pub(super) fn employ(self: &Rc<Self>, crew: Crew) -> io::Result<()> {
+        let number = self.desk.next.replace(self.desk.next.get() + 1);
+        let link = Rc::new(Link {
+            number,
+            spawner: Channel::new(&crew.spawner.socket)?,
+            keeper: Channel::new(&crew.keeper.socket)?,
+            maker: Channel::new(&crew.maker.socket)?,
+            crew: RefCell::new(Some(crew)),
+            pending: RefCell::default(),
+            jobs: RefCell::default(),
+            is_stuck: Cell::new(false),
+            has_work: Notify::default(),
+        });
+        self.desk.trouble.replace(None);
+        self.desk.current.replace(Some(Rc::clone(&link)));
+        rt::spawn(Rc::clone(self).hear_keeper(Rc::clone(&link)));
+        rt::spawn(Rc::clone(self).hear_maker(Rc::clone(&link)));
+        rt::spawn(Rc::clone(self).watch_spawner(link));
+        self.refill();
+        self.desk.has_changed.notify_all();
+        Ok(())
+    }
+
+    /// The crew for a new job and fresh namespaces for it. Waits while there are none.
+    pub(super) async fn crew_and_namespaces(self: &Rc<Self>) -> Result<(Rc<Link>, Namespaces), StartFailure> {
+        loop {
+            let changed = self.desk.has_changed.listen();
+            let link = self.desk.current.borrow().clone();
+            if let Some(link) = link {
+                if let Some(namespaces) = self.desk.pool.borrow_mut().take() {
+                    self.refill();
+                    return Ok((link, namespaces));
+                }
+                if self.desk.is_out_of_ids.get() {
+                    return Err(StartFailure { step: "lease host ids".to_owned(), errno: libc::EAGAIN });
+                }
+            } else if self.desk.trouble.borrow().is_some() {
+                return Err(StartFailure { step: "start helper processes".to_owned(), errno: libc::EAGAIN });
+            }
+            changed.await;
+        }
+    }
+
+    /// Asks the pool maker for what is missing.
+    fn refill(&self) {
+        let Some(link) = self.desk.current.borrow().clone() else { return };
+        let mut pool = self.desk.pool.borrow_mut();
+        let mut ranges = self.desk.ids.borrow_mut();
+        while pool.wanted() > 0 {
+            let ids = match ranges.allocate() {
+                Ok(ids) => ids,
+                Err(error) => {
+                    if pool.ready() == 0 && !self.desk.is_out_of_ids.replace(true) {
+                        tracing::warn!(shard = self.index, %error, "jobs cannot be started");
+                    }
+                    return;
+                }
+            };
+            if let Err(error) = pool::request(link.maker.fd.as_fd(), ids) {
+                ranges.free(ids);
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::warn!(crew = link.number, %error, "the pool maker takes no request");
+                }
+                return;
+            }
+            pool.note_requested(ids);
+        }
+    }
+
+    async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
+        loop {
+            match pool::receive(link.maker.fd.as_fd()) {
+                Ok(Some(answer)) => self.take_namespaces(answer).await,
+                Ok(None) => {
+                    if link.maker.ready.readable().await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::UnexpectedEof {
+                        tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
+                    }
+                    break;
+                }
+            }
+        }
+        if self.is_current(&link) {
+            for ids in self.desk.pool.borrow_mut().forget_requested() {
+                self.desk.ids.borrow_mut().free(ids);
+            }
+        }
+        self.retire(&link, "its pool maker ended");
+    }
+
+    async fn take_namespaces(&self, answer: Answer) {
+        let put = self.desk.pool.borrow_mut().put(answer);
+        match put {
+            Ok(()) => self.desk.has_changed.notify_all(),
+            Err(error) => {
+                tracing::warn!(shard = self.index, error = chain(&error), "namespaces could not be made");
+                if let PoolError::Make { ids, .. } = error {
+                    self.desk.ids.borrow_mut().free(ids);
+                    rt::sleep(limits::CREW_RETRY_FIRST).await;
+                }
+            }
+        }
+        self.refill();
+    }
+
+    fn is_current(&self, link: &Rc<Link>) -> bool {
+        self.desk.current.borrow().as_ref().is_some_and(|current| Rc::ptr_eq(current, link))
+    }
+
+    async fn hear_keeper(self: Rc<Self>, link: Rc<Link>) {
+        let mut buffer = [0; EVENT_BYTES];
+        let mut none = Vec::new();
+        loop {
+            match scm::recv(link.keeper.fd.as_fd(), &mut buffer, &mut none) {
+                Ok(0) => break,
+                Ok(len) => match KeeperEvent::decode(&buffer[..len]) {
+                    Ok(event) => self.on_keeper_event(&link, event),
+                    Err(error) => tracing::error!(crew = link.number, %error, "a keeper's event is malformed"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if link.keeper.ready.readable().await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(crew = link.number, %error, "a keeper cannot be heard");
+                    break;
+                }
+            }
+        }
+        self.on_keeper_lost(&link).await;
+    }
+
+    fn on_keeper_event(self: &Rc<Self>, link: &Rc<Link>, event: KeeperEvent) {
+        match event {
+            KeeperEvent::Ready => {}
+            KeeperEvent::Born { id, pid } => {
+                link.answered(id);
+                if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
+                    body.pid = Some(pid);
+                }
+                self.feed(Event::Born(id));
+            }
+            KeeperEvent::StepFailed { id, step, errno } => {
+                link.answered(id);
+                self.kill(id);
+                self.feed(Event::StepFailed(id, StartFailure { step: Step::name(step).to_owned(), errno }));
+            }
+            KeeperEvent::Started { id, record } => self.feed(Event::Started(id, started(record))),
+            KeeperEvent::Exited { id, record } => self.feed(Event::Exited(id, exited(record))),
+            KeeperEvent::Gone { id } => {
+                link.jobs.borrow_mut().remove(&id);
+                self.feed(Event::Gone(id));
+            }
+            KeeperEvent::SpawnerGone => self.on_spawner_gone(link),
+        }
+    }
+
+    /// All births the spawner had sent have been heard: what is pending now was not made.
+    fn on_spawner_gone(self: &Rc<Self>, link: &Rc<Link>) {
+        self.retire(link, "its spawner ended");
+        let pending: Vec<JobId> = link.pending.borrow_mut().drain(..).map(|(id, _)| id).collect();
+        let mut pending = pending.into_iter();
+        if let Some(begun) = pending.next() {
+            link.jobs.borrow_mut().remove(&begun);
+            self.kill(begun);
+            let (step, errno) = if link.is_stuck.get() { ("spawner stuck in a step", libc::ETIMEDOUT) } else { ("spawner", 0) };
+            self.feed(Event::StepFailed(begun, StartFailure { step: step.to_owned(), errno }));
+        }
+        for id in pending {
+            link.jobs.borrow_mut().remove(&id);
+            self.feed(Event::Unsent(id));
+        }
+    }
+
+    /// Nobody will tell how the jobs of this keeper end: they are killed and end as lost.
+    async fn on_keeper_lost(self: &Rc<Self>, link: &Rc<Link>) {
+        self.retire(link, "its keeper ended");
+        self.desk.retired.borrow_mut().retain(|retired| !Rc::ptr_eq(retired, link));
+        link.pending.borrow_mut().clear();
+        let jobs: Vec<JobId> = link.jobs.borrow_mut().drain().collect();
+        for id in &jobs {
+            self.kill(*id);
+        }
+        for id in jobs {
+            self.wait_until_empty(id).await;
+            self.feed(Event::Orphaned(id));
+        }
+        let crew = link.crew.borrow_mut().take();
+        if let Some(crew) = crew {
+            report(rt::blocking("reap a keeper", move || crew.shut_down()).await);
+        }
+    }
+
+    /// Takes a crew off new work and starts another.
+    fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
+        if !self.is_current(link) || self.host.is_ended() {
+            return;
+        }
+        tracing::warn!(shard = self.index, crew = link.number, why, "a crew is replaced");
+        self.desk.current.replace(None);
+        for ids in self.desk.pool.borrow_mut().forget_requested() {
+            self.desk.ids.borrow_mut().free(ids);
+        }
+        link.kill_makers();
+        link.command(KeeperCommand::Exit);
+        self.desk.retired.borrow_mut().push(Rc::clone(link));
+        let shard = Rc::clone(self);
+        rt::spawn(async move { shard.start_crew().await });
+    }
+
+    async fn start_crew(self: Rc<Self>) {
+        let mut pause = limits::CREW_RETRY_FIRST;
+        loop {
+            let host = std::sync::Arc::clone(&self.host);
+            let started = rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
+            let trouble = match started.map(|started| started.map(|crew| self.employ(crew))) {
+                Ok(Ok(Ok(()))) => return,
+                Ok(Ok(Err(error))) => error.to_string(),
+                Ok(Err(error)) => chain(&error),
+                Err(error) => error.to_string(),
+            };
+            tracing::error!(shard = self.index, error = trouble, "no crew could be started");
+            self.desk.trouble.replace(Some(trouble));
+            self.desk.has_changed.notify_all();
+            rt::sleep(pause).await;
+            pause = (pause * 2).min(limits::CREW_RETRY_LAST);
+        }
+    }
+
+    /// Ends a spawner that has been in one step for too long.
+    async fn watch_spawner(self: Rc<Self>, link: Rc<Link>) {
+        while self.is_current(&link) {
+            let oldest = link.pending.borrow().front().map(|(_, since)| *since);
+            let Some(since) = oldest else {
+                link.has_work.notified().await;
+                continue;
+            };
+            if rt::now().saturating_duration_since(since) < limits::SPAWNER_STUCK {
+                rt::sleep_until(since + limits::SPAWNER_STUCK).await;
+                continue;
+            }
+            link.is_stuck.set(true);
+            link.kill_makers();
+            return;
+        }
+    }
+}
+
+fn report(ended: Result<Result<(), CrewError>, rt::BlockingError>) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(error = chain(&error), "a crew did not end"),
+        Err(error) => tracing::error!(error = chain(&error), "a crew did not end"),
+    }
+}
+
+/// An error with what caused it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn started(record: StartedRecord) -> Result<u64, ExecFailure> {
+    let StartedRecord { step, errno, mono_ns } = record;
+    match errno {
+        0 => Ok(mono_ns),
+        libc::ENOENT | libc::ENOTDIR if step == step::EXECUTE => Err(ExecFailure::NotFound),
+        _ if step == step::EXECUTE => Err(ExecFailure::NotExecutable(errno)),
+        _ => Err(ExecFailure::Step(StartFailure { step: Step::name(u16::from(step)).to_owned(), errno })),
+    }
+}
+
+fn exited(record: ExitedRecord) -> Exit {
+    let status = if libc::WIFSIGNALED(record.wait_status) {
+        ExitStatus::Signal(libc::WTERMSIG(record.wait_status))
+    } else {
+        ExitStatus::Code(libc::WEXITSTATUS(record.wait_status))
+    };
+    Exit { status, cpu_user_us: record.utime_us, cpu_system_us: record.stime_us }
+}

@@ -1,0 +1,328 @@
+//! The driver: performs what the reactor decides and feeds it what came of that.
+//!
+//! Everything here lives on one thread. An event that arrives while effects are being performed queues
+//! behind them, so effects of one event are never interleaved with those of another.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    path::PathBuf,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use hdrhistogram::Histogram;
+
+use super::{
+    body::Body,
+    core::{Core, CoreLimits},
+    desk::Desk,
+    effect::{Effect, Event, Moment, NewJob},
+    front_door::FrontDoor,
+    handle::{Settings, created_ns, unknown},
+    journal::JournalWriter,
+    output::Watches,
+    reactor,
+    remote::Remote,
+    retire::Kept,
+    timers::Timers,
+    topology::Host,
+};
+use crate::{
+    job::{JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State},
+    log::{Progress, Recorder},
+    rt::{self, Notify, OneshotSender, oneshot},
+};
+
+/// One shard: its jobs, and everything that is needed to run them.
+pub(crate) struct Shard {
+    pub(crate) index: ShardIndex,
+    pub(crate) shards: usize,
+    /// What all shards share, read-only.
+    pub(super) host: Arc<Host>,
+    pub(super) remote: Remote,
+    pub(super) desk: Desk,
+    pub(super) recorder: Rc<Recorder>,
+    pub(super) timers: Timers,
+    pub(super) watches: Watches,
+    pub(super) journal: JournalWriter,
+    /// What the driver holds of each job that has not ended.
+    pub(super) bodies: RefCell<HashMap<JobId, Body>>,
+    core: RefCell<Core>,
+    queue: RefCell<VecDeque<Event>>,
+    is_feeding: Cell<bool>,
+    waiters: RefCell<HashMap<JobId, Vec<OneshotSender<JobView>>>>,
+    starts: RefCell<Histogram<u64>>,
+    all_ended: Notify,
+    has_all_ended: Cell<bool>,
+    pub(super) kept: Kept,
+    pub(super) front: FrontDoor,
+}
+
+/// What a shard is made from.
+#[derive(Debug)]
+pub(super) struct ShardParts {
+    pub(super) index: ShardIndex,
+    pub(super) host: Arc<Host>,
+    pub(super) limits: CoreLimits,
+    pub(super) remote: Remote,
+    pub(super) desk: Desk,
+    pub(super) recorder: Rc<Recorder>,
+    pub(super) journal: JournalWriter,
+    /// Ended jobs of former daemons that this shard owns, oldest first.
+    pub(super) history: Vec<JobView>,
+}
+
+impl Shard {
+    pub(super) fn new(parts: ShardParts) -> Rc<Self> {
+        let mut core = Core::new(parts.limits);
+        for view in parts.history {
+            core.restore(view);
+        }
+        Rc::new(Self {
+            index: parts.index,
+            shards: parts.host.shards,
+            host: parts.host,
+            remote: parts.remote,
+            desk: parts.desk,
+            recorder: parts.recorder,
+            timers: Timers::default(),
+            watches: Watches::default(),
+            journal: parts.journal,
+            bodies: RefCell::default(),
+            core: RefCell::new(core),
+            queue: RefCell::default(),
+            is_feeding: Cell::new(false),
+            waiters: RefCell::default(),
+            starts: RefCell::new(empty_histogram()),
+            all_ended: Notify::default(),
+            has_all_ended: Cell::new(false),
+            kept: Kept::default(),
+            front: FrontDoor::default(),
+        })
+    }
+
+    /// Feeds one event and performs what follows from it.
+    pub(crate) fn feed(self: &Rc<Self>, event: Event) {
+        self.queue.borrow_mut().push_back(event);
+        self.work_off();
+    }
+
+    /// Feeds a submit.
+    ///
+    /// # Errors
+    /// The reactor's refusal.
+    pub(super) fn submit(self: &Rc<Self>, new: NewJob) -> Result<(), Refusal> {
+        let mut effects = Vec::new();
+        let event = Event::Submit(Box::new(new));
+        reactor::on(&mut self.core.borrow_mut(), self.moment(), event, &mut effects)?;
+        self.perform_all(effects);
+        Ok(())
+    }
+
+    fn work_off(self: &Rc<Self>) {
+        if self.is_feeding.replace(true) {
+            return;
+        }
+        loop {
+            let Some(event) = self.queue.borrow_mut().pop_front() else { break };
+            tracing::trace!(shard = self.index, ?event);
+            let mut effects = Vec::new();
+            let result = reactor::on(&mut self.core.borrow_mut(), self.moment(), event, &mut effects);
+            debug_assert!(result.is_ok(), "only a submit can be refused");
+            for effect in effects {
+                self.perform(effect);
+            }
+        }
+        self.is_feeding.set(false);
+        self.publish_load();
+    }
+
+    fn perform_all(self: &Rc<Self>, effects: Vec<Effect>) {
+        let is_outer = !self.is_feeding.replace(true);
+        for effect in effects {
+            self.perform(effect);
+        }
+        if is_outer {
+            self.is_feeding.set(false);
+            self.work_off();
+        }
+    }
+
+    fn perform(self: &Rc<Self>, effect: Effect) {
+        match effect {
+            Effect::Prepare(id) => self.prepare(id),
+            Effect::Go(id) => self.go(id),
+            Effect::Signal(id, signal) => self.signal(id, signal),
+            Effect::Kill(id) => self.kill(id),
+            Effect::SetTimer(id, timer, at) => self.timers.set(id, timer, at),
+            Effect::Drain(id) => self.drain(id),
+            Effect::RecordAccepted(id) => self.with_view(id, |view| self.journal.accepted(view)),
+            Effect::RecordEnded(id) => self.record_ended(id),
+            Effect::Release(id) => self.release(id),
+            Effect::DeleteOutput(id) => self.delete_output(id),
+            Effect::AllEnded => {
+                self.has_all_ended.set(true);
+                self.all_ended.notify_one();
+            }
+        }
+    }
+
+    fn record_ended(&self, id: JobId) {
+        self.with_view(id, |view| {
+            self.journal.ended(view);
+            if let Some(micros) = view.outcome.as_ref().and_then(|outcome| outcome.start_micros) {
+                let _ = self.starts.borrow_mut().record(micros * 1_000);
+            }
+            for waiter in self.waiters.borrow_mut().remove(&id).unwrap_or_default() {
+                let _ = waiter.send(view.clone());
+            }
+        });
+    }
+
+    fn with_view(&self, id: JobId, then: impl FnOnce(&JobView)) {
+        let view = self.core.borrow().view(id);
+        if let Some(view) = view {
+            then(&view);
+        }
+    }
+
+    /// One job as it is now, with the output it has so far.
+    pub(crate) fn view(&self, id: JobId) -> Option<JobView> {
+        let mut view = self.core.borrow().view(id)?;
+        if view.outcome.is_none() {
+            view.log = self.live_log(id);
+        }
+        Some(view)
+    }
+
+    fn live_log(&self, id: JobId) -> LogTotals {
+        let bodies = self.bodies.borrow();
+        bodies.get(&id).and_then(|body| body.capture.as_ref()).map_or_else(LogTotals::default, |capture| capture.totals())
+    }
+
+    pub(super) fn live_progress(&self, id: JobId) -> Option<Rc<Progress>> {
+        self.bodies.borrow().get(&id).map(|body| Rc::clone(&body.progress))
+    }
+
+    /// Jobs in `state`, newest first, at most `limit`.
+    pub(super) fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
+        let wanted = |view: &JobView| state.is_none_or(|state| view.state == state);
+        let mut views: Vec<JobView> = self.core.borrow().views().filter(wanted).collect();
+        views.sort_by_key(|view| std::cmp::Reverse(created_ns(view)));
+        views.truncate(limit);
+        for view in &mut views {
+            if view.outcome.is_none() {
+                view.log = self.live_log(view.id);
+            }
+        }
+        views
+    }
+
+    pub(super) fn find(&self, prefix: &str, max: usize) -> Vec<JobId> {
+        self.core.borrow().find(prefix, max)
+    }
+
+    /// Waits until a job has ended.
+    pub(super) async fn ended(self: &Rc<Self>, id: JobId) -> Result<JobView, Refusal> {
+        let view = self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        if view.outcome.is_some() {
+            return Ok(view);
+        }
+        let (sender, receiver) = oneshot();
+        self.waiters.borrow_mut().entry(id).or_default().push(sender);
+        receiver.await.ok_or_else(|| Refusal::new(RefusalCode::Busy, "the daemon went down before the job ended"))
+    }
+
+    /// What was asked of a job, with what its `/work` is made of.
+    pub(super) fn recipe(&self, id: JobId) -> Option<(Arc<crate::job::Spec>, crate::job::WorkKind)> {
+        let core = self.core.borrow();
+        Some((core.spec(id)?, core.work(id)?))
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.host.settings
+    }
+
+    pub(super) fn log_dir(&self, id: JobId) -> PathBuf {
+        self.host.jobs_dir.join(id.to_string())
+    }
+
+    /// Jobs that have not ended.
+    pub(super) fn live(&self) -> usize {
+        self.core.borrow().live()
+    }
+
+    /// Nanoseconds from a submit's arrival to execve, of the jobs that have ended.
+    pub(super) fn starts(&self) -> Histogram<u64> {
+        self.starts.borrow().clone()
+    }
+
+    pub(super) fn node(&self, jobs_live: u64, start_ns: (u64, u64, u64)) -> NodeView {
+        NodeView {
+            instance: self.host.instance.clone(),
+            hostname: self.host.hostname.clone(),
+            kernel: self.host.kernel.clone(),
+            shards: self.shards,
+            jobs_live,
+            start_ns,
+        }
+    }
+
+    /// The shard for a new job: this one, unless another has clearly less to start.
+    pub(super) fn place(&self) -> ShardIndex {
+        let load = |shard: ShardIndex| self.host.loads[shard].load(Ordering::Relaxed);
+        let least = (0..self.shards).min_by_key(|shard| load(*shard)).unwrap_or(self.index);
+        if load(self.index) <= load(least) + PLACEMENT_SLACK { self.index } else { least }
+    }
+
+    fn publish_load(&self) {
+        let load = u32::try_from(self.core.borrow().starting()).unwrap_or(u32::MAX);
+        self.host.loads[self.index].store(load, Ordering::Relaxed);
+    }
+
+    /// Runs `work` on `shard`, soon; nothing comes back.
+    pub(super) fn post_or_run(self: &Rc<Self>, shard: ShardIndex, work: impl FnOnce(&Rc<Self>) + Send + 'static) {
+        if shard == self.index { work(self) } else { self.remote.post(shard, Box::new(work)) }
+    }
+
+    pub(super) fn moment(&self) -> Moment {
+        Moment { instant: rt::now(), wall_ns: i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX), mono_ns: rt::mono_ns() }
+    }
+
+    /// CLOCK_MONOTONIC of an instant in the near past.
+    pub(super) fn mono_ns_of(&self, instant: Instant) -> u64 {
+        let ago = rt::now().saturating_duration_since(instant);
+        rt::mono_ns().saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(0))
+    }
+
+    /// Ends every job and returns when the last one has ended.
+    pub(super) async fn shut_down(self: Rc<Self>) {
+        self.feed(Event::Shutdown);
+        while !self.has_all_ended.get() {
+            self.all_ended.notified().await;
+        }
+        self.journal.flushed().await;
+    }
+}
+
+/// So many more starts may a shard have than the least loaded one before its new jobs go there: a hop costs
+/// about as much as a tenth of a start.
+const PLACEMENT_SLACK: u32 = 1;
+
+fn empty_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("the bounds are in order and three digits are allowed")
+}
+
+/// How much each shard has to start, read by all.
+pub(super) type Loads = Box<[AtomicU32]>;
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("index", &self.index).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,156 @@
+//! What can happen to a job, and what is to be done about it.
+//!
+//! The reactor takes an [`Event`] and pushes [`Effect`]s; the driver performs them and turns what came of
+//! them into further events. Neither type holds a descriptor or a future: both can be compared and printed.
+
+use std::time::Instant;
+
+use crate::job::{JobId, LogTotals, Spec, StopSignal, WorkKind};
+
+/// When something happened, on the three clocks that matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// For timers.
+    pub instant: Instant,
+    /// Wall clock, nanoseconds since the epoch.
+    pub wall_ns: i64,
+    /// CLOCK_MONOTONIC, nanoseconds; the clock that init stamps its records with.
+    pub mono_ns: u64,
+}
+
+/// A job that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewJob {
+    /// Its id, unique.
+    pub id: JobId,
+    /// Common name of the one who asked.
+    pub owner: String,
+    /// What was asked.
+    pub spec: Spec,
+    /// What its `/work` will be made of.
+    pub work: WorkKind,
+    /// When the request arrived, CLOCK_MONOTONIC nanoseconds.
+    pub arrived_mono_ns: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A front wants a job.
+    Submit(Box<NewJob>),
+    /// The client has given everything; the job may run.
+    Accept(JobId),
+    /// The client went away before it had given everything.
+    Abandon(JobId),
+    /// A resource of the sandbox could not be made; nothing of the job runs.
+    PrepareFailed(JobId, StartFailure),
+    /// The job's recipe went to the spawner.
+    Sent(JobId),
+    /// A step of the sandbox failed in the job's first process, which is gone or going.
+    StepFailed(JobId, StartFailure),
+    /// The spawner died with this job's recipe unread: it may be sent again.
+    Unsent(JobId),
+    /// init exists.
+    Born(JobId),
+    /// init has started the command at that time (CLOCK_MONOTONIC nanoseconds), or could not.
+    Started(JobId, Result<u64, ExecFailure>),
+    /// The command has ended.
+    Exited(JobId, Exit),
+    /// No process of the job is left.
+    Gone(JobId),
+    /// The keeper died: nobody will tell how the job ends, and its processes have been killed.
+    Orphaned(JobId),
+    /// All output is in the files.
+    Drained(JobId, LogTotals),
+    /// Output reached its limit under the policy `stop`.
+    LogLimit(JobId),
+    /// A peer asks the job to stop.
+    Stop {
+        /// Which.
+        id: JobId,
+        /// Common name of the one who asks.
+        by: String,
+        /// The first signal.
+        signal: StopSignal,
+    },
+    /// A timer that was set has expired.
+    Timer(JobId, Timer),
+    /// The daemon goes down: every job is to end, nothing is admitted.
+    Shutdown,
+}
+
+/// The timers of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// Its wall-clock limit.
+    Timeout,
+    /// The time between SIGTERM and SIGKILL.
+    Grace,
+}
+
+/// A step that failed while a sandbox was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartFailure {
+    /// Name of the step.
+    pub step: String,
+    /// The kernel's error number, 0 when there is none.
+    pub errno: i32,
+}
+
+/// Why init could not start the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecFailure {
+    /// There is no such command.
+    NotFound,
+    /// The kernel would not execute it.
+    NotExecutable(i32),
+    /// A step before `execve` failed.
+    Step(StartFailure),
+}
+
+/// How the command ended, from the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// As waitid(2) gives it.
+    pub status: ExitStatus,
+    /// CPU time of the command and what it waited for, user mode, microseconds.
+    pub cpu_user_us: u64,
+    /// The same in the kernel.
+    pub cpu_system_us: u64,
+}
+
+/// Exit code or signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It called exit.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+/// Something to be done. Effects of one event are performed in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Make the sandbox's resources and send the recipe to the spawner.
+    Prepare(JobId),
+    /// Let init start the command.
+    Go(JobId),
+    /// Send a signal to the command.
+    Signal(JobId, i32),
+    /// Kill every process of the job.
+    Kill(JobId),
+    /// Feed [`Event::Timer`] at that time; a timer of the same kind that is set is replaced.
+    SetTimer(JobId, Timer, Instant),
+    /// Bring all output into the files, then feed [`Event::Drained`].
+    Drain(JobId),
+    /// Write the accepted job to the journal.
+    RecordAccepted(JobId),
+    /// Write the job's outcome to the journal and wake everybody who waits for it.
+    RecordEnded(JobId),
+    /// Give back everything the job holds: keeper entry, cgroup, ids, `/work`.
+    Release(JobId),
+    /// Remove the job's output.
+    DeleteOutput(JobId),
+    /// The last job of a shutdown has ended.
+    AllEnded,
+}

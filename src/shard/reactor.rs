@@ -1,0 +1,361 @@
+//! The rules of a job's life: a pure function from state and event to effects.
+//!
+//! It reads no clock, touches no file and never waits. An event that cannot apply any more (a timer of a
+//! job that has ended, a second stop) is no error: it does nothing. [`on`] refuses only a submit.
+
+use std::sync::Arc;
+
+use super::{
+    conclude::conclude,
+    core::{Alive, Cause, Core, Job, Phase},
+    effect::{Effect, Event, ExecFailure, Exit, Moment, NewJob, StartFailure, Timer},
+};
+use crate::job::{JobId, LogTotals, Refusal, RefusalCode, State, StopSignal};
+
+/// Takes one event. Effects are pushed in the order in which they must be performed.
+///
+/// # Errors
+/// A [`Refusal`] for a submit that cannot be admitted; the core is then unchanged.
+pub fn on(core: &mut Core, now: Moment, event: Event, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+    match event {
+        Event::Submit(job) => return on_submit(core, now, *job, out),
+        Event::Accept(id) => on_accept(core, id, out),
+        Event::Abandon(id) => on_abandon(core, now, id, out),
+        Event::PrepareFailed(id, failure) | Event::StepFailed(id, failure) => {
+            on_start_failed(core, id, failure, out);
+        }
+        Event::Sent(id) => on_sent(core, id, out),
+        Event::Born(id) => on_born(core, id, out),
+        Event::Unsent(id) => on_unsent(core, now, id, out),
+        Event::Started(id, result) => on_started(core, now, id, result, out),
+        Event::Exited(id, exit) => on_exited(core, id, exit),
+        Event::Gone(id) => on_gone(core, id, out),
+        Event::Orphaned(id) => on_orphaned(core, now, id, out),
+        Event::Drained(id, log) => on_drained(core, now, id, log, out),
+        Event::LogLimit(id) => on_log_limit(core, id, out),
+        Event::Stop { id, by, signal } => on_stop(core, now, id, Cause::Stopped { by }, signal, out),
+        Event::Timer(id, Timer::Timeout) => on_stop(core, now, id, Cause::Timeout, StopSignal::Term, out),
+        Event::Timer(id, Timer::Grace) => on_grace_over(core, id, out),
+        Event::Shutdown => on_shutdown(core, now, out),
+    }
+    Ok(())
+}
+
+fn on_submit(core: &mut Core, now: Moment, new: NewJob, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+    if core.is_down {
+        return Err(Refusal::new(RefusalCode::Busy, "joblet is going down and admits no jobs"));
+    }
+    if core.live() >= core.limits.live_jobs_max {
+        let max = core.limits.live_jobs_max;
+        return Err(Refusal::new(RefusalCode::Busy, format!("{max} jobs are alive on this shard and no more fit"))
+            .hint("wait for some to end; the bound follows from the daemon's limit of open files"));
+    }
+    let mut job = Job {
+        owner: new.owner,
+        spec: Arc::new(new.spec),
+        work: new.work,
+        arrived_mono_ns: new.arrived_mono_ns,
+        transitions: Vec::with_capacity(3),
+        accepted: false,
+        has_slot: false,
+        phase: Phase::Waiting,
+    };
+    job.enter(State::Initializing, now);
+    let replaced = core.jobs.insert(new.id, job);
+    debug_assert!(replaced.is_none(), "job ids are unique");
+    core.waiting.push_back(new.id);
+    fill_slots(core, out);
+    Ok(())
+}
+
+/// Lets waiting jobs in, oldest first.
+fn fill_slots(core: &mut Core, out: &mut Vec<Effect>) {
+    while core.starting < core.limits.starts_max {
+        let Some(id) = core.waiting.pop_front() else { return };
+        let Some(job) = core.jobs.get_mut(&id) else { continue };
+        job.phase = Phase::Making { sent: false, cause: None };
+        job.has_slot = true;
+        core.starting += 1;
+        out.push(Effect::Prepare(id));
+    }
+}
+
+fn free_slot(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    if let Some(job) = core.jobs.get_mut(&id)
+        && std::mem::take(&mut job.has_slot)
+    {
+        core.starting -= 1;
+        fill_slots(core, out);
+    }
+}
+
+fn on_accept(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    if std::mem::replace(&mut job.accepted, true) {
+        return;
+    }
+    match job.phase {
+        Phase::Waiting | Phase::Making { sent: false, .. } => out.push(Effect::RecordAccepted(id)),
+        Phase::Making { sent: true, .. } | Phase::Alive(_) => {
+            out.push(Effect::RecordAccepted(id));
+            out.push(Effect::Go(id));
+        }
+        // Its end was recorded together with its acceptance.
+        Phase::Ended { .. } => {}
+        Phase::Draining(_) => out.push(Effect::RecordAccepted(id)),
+    }
+}
+
+fn on_abandon(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get(&id) else { return };
+    if !job.accepted {
+        end_early(core, now, id, Cause::Abandoned, out);
+    }
+}
+
+fn on_sent(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Making { sent, cause } = &mut job.phase else { return };
+    *sent = true;
+    if cause.is_some() {
+        out.push(Effect::Kill(id));
+    } else if job.accepted {
+        out.push(Effect::Go(id));
+    }
+}
+
+fn on_born(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Making { cause, .. } = &mut job.phase else { return };
+    let cause = cause.take();
+    if cause.is_some() {
+        // It was killed before it was born: the first kill found an empty cgroup.
+        out.push(Effect::Kill(id));
+    }
+    job.phase = Phase::Alive(Alive { cause, ..Alive::default() });
+    free_slot(core, id, out);
+}
+
+fn on_unsent(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Making { sent, cause } = &mut job.phase else { return };
+    *sent = false;
+    match cause.take() {
+        None => out.push(Effect::Prepare(id)),
+        Some(cause) => finish(core, now, id, &Alive { cause: Some(cause), ..Alive::default() }, LogTotals::default(), out),
+    }
+}
+
+fn on_start_failed(core: &mut Core, id: JobId, failure: StartFailure, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Making { cause, .. } = &mut job.phase else { return };
+    let cause = cause.take().unwrap_or(Cause::StartFailed(failure));
+    job.phase = Phase::Draining(Alive { cause: Some(cause), ..Alive::default() });
+    out.push(Effect::Drain(id));
+    free_slot(core, id, out);
+}
+
+fn on_started(core: &mut Core, now: Moment, id: JobId, result: Result<u64, ExecFailure>, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Alive(alive) = &mut job.phase else { return };
+    match result {
+        Ok(at) => {
+            alive.started_mono_ns = Some(at);
+            if alive.cause.is_none() {
+                job.enter(State::Running, stamped(now, at));
+                if let Some(timeout) = job.spec.timeout {
+                    out.push(Effect::SetTimer(id, Timer::Timeout, now.instant + timeout));
+                }
+            }
+        }
+        // init ends by itself now; what we were about to do to the job no longer matters.
+        Err(failure) => {
+            alive.cause.get_or_insert(match failure {
+                ExecFailure::NotFound => Cause::NotFound,
+                ExecFailure::NotExecutable(errno) => Cause::NotExecutable(errno),
+                ExecFailure::Step(failure) => Cause::StartFailed(failure),
+            });
+        }
+    }
+}
+
+fn on_exited(core: &mut Core, id: JobId, exit: Exit) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    if let Phase::Alive(alive) = &mut job.phase {
+        alive.exit.get_or_insert(exit);
+    }
+}
+
+fn on_gone(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Alive(alive) = &mut job.phase else { return };
+    job.phase = Phase::Draining(std::mem::take(alive));
+    out.push(Effect::Drain(id));
+}
+
+fn on_orphaned(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    match &mut job.phase {
+        Phase::Making { cause, .. } => {
+            let cause = cause.take().unwrap_or(Cause::HostLost);
+            job.phase = Phase::Draining(Alive { cause: Some(cause), ..Alive::default() });
+        }
+        Phase::Alive(alive) => {
+            let mut alive = std::mem::take(alive);
+            if alive.exit.is_none() {
+                alive.cause.get_or_insert(Cause::HostLost);
+            }
+            job.phase = Phase::Draining(alive);
+        }
+        Phase::Waiting | Phase::Draining(_) | Phase::Ended { .. } => return,
+    }
+    job.enter(State::Stopping, now);
+    out.push(Effect::Drain(id));
+    free_slot(core, id, out);
+}
+
+fn on_log_limit(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    if let Phase::Alive(alive) = &mut job.phase
+        && alive.exit.is_none()
+        && alive.cause.is_none()
+    {
+        alive.cause = Some(Cause::LogLimit);
+        out.push(Effect::Kill(id));
+    }
+}
+
+fn on_stop(core: &mut Core, now: Moment, id: JobId, cause: Cause, signal: StopSignal, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Alive(alive) = &mut job.phase else { return end_early(core, now, id, cause, out) };
+    if alive.exit.is_some() {
+        return; // It ends by itself, and that came first.
+    }
+    if alive.started_mono_ns.is_none() {
+        return end_early(core, now, id, cause, out);
+    }
+    let is_timeout = cause == Cause::Timeout;
+    if alive.cause.is_some() {
+        // A second stop may bring another signal; the cause and the grace stay with the first.
+        if !is_timeout {
+            out.push(Effect::Signal(id, number(signal)));
+        }
+        return;
+    }
+    alive.cause = Some(cause);
+    job.enter(State::Stopping, now);
+    out.push(Effect::Signal(id, number(signal)));
+    out.push(Effect::SetTimer(id, Timer::Grace, now.instant + job.spec.grace));
+}
+
+/// Ends a job whose command has not started: there is nobody to be asked.
+fn end_early(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    match &mut job.phase {
+        Phase::Waiting => {
+            core.waiting.retain(|waiting| *waiting != id);
+            finish(core, now, id, &Alive { cause: Some(why), ..Alive::default() }, LogTotals::default(), out);
+        }
+        Phase::Making { sent, cause } => {
+            if cause.is_none() {
+                *cause = Some(why);
+                if *sent {
+                    out.push(Effect::Kill(id));
+                }
+                job.enter(State::Stopping, now);
+            }
+        }
+        Phase::Alive(alive) => {
+            if alive.cause.is_none() && alive.exit.is_none() {
+                alive.cause = Some(why);
+                out.push(Effect::Kill(id));
+                job.enter(State::Stopping, now);
+            }
+        }
+        Phase::Draining(_) | Phase::Ended { .. } => {}
+    }
+}
+
+fn on_grace_over(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get(&id) else { return };
+    if let Phase::Alive(_) = job.phase {
+        out.push(Effect::Kill(id));
+    }
+}
+
+fn on_drained(core: &mut Core, now: Moment, id: JobId, log: LogTotals, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    let Phase::Draining(alive) = &mut job.phase else { return };
+    let alive = std::mem::take(alive);
+    finish(core, now, id, &alive, log, out);
+}
+
+fn finish(core: &mut Core, now: Moment, id: JobId, alive: &Alive, log: LogTotals, out: &mut Vec<Effect>) {
+    free_slot(core, id, out);
+    let Some(job) = core.jobs.get_mut(&id) else { return };
+    out.push(Effect::Release(id));
+    if alive.cause == Some(Cause::Abandoned) {
+        core.jobs.remove(&id);
+        out.push(Effect::DeleteOutput(id));
+    } else {
+        let (state, outcome) = conclude(alive, job.arrived_mono_ns, now);
+        if let Some(at) = alive.started_mono_ns
+            && !job.transitions.iter().any(|transition| transition.state == State::Running)
+        {
+            // It was being ended when word came that it had started: the record shows both.
+            let Moment { wall_ns, mono_ns, .. } = stamped(now, at);
+            let running = crate::job::Transition { state: State::Running, wall_ns, mono_ns };
+            job.transitions.insert(1.min(job.transitions.len()), running);
+        }
+        job.enter(state, now);
+        job.phase = Phase::Ended { outcome, log };
+        if !std::mem::replace(&mut job.accepted, true) {
+            out.push(Effect::RecordAccepted(id));
+        }
+        core.history.push_back(id);
+        out.push(Effect::RecordEnded(id));
+        forget_oldest(core, out);
+    }
+    if core.is_down && core.live() == 0 {
+        out.push(Effect::AllEnded);
+    }
+}
+
+fn forget_oldest(core: &mut Core, out: &mut Vec<Effect>) {
+    while core.history.len() > core.limits.history_max {
+        let Some(oldest) = core.history.pop_front() else { return };
+        core.jobs.remove(&oldest);
+        out.push(Effect::DeleteOutput(oldest));
+    }
+}
+
+fn on_shutdown(core: &mut Core, now: Moment, out: &mut Vec<Effect>) {
+    if std::mem::replace(&mut core.is_down, true) {
+        return;
+    }
+    let mut live: Vec<JobId> =
+        core.jobs.iter().filter(|(_, job)| !job.state().has_ended()).map(|(id, _)| *id).collect();
+    live.sort_unstable();
+    if live.is_empty() {
+        out.push(Effect::AllEnded);
+    }
+    for id in live {
+        on_stop(core, now, id, Cause::DaemonDown, StopSignal::Term, out);
+    }
+}
+
+/// The moment of something that init stamped with `mono_ns`, a little before `now`.
+fn stamped(now: Moment, mono_ns: u64) -> Moment {
+    let ago = i64::try_from(now.mono_ns.saturating_sub(mono_ns)).unwrap_or(0);
+    Moment { wall_ns: now.wall_ns - ago, mono_ns, ..now }
+}
+
+const fn number(signal: StopSignal) -> i32 {
+    match signal {
+        StopSignal::Term => libc::SIGTERM,
+        StopSignal::Int => libc::SIGINT,
+    }
+}
+
+#[cfg(test)]
+mod tests;

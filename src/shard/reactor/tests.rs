@@ -1,0 +1,343 @@
+//! Stories of single jobs, and random sequences held against what must always be true.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    job::{Outcome, Reason, Spec, User, WorkKind},
+    shard::{core::CoreLimits, effect::ExitStatus},
+};
+
+const LIMITS: CoreLimits = CoreLimits { live_jobs_max: 8, starts_max: 2, history_max: 4 };
+
+fn id(n: u8) -> JobId {
+    JobId::from_bytes([n; 16])
+}
+
+fn spec(timeout: Option<Duration>) -> Spec {
+    Spec {
+        name: None,
+        labels: vec![],
+        argv: vec![b"true".to_vec()],
+        env: vec![],
+        workdir: b"/work".to_vec(),
+        user: User { uid: 1000, gid: 1000 },
+        work_bytes: 64 << 20,
+        timeout,
+        grace: Duration::from_secs(10),
+        uploads: None,
+    }
+}
+
+fn new_job(n: u8, timeout: Option<Duration>) -> Event {
+    Event::Submit(Box::new(NewJob {
+        id: id(n),
+        owner: "alice".to_owned(),
+        spec: spec(timeout),
+        work: WorkKind::Memory,
+        arrived_mono_ns: 1_000,
+    }))
+}
+
+struct Story {
+    core: Core,
+    now: Moment,
+}
+
+impl Story {
+    fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "a test needs some instant to start from")]
+        let instant = Instant::now();
+        Self { core: Core::new(LIMITS), now: Moment { instant, wall_ns: 1_000_000, mono_ns: 2_000 } }
+    }
+
+    fn feed(&mut self, event: Event) -> Vec<Effect> {
+        self.now.mono_ns += 1_000;
+        let mut out = Vec::new();
+        on(&mut self.core, self.now, event, &mut out).unwrap();
+        out
+    }
+
+    fn running(timeout: Option<Duration>) -> Self {
+        let mut story = Self::new();
+        story.feed(new_job(1, timeout));
+        story.feed(Event::Accept(id(1)));
+        story.feed(Event::Sent(id(1)));
+        story.feed(Event::Born(id(1)));
+        story.feed(Event::Started(id(1), Ok(3_000)));
+        story
+    }
+
+    fn outcome(&self) -> (State, Outcome) {
+        let view = self.core.view(id(1)).unwrap();
+        (view.state, view.outcome.unwrap())
+    }
+
+    fn end(&mut self) -> (State, Outcome) {
+        assert_eq!(self.feed(Event::Gone(id(1))), [Effect::Drain(id(1))]);
+        assert_eq!(
+            self.feed(Event::Drained(id(1), LogTotals::default())),
+            [Effect::Release(id(1)), Effect::RecordEnded(id(1))]
+        );
+        self.outcome()
+    }
+}
+
+fn exit(status: ExitStatus) -> Event {
+    Event::Exited(id(1), Exit { status, cpu_user_us: 5, cpu_system_us: 6 })
+}
+
+#[test]
+fn a_job_goes_from_submit_to_completed() {
+    let mut story = Story::new();
+    assert_eq!(story.feed(new_job(1, None)), [Effect::Prepare(id(1))]);
+    assert_eq!(story.feed(Event::Accept(id(1))), [Effect::RecordAccepted(id(1))]);
+    assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Born(id(1))), []);
+    assert_eq!(story.core.view(id(1)).unwrap().state, State::Initializing);
+    assert_eq!(story.feed(Event::Started(id(1), Ok(5_000))), []);
+    assert_eq!(story.core.view(id(1)).unwrap().state, State::Running);
+    assert_eq!(story.feed(exit(ExitStatus::Code(0))), []);
+    let (state, outcome) = story.end();
+    assert_eq!(state, State::Completed);
+    assert_eq!(outcome.reason, Reason::Exited);
+    assert_eq!((outcome.exit_code, outcome.signal, outcome.start_micros), (Some(0), None, Some(4)));
+    assert_eq!((story.core.starting, story.core.live()), (0, 0));
+}
+
+#[test]
+fn go_waits_for_the_acceptance() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    assert_eq!(story.feed(Event::Sent(id(1))), []);
+    assert_eq!(story.feed(Event::Born(id(1))), []);
+    assert_eq!(story.feed(Event::Accept(id(1))), [Effect::RecordAccepted(id(1)), Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Accept(id(1))), []);
+}
+
+#[test]
+fn stop_while_running_sends_term_and_arms_the_grace_timer() {
+    let mut story = Story::running(None);
+    let stop = Event::Stop { id: id(1), by: "bob".to_owned(), signal: StopSignal::Term };
+    let at = story.now.instant + Duration::from_secs(10);
+    assert_eq!(
+        story.feed(stop),
+        [Effect::Signal(id(1), libc::SIGTERM), Effect::SetTimer(id(1), Timer::Grace, at)]
+    );
+    assert_eq!(story.feed(Event::Timer(id(1), Timer::Grace)), [Effect::Kill(id(1))]);
+    let (state, outcome) = story.end();
+    assert_eq!(state, State::Stopped);
+    assert_eq!(outcome.reason, Reason::Stopped { by: "bob".to_owned() });
+    assert_eq!(outcome.signal, Some(libc::SIGKILL));
+}
+
+#[test]
+fn a_timeout_ends_as_timeout_even_when_the_command_then_exits_by_itself() {
+    let mut story = Story::running(Some(Duration::from_secs(1)));
+    assert_eq!(story.feed(Event::Timer(id(1), Timer::Timeout)).len(), 2);
+    story.feed(exit(ExitStatus::Code(0)));
+    let (state, outcome) = story.end();
+    assert_eq!((state, outcome.reason), (State::Timeout, Reason::Timeout));
+}
+
+#[test]
+fn a_stop_that_comes_after_the_exit_changes_nothing() {
+    let mut story = Story::running(None);
+    story.feed(exit(ExitStatus::Code(3)));
+    let stop = Event::Stop { id: id(1), by: "bob".to_owned(), signal: StopSignal::Term };
+    assert_eq!(story.feed(stop), []);
+    let (state, outcome) = story.end();
+    assert_eq!((state, outcome.reason, outcome.exit_code), (State::Failed, Reason::Exited, Some(3)));
+}
+
+#[test]
+fn what_init_could_not_start_is_named() {
+    fn check(failure: ExecFailure, expected: Reason) {
+        let mut story = Story::new();
+        story.feed(new_job(1, None));
+        story.feed(Event::Accept(id(1)));
+        story.feed(Event::Sent(id(1)));
+        story.feed(Event::Born(id(1)));
+        assert_eq!(story.feed(Event::Started(id(1), Err(failure))), []);
+        let (state, outcome) = story.end();
+        assert_eq!((state, outcome.reason), (State::Failed, expected));
+        assert_eq!((outcome.exit_code, outcome.signal, outcome.start_micros), (None, None, None));
+    }
+    check(ExecFailure::NotFound, Reason::CommandNotFound);
+    check(ExecFailure::NotExecutable(13), Reason::CommandNotExecutable { errno: 13 });
+    let failure = StartFailure { step: "workdir".to_owned(), errno: 2 };
+    check(ExecFailure::Step(failure), Reason::StartFailed { step: "workdir".to_owned(), errno: 2 });
+}
+
+#[test]
+fn a_failed_step_ends_the_job_with_its_name_and_frees_the_slot() {
+    let mut story = Story::new();
+    for n in 1..=3 {
+        story.feed(new_job(n, None));
+        story.feed(Event::Accept(id(n)));
+    }
+    assert_eq!((story.core.starting, story.core.waiting.len()), (2, 1));
+    let failure = StartFailure { step: "mount proc".to_owned(), errno: libc::EPERM };
+    assert_eq!(
+        story.feed(Event::StepFailed(id(1), failure.clone())),
+        [Effect::Drain(id(1)), Effect::Prepare(id(3))]
+    );
+    story.feed(Event::Drained(id(1), LogTotals::default()));
+    let (state, outcome) = story.outcome();
+    assert_eq!(state, State::Failed);
+    assert_eq!(outcome.reason, Reason::StartFailed { step: failure.step, errno: failure.errno });
+}
+
+#[test]
+fn a_job_killed_before_it_is_born_is_killed_again_when_it_is() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    story.feed(Event::Sent(id(1)));
+    let stop = Event::Stop { id: id(1), by: "bob".to_owned(), signal: StopSignal::Term };
+    assert_eq!(story.feed(stop), [Effect::Kill(id(1))]);
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
+    let (state, _) = story.end();
+    assert_eq!(state, State::Stopped);
+}
+
+#[test]
+fn an_abandoned_upload_leaves_no_trace() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Sent(id(1)));
+    story.feed(Event::Born(id(1)));
+    assert_eq!(story.feed(Event::Abandon(id(1))), [Effect::Kill(id(1))]);
+    story.feed(Event::Gone(id(1)));
+    assert_eq!(
+        story.feed(Event::Drained(id(1), LogTotals::default())),
+        [Effect::Release(id(1)), Effect::DeleteOutput(id(1))]
+    );
+    assert!(story.core.jobs.is_empty());
+}
+
+#[test]
+fn a_recipe_the_spawner_never_read_is_sent_again() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    story.feed(Event::Sent(id(1)));
+    assert_eq!(story.feed(Event::Unsent(id(1))), [Effect::Prepare(id(1))]);
+    assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
+}
+
+#[test]
+fn the_history_is_bounded_and_what_is_forgotten_is_deleted() {
+    let mut story = Story::new();
+    let mut deleted = Vec::new();
+    for n in 1..=6 {
+        story.feed(new_job(n, None));
+        story.feed(Event::Accept(id(n)));
+        story.feed(Event::PrepareFailed(id(n), StartFailure { step: "x".to_owned(), errno: 1 }));
+        deleted.extend(
+            story
+                .feed(Event::Drained(id(n), LogTotals::default()))
+                .into_iter()
+                .filter(|effect| matches!(effect, Effect::DeleteOutput(_))),
+        );
+    }
+    assert_eq!(deleted, [Effect::DeleteOutput(id(1)), Effect::DeleteOutput(id(2))]);
+    assert_eq!(story.core.jobs.len(), 4);
+}
+
+#[test]
+fn a_full_shard_and_a_shard_going_down_refuse() {
+    let mut story = Story::new();
+    for n in 1..=8 {
+        story.feed(new_job(n, None));
+    }
+    let mut out = Vec::new();
+    let refusal = on(&mut story.core, story.now, new_job(9, None), &mut out).unwrap_err();
+    assert_eq!((refusal.code, out), (RefusalCode::Busy, vec![]));
+    story.feed(Event::Shutdown);
+    let refusal = on(&mut story.core, story.now, new_job(9, None), &mut Vec::new()).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::Busy);
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let job = (1u8..=10).prop_map(id);
+    prop_oneof![
+        (1u8..=10, proptest::bool::ANY).prop_map(|(n, limited)| new_job(n, limited.then_some(Duration::from_secs(1)))),
+        job.clone().prop_map(Event::Accept),
+        job.clone().prop_map(Event::Abandon),
+        job.clone().prop_map(|id| Event::PrepareFailed(id, StartFailure { step: "x".to_owned(), errno: 1 })),
+        job.clone().prop_map(Event::Sent),
+        job.clone().prop_map(Event::Born),
+        job.clone().prop_map(Event::Unsent),
+        job.clone().prop_map(|id| Event::StepFailed(id, StartFailure { step: "x".to_owned(), errno: 1 })),
+        job.clone().prop_map(|id| Event::Started(id, Ok(7))),
+        job.clone().prop_map(|id| Event::Started(id, Err(ExecFailure::NotFound))),
+        job.clone().prop_map(|id| Event::Exited(
+            id,
+            Exit { status: ExitStatus::Code(0), cpu_user_us: 0, cpu_system_us: 0 }
+        )),
+        job.clone().prop_map(Event::Gone),
+        job.clone().prop_map(Event::Orphaned),
+        job.clone().prop_map(|id| Event::Drained(id, LogTotals::default())),
+        job.clone().prop_map(Event::LogLimit),
+        job.clone().prop_map(|id| Event::Stop { id, by: "bob".to_owned(), signal: StopSignal::Int }),
+        job.clone().prop_map(|id| Event::Timer(id, Timer::Timeout)),
+        job.prop_map(|id| Event::Timer(id, Timer::Grace)),
+        Just(Event::Shutdown),
+    ]
+}
+
+proptest! {
+    /// Whatever comes in whatever order: one outcome a job, one release, slots add up, and no command is
+    /// let go twice for one recipe or without an acceptance.
+    #[test]
+    fn random_events_keep_the_books(events in proptest::collection::vec(event(), 0..200)) {
+        let mut story = Story::new();
+        let mut ended: HashSet<JobId> = HashSet::new();
+        let mut released: HashMap<JobId, u32> = HashMap::new();
+        for event in events {
+            let submitted = match &event {
+                Event::Submit(job) if story.core.jobs.contains_key(&job.id) || ended.contains(&job.id) => continue,
+                Event::Submit(job) => Some(job.id),
+                _ => None,
+            };
+            let mut out = Vec::new();
+            story.now.mono_ns += 1;
+            let _ = on(&mut story.core, story.now, event, &mut out);
+            if let Some(id) = submitted {
+                released.remove(&id);
+            }
+            for effect in &out {
+                match effect {
+                    Effect::RecordEnded(id) => prop_assert!(ended.insert(*id), "{id} ended twice"),
+                    Effect::Release(id) => {
+                        let times = released.entry(*id).or_default();
+                        *times += 1;
+                        prop_assert_eq!(*times, 1, "released twice");
+                    }
+                    Effect::Go(id) => {
+                        let job = &story.core.jobs[id];
+                        prop_assert!(job.accepted, "go without acceptance");
+                    }
+                    _ => {}
+                }
+            }
+            let slots = story.core.jobs.values().filter(|job| job.has_slot).count();
+            prop_assert_eq!(slots, story.core.starting);
+            prop_assert!(slots <= LIMITS.starts_max);
+            let waiting = story.core.jobs.values().filter(|job| job.phase == Phase::Waiting).count();
+            prop_assert_eq!(waiting, story.core.waiting.len());
+            prop_assert!(story.core.history.len() <= LIMITS.history_max);
+            for (id, job) in &story.core.jobs {
+                let is_over = matches!(job.phase, Phase::Ended { .. });
+                prop_assert_eq!(is_over, job.state().has_ended(), "state and phase of {} disagree", id);
+                prop_assert_eq!(is_over, ended.contains(id));
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The way every job ends: output brought home, then everything it held given back.
+
+use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::Rc, time::Instant};
+
+use super::{desk::chain, driver::Shard, effect::Event, handle::unknown};
+use crate::{
+    cgroup::CgroupError,
+    job::{JobId, LogTotals, Refusal, RefusalCode, WorkKind},
+    limits,
+    log::JobFiles,
+    rt::{self, Notify},
+    sandbox::wire::KeeperCommand,
+    volume::WorkImage,
+};
+
+/// Disk images of ended jobs that may still be copied from, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    images: RefCell<VecDeque<(Instant, JobId, WorkImage)>>,
+    changed: Notify,
+}
+
+impl Shard {
+    /// Brings all output into the files. The job's processes are dead, or never were.
+    pub(super) fn drain(self: &Rc<Self>, id: JobId) {
+        let shard = Rc::clone(self);
+        rt::spawn(async move {
+            shard.wait_until_empty(id).await;
+            let capture = shard.bodies.borrow().get(&id).and_then(|body| body.capture.clone());
+            let totals = match capture {
+                Some(capture) => capture.drain().await,
+                None => LogTotals::default(),
+            };
+            if let Some(body) = shard.bodies.borrow().get(&id) {
+                body.progress.end();
+            }
+            shard.feed(Event::Drained(id, totals));
+        });
+    }
+
+    /// Waits until no process is left in a job's cgroup, killing what is.
+    pub(super) async fn wait_until_empty(&self, id: JobId) {
+        if !self.bodies.borrow().get(&id).is_some_and(|body| body.has_leaf) {
+            return;
+        }
+        let mut pause = limits::LEAF_RETRY_FIRST;
+        loop {
+            match self.host.cgroups.populated(id) {
+                Ok(false) | Err(CgroupError::Missing(_)) => return,
+                Ok(true) => self.kill(id),
+                Err(error) => {
+                    tracing::error!(job_id = %id, %error, "a job's cgroup cannot be read");
+                    return;
+                }
+            }
+            rt::sleep(pause).await;
+            pause = (pause * 2).min(limits::LEAF_RETRY_LAST);
+        }
+    }
+
+    /// Gives back what a job held.
+    pub(super) fn release(self: &Rc<Self>, id: JobId) {
+        self.timers.clear_all(id);
+        let Some(body) = self.bodies.borrow_mut().remove(&id) else { return };
+        if let Some(link) = &body.link {
+            link.command(KeeperCommand::Release { id });
+        }
+        let shard = Rc::clone(self);
+        rt::spawn(async move {
+            if body.has_leaf {
+                shard.remove_leaf(id).await;
+            }
+            if let Some(ids) = body.ids {
+                shard.desk.free_ids(ids);
+            }
+            if let Some(image) = body.image {
+                shard.keep(id, image);
+            }
+        });
+    }
+
+    /// Removes a leaf. Its processes are dead; the kernel may need a moment to let go of them.
+    pub(super) async fn remove_leaf(&self, id: JobId) {
+        let mut pause = limits::LEAF_RETRY_FIRST;
+        for _ in 0..limits::LEAF_RETRIES {
+            match self.host.cgroups.remove(id) {
+                Ok(()) | Err(CgroupError::Missing(_)) => return,
+                Err(CgroupError::Busy { .. }) => {
+                    let _ = self.host.cgroups.kill(id);
+                    rt::sleep(pause).await;
+                    pause = (pause * 2).min(limits::LEAF_RETRY_LAST);
+                }
+                Err(error) => {
+                    tracing::error!(job_id = %id, %error, "a cgroup could not be removed");
+                    return;
+                }
+            }
+        }
+        tracing::error!(job_id = %id, "a cgroup stays busy and is left to the next start");
+    }
+
+    fn keep(&self, id: JobId, image: WorkImage) {
+        self.kept.images.borrow_mut().push_back((rt::now() + self.host.work_keep, id, image));
+        self.kept.changed.notify_one();
+    }
+
+    /// Discards kept images when their time is over, for ever.
+    pub(super) async fn serve_kept(self: Rc<Self>) {
+        loop {
+            let first = self.kept.images.borrow().front().map(|(until, ..)| *until);
+            match first {
+                None => self.kept.changed.notified().await,
+                Some(until) if until > rt::now() => rt::sleep_until(until).await,
+                Some(_) => {
+                    let due = self.kept.images.borrow_mut().pop_front();
+                    if let Some((_, _, image)) = due {
+                        self.discard(image).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Discards all kept images now.
+    pub(super) async fn discard_kept(&self) {
+        loop {
+            let next = self.kept.images.borrow_mut().pop_front();
+            let Some((_, _, image)) = next else { return };
+            self.discard(image).await;
+        }
+    }
+
+    pub(super) async fn discard(&self, image: WorkImage) {
+        // Dropping it here would unmount on the shard's own thread.
+        if let Err(error) = rt::blocking("discard a disk image", move || image.discard()).await {
+            tracing::error!(%error, "a disk image is left to the next start");
+        }
+    }
+
+    /// Removes a job's output.
+    pub(super) fn delete_output(self: &Rc<Self>, id: JobId) {
+        let files = JobFiles::new(&self.host.base_dir, id);
+        rt::spawn(async move {
+            if let Err(error) = files.remove().await {
+                tracing::warn!(job_id = %id, error = chain(&error), "output of a forgotten job is left");
+            }
+        });
+    }
+
+    /// A directory descriptor of a job's `/work`, to be read beneath.
+    pub(super) async fn open_work(self: &Rc<Self>, id: JobId) -> Result<OwnedFd, Refusal> {
+        let view = self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        let gone = |why: &str| {
+            Refusal::new(RefusalCode::Conflict, format!("/work of job {id} {why}"))
+        };
+        let copy = |image: &WorkImage| image.tree.try_clone();
+        let opened = if let Some(image) = self.bodies.borrow().get(&id).and_then(|body| body.image.as_ref()) {
+            Some(copy(image))
+        } else {
+            self.kept.images.borrow().iter().find(|(_, kept, _)| *kept == id).map(|(.., image)| copy(image))
+        };
+        if let Some(opened) = opened {
+            return opened.map_err(|error| Refusal::new(RefusalCode::Failed, format!("/work of job {id}: {error}")));
+        }
+        if view.outcome.is_some() {
+            return Err(match view.work {
+                WorkKind::Memory => gone("was in memory and ended with it")
+                    .hint("give the job a /work on disk with --work-size, it is kept for a while"),
+                WorkKind::Disk => gone("has been discarded"),
+            });
+        }
+        let pid = self.bodies.borrow().get(&id).and_then(|body| body.pid);
+        let Some(pid) = pid else { return Err(gone("does not exist yet")) };
+        // The pid may have been reused, so the process must be in the job's cgroup after its root was opened.
+        let work = File::open(format!("/proc/{pid}/root/work")).map_err(|_| gone("is gone: the job is just ending"))?;
+        match self.host.cgroups.holds(id, pid) {
+            true => Ok(work.into()),
+            false => Err(gone("is gone: the job is just ending")),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Reading a tree out of a job's `/work`, hostile as its contents may be.
+//!
+//! Every name is opened beneath a directory that is already open, without following a symbolic link, so
+//! nothing outside the tree can be reached however it changes meanwhile. The walk runs on the blocking pool,
+//! one step a call; what is held is one chunk and the directories on the way down.
+
+use std::{
+    ffi::{CString, OsStr},
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+use bytes::Bytes;
+use nix::{
+    dir::{Dir, Type},
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
+    sys::stat::{FileStat, Mode, SFlag, fstat},
+};
+
+use crate::{
+    job::{Refusal, RefusalCode, TreeEntry},
+    limits,
+    rt::{self, BlockingError},
+};
+
+/// A tree that is read out of a job's `/work`.
+#[derive(Debug)]
+pub struct Tree {
+    walk: Option<Walk>,
+}
+
+/// A piece of a tree.
+#[derive(Debug)]
+pub enum TreeItem {
+    /// The next entry.
+    Entry(TreeEntry),
+    /// Some bytes of the last file.
+    Data(Bytes),
+}
+
+/// Where a walk is: open directories from the top, and the file being read.
+#[derive(Debug)]
+struct Walk {
+    levels: Vec<Level>,
+    file: Option<Reading>,
+    /// The very first entry, when the path names no directory.
+    first: Option<TreeEntry>,
+}
+
+#[derive(Debug)]
+struct Level {
+    fd: OwnedFd,
+    /// Path of this directory relative to the top, empty for the top.
+    path: Vec<u8>,
+    /// Names that are still to be visited, sorted so that the last is next.
+    names: Vec<CString>,
+}
+
+#[derive(Debug)]
+struct Reading {
+    file: File,
+    path: Vec<u8>,
+    left: u64,
+}
+
+impl Tree {
+    /// Opens `path` below `work`.
+    pub(super) async fn open(work: OwnedFd, path: Vec<u8>) -> Result<Self, Refusal> {
+        let walk = rt::blocking("read a tree", move || Walk::open(&work, &path)).await.map_err(busy)??;
+        Ok(Self { walk: Some(walk) })
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// A file that cannot be read or became shorter while it was read.
+    pub async fn next(&mut self) -> Result<Option<TreeItem>, Refusal> {
+        let Some(mut walk) = self.walk.take() else { return Ok(None) };
+        let step = move || {
+            let item = walk.step();
+            (walk, item)
+        };
+        let (walk, item) = rt::blocking("read a tree", step).await.map_err(busy)?;
+        let item = item?;
+        if item.is_some() {
+            self.walk = Some(walk);
+        }
+        Ok(item)
+    }
+}
+
+impl Walk {
+    fn open(work: &OwnedFd, path: &[u8]) -> Result<Self, Refusal> {
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let trimmed: &[u8] = if path.is_empty() { b"." } else { path };
+        let fd = open_beneath(work, OsStr::from_bytes(trimmed), OFlag::O_PATH | OFlag::O_NOFOLLOW)
+            .map_err(|error| refused(&shown, &error))?;
+        let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+        let mut walk = Self { levels: Vec::new(), file: None, first: None };
+        match kind(&stat) {
+            SFlag::S_IFDIR => walk.enter(&fd, Vec::new())?,
+            SFlag::S_IFREG => walk.first = Some(walk.begin_file(work, trimmed, name, &stat)?),
+            SFlag::S_IFLNK => {
+                let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
+                walk.first = Some(TreeEntry::Symlink { path: name, target: target.as_bytes().to_vec() });
+            }
+            _ => {
+                return Err(Refusal::new(
+                    RefusalCode::Invalid,
+                    format!("/work/{shown} is neither a file, a directory nor a symbolic link"),
+                ));
+            }
+        }
+        Ok(walk)
+    }
+
+    /// Pushes a directory; its names are read at once and bounded.
+    fn enter(&mut self, fd: &impl AsFd, path: Vec<u8>) -> Result<(), Refusal> {
+        let shown = String::from_utf8_lossy(&path).into_owned();
+        if self.levels.len() >= limits::TREE_DEPTH_MAX {
+            let message = format!("/work/{shown} lies more than {} levels deep", limits::TREE_DEPTH_MAX);
+            return Err(Refusal::new(RefusalCode::TooLarge, message));
+        }
+        let fd = open_beneath(fd, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+            .map_err(|error| refused(&shown, &error))?;
+        let copy = fd.try_clone().map_err(|error| refused(&shown, &error))?;
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(copy).map_err(|errno| refused(&shown, &errno.into()))? {
+            let entry = entry.map_err(|errno| refused(&shown, &errno.into()))?;
+            let is_special = entry.file_type().is_some_and(|kind| {
+                matches!(kind, Type::Fifo | Type::Socket | Type::BlockDevice | Type::CharacterDevice)
+            });
+            if !is_special && entry.file_name() != c"." && entry.file_name() != c".." {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        self.levels.push(Level { fd, path, names });
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<Option<TreeItem>, Refusal> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(TreeItem::Entry(first)));
+        }
+        if let Some(reading) = &mut self.file {
+            if reading.left > 0 {
+                return reading.chunk().map(|bytes| Some(TreeItem::Data(bytes)));
+            }
+            self.file = None;
+        }
+        while let Some(level) = self.levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                self.levels.pop();
+                continue;
+            };
+            if let Some(entry) = self.visit(&name)? {
+                return Ok(Some(TreeItem::Entry(entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One name of the deepest directory; `None` when it vanished or is of a kind that is not copied.
+    fn visit(&mut self, name: &CString) -> Result<Option<TreeEntry>, Refusal> {
+        let level = self.levels.last().expect("visit is called with a level");
+        let mut path = level.path.clone();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.as_bytes());
+        let shown = String::from_utf8_lossy(&path).into_owned();
+        let os_name = OsStr::from_bytes(name.as_bytes());
+        let fd = match open_beneath(&level.fd, os_name, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(refused(&shown, &error)),
+        };
+        let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
+        let mode = stat.st_mode & 0o777;
+        match kind(&stat) {
+            SFlag::S_IFDIR => {
+                self.enter(&fd, path.clone())?;
+                Ok(Some(TreeEntry::Dir { path, mode }))
+            }
+            SFlag::S_IFREG => {
+                let parent = level.fd.try_clone().map_err(|error| refused(&shown, &error))?;
+                self.begin_file(&parent, name.as_bytes(), path, &stat).map(Some)
+            }
+            SFlag::S_IFLNK => {
+                let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
+                Ok(Some(TreeEntry::Symlink { path, target: target.as_bytes().to_vec() }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn begin_file(&mut self, at: &OwnedFd, name: &[u8], path: Vec<u8>, seen: &FileStat) -> Result<TreeEntry, Refusal> {
+        let shown = String::from_utf8_lossy(&path).into_owned();
+        // O_NONBLOCK: it was a plain file a moment ago, but a FIFO may be there by now.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let fd = open_beneath(at, OsStr::from_bytes(name), flags).map_err(|error| refused(&shown, &error))?;
+        let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
+        if kind(&stat) != SFlag::S_IFREG || (stat.st_dev, stat.st_ino) != (seen.st_dev, seen.st_ino) {
+            return Err(Refusal::new(RefusalCode::Conflict, format!("/work/{shown} was replaced while it was opened")));
+        }
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        self.file = Some(Reading { file: File::from(fd), path: path.clone(), left: bytes });
+        Ok(TreeEntry::File { path, mode: stat.st_mode & 0o777, bytes })
+    }
+}
+
+impl Reading {
+    fn chunk(&mut self) -> Result<Bytes, Refusal> {
+        let shown = || String::from_utf8_lossy(&self.path).into_owned();
+        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(limits::COPY_CHUNK_BYTES);
+        let mut buffer = vec![0; want];
+        let have = self.file.read(&mut buffer).map_err(|error| refused(&shown(), &error))?;
+        if have == 0 {
+            let message = format!("/work/{} became shorter while it was read", shown());
+            return Err(Refusal::new(RefusalCode::Conflict, message));
+        }
+        buffer.truncate(have);
+        self.left -= have as u64;
+        Ok(Bytes::from(buffer))
+    }
+}
+
+fn busy(error: BlockingError) -> Refusal {
+    Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
+}
+
+fn open_beneath(at: &impl AsFd, path: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(Mode::empty()).resolve(
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV | NO_SYMLINKS,
+    );
+    Ok(openat2(at, path, how)?)
+}
+
+/// With O_NOFOLLOW the last component may be a link (it is then opened itself); those before it may not.
+const NO_SYMLINKS: ResolveFlag = ResolveFlag::RESOLVE_NO_SYMLINKS;
+
+fn refused(path: &str, error: &io::Error) -> Refusal {
+    let code = match error.raw_os_error() {
+        Some(libc::ENOENT) => RefusalCode::NotFound,
+        Some(libc::ELOOP | libc::EXDEV) => RefusalCode::Invalid,
+        _ => RefusalCode::Failed,
+    };
+    let message = match error.raw_os_error() {
+        Some(libc::ENOENT) => format!("/work/{path} not found"),
+        Some(libc::ELOOP) => format!("/work/{path} leads through a symbolic link"),
+        Some(libc::EXDEV) => format!("/work/{path} leads out of /work"),
+        _ => format!("/work/{path}: {error}"),
+    };
+    Refusal::new(code, message)
+}

@@ -1,0 +1,346 @@
+//! The two records of a job, and their lines.
+//!
+//! ```text
+//! {"accepted":{"v":1,"id":"…","owner":"ann","argv":["true"],…}}     once, before it may run
+//! {"ended":{"v":1,"id":"…","state":"completed","outcome":{…},…}}    once, when its output is complete
+//! ```
+//! Bytes that are no text are written as `{"base64":"…"}`; values of secrets are not written at all.
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+use crate::job::{
+    ByteString, EnvEntry, JobId, JobView, LogTotals, Outcome, Reason, Spec, State, Transition,
+    User, WorkKind,
+};
+
+/// Version of both records.
+const VERSION: u32 = 1;
+/// What stands for the value of a secret.
+const SECRET: &[u8] = b"***";
+
+/// The line that says that a job was accepted. It ends with a newline.
+#[must_use]
+pub fn encode_accepted(view: &JobView) -> Vec<u8> {
+    line(&Record::Accepted(Accepted::from_view(view)))
+}
+
+/// The line that says how a job ended. It ends with a newline.
+///
+/// # Panics
+/// If the job has no outcome: it has not ended.
+#[must_use]
+pub fn encode_ended(view: &JobView) -> Vec<u8> {
+    line(&Record::Ended(Ended {
+        v: VERSION,
+        id: view.id.to_string(),
+        state: view.state,
+        transitions: view
+            .transitions
+            .iter()
+            .copied()
+            .map(TransitionRecord)
+            .collect(),
+        outcome: view
+            .outcome
+            .clone()
+            .expect("a job that has ended has an outcome"),
+        log: view.log,
+    }))
+}
+
+fn line(record: &Record) -> Vec<u8> {
+    let mut line =
+        serde_json::to_vec(record).expect("keys are text and nothing in a record can refuse");
+    line.push(b'\n');
+    line
+}
+
+/// One line of the journal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Record {
+    Accepted(Accepted),
+    Ended(Ended),
+}
+
+impl Record {
+    /// Reads a line without its newline; `None` when it is none of ours.
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        let record: Self = serde_json::from_slice(line).ok()?;
+        let (Self::Accepted(Accepted { v, .. }) | Self::Ended(Ended { v, .. })) = &record;
+        (*v == VERSION).then_some(record)
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Accepted {
+    v: u32,
+    id: String,
+    owner: String,
+    #[serde(with = "StateMirror")]
+    state: State,
+    name: Option<String>,
+    labels: Vec<(String, String)>,
+    argv: Vec<Text>,
+    env: Vec<Variable>,
+    workdir: Text,
+    #[serde(with = "UserMirror")]
+    user: User,
+    work_bytes: u64,
+    #[serde(with = "WorkKindMirror")]
+    work: WorkKind,
+    timeout_ns: Option<u64>,
+    grace_ns: u64,
+    uploads: Option<u64>,
+    transitions: Vec<TransitionRecord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ended {
+    v: u32,
+    id: String,
+    #[serde(with = "StateMirror")]
+    state: State,
+    transitions: Vec<TransitionRecord>,
+    #[serde(with = "OutcomeMirror")]
+    outcome: Outcome,
+    #[serde(with = "LogTotalsMirror")]
+    log: LogTotals,
+}
+
+impl Accepted {
+    fn from_view(view: &JobView) -> Self {
+        let spec = &*view.spec;
+        Self {
+            v: VERSION,
+            id: view.id.to_string(),
+            owner: view.owner.clone(),
+            state: view.state,
+            name: spec.name.clone(),
+            labels: spec.labels.clone(),
+            argv: spec
+                .argv
+                .iter()
+                .map(|bytes| Text::from_bytes(bytes))
+                .collect(),
+            env: spec.env.iter().map(Variable::from_entry).collect(),
+            workdir: Text::from_bytes(&spec.workdir),
+            user: spec.user,
+            work_bytes: spec.work_bytes,
+            work: view.work,
+            timeout_ns: spec.timeout.map(to_ns),
+            grace_ns: to_ns(spec.grace),
+            uploads: spec.uploads,
+            transitions: view
+                .transitions
+                .iter()
+                .copied()
+                .map(TransitionRecord)
+                .collect(),
+        }
+    }
+
+    /// The job as it was when it was accepted; `None` when a field says what it cannot say.
+    pub(super) fn into_view(self) -> Option<JobView> {
+        let spec = Spec {
+            name: self.name,
+            labels: self.labels,
+            argv: self
+                .argv
+                .into_iter()
+                .map(Text::into_bytes)
+                .collect::<Option<_>>()?,
+            env: self
+                .env
+                .into_iter()
+                .map(Variable::into_entry)
+                .collect::<Option<_>>()?,
+            workdir: self.workdir.into_bytes()?,
+            user: self.user,
+            work_bytes: self.work_bytes,
+            timeout: self.timeout_ns.map(Duration::from_nanos),
+            grace: Duration::from_nanos(self.grace_ns),
+            uploads: self.uploads,
+        };
+        Some(JobView {
+            id: JobId::parse(&self.id)?,
+            owner: self.owner,
+            state: self.state,
+            spec: Arc::new(spec),
+            work: self.work,
+            transitions: self
+                .transitions
+                .into_iter()
+                .map(|record| record.0)
+                .collect(),
+            outcome: None,
+            log: LogTotals::default(),
+        })
+    }
+}
+
+impl Ended {
+    /// Which job ended.
+    pub(super) fn id(&self) -> Option<JobId> {
+        JobId::parse(&self.id)
+    }
+
+    /// Makes the accepted job the ended one.
+    pub(super) fn apply(self, view: &mut JobView) {
+        view.state = self.state;
+        view.transitions = self
+            .transitions
+            .into_iter()
+            .map(|record| record.0)
+            .collect();
+        view.outcome = Some(self.outcome);
+        view.log = self.log;
+    }
+}
+
+/// Bytes of a user: as text where they are text.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Plain(String),
+    Encoded { base64: String },
+}
+
+impl Text {
+    fn from_bytes(bytes: &[u8]) -> Self {
+        match str::from_utf8(bytes) {
+            Ok(text) => Self::Plain(text.to_owned()),
+            Err(_) => Self::Encoded {
+                base64: STANDARD.encode(bytes),
+            },
+        }
+    }
+
+    fn into_bytes(self) -> Option<ByteString> {
+        match self {
+            Self::Plain(text) => Some(text.into_bytes()),
+            Self::Encoded { base64 } => STANDARD.decode(base64).ok(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Variable {
+    name: String,
+    value: Text,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    secret: bool,
+}
+
+impl Variable {
+    fn from_entry(entry: &EnvEntry) -> Self {
+        let value = if entry.is_secret {
+            SECRET
+        } else {
+            &entry.value
+        };
+        Self {
+            name: entry.name.clone(),
+            value: Text::from_bytes(value),
+            secret: entry.is_secret,
+        }
+    }
+
+    fn into_entry(self) -> Option<EnvEntry> {
+        Some(EnvEntry {
+            name: self.name,
+            value: self.value.into_bytes()?,
+            is_secret: self.secret,
+        })
+    }
+}
+
+/// Durations of jobs are bounded by a year; 64 bits of nanoseconds hold 584.
+fn to_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct TransitionRecord(#[serde(with = "TransitionMirror")] Transition);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Transition")]
+struct TransitionMirror {
+    #[serde(with = "StateMirror")]
+    state: State,
+    wall_ns: i64,
+    mono_ns: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "State", rename_all = "snake_case")]
+enum StateMirror {
+    Scheduled,
+    Queued,
+    Initializing,
+    Running,
+    Stopping,
+    Completed,
+    Failed,
+    Stopped,
+    Timeout,
+    Canceled,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "WorkKind", rename_all = "snake_case")]
+enum WorkKindMirror {
+    Memory,
+    Disk,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "User")]
+struct UserMirror {
+    uid: u32,
+    gid: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "LogTotals")]
+struct LogTotalsMirror {
+    stdout_bytes: u64,
+    stderr_bytes: u64,
+    dropped_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Outcome")]
+struct OutcomeMirror {
+    #[serde(with = "ReasonMirror")]
+    reason: Reason,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    cpu_user_us: u64,
+    cpu_system_us: u64,
+    wall_ms: u64,
+    start_micros: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Reason", rename_all = "snake_case")]
+enum ReasonMirror {
+    Exited,
+    Signaled,
+    Timeout,
+    Stopped { by: String },
+    Canceled,
+    LogLimit,
+    StartFailed { step: String, errno: i32 },
+    CommandNotFound,
+    CommandNotExecutable { errno: i32 },
+    HostLost,
+    DaemonDown,
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,50 @@
+//! A user namespace that can have no children, held by a process that has already ended.
+
+use std::io;
+
+use nix::sched::{CloneCb, CloneFlags};
+
+/// Enough for a child that makes four system calls.
+const STACK_BYTES: usize = 32 << 10;
+
+/// Makes a user namespace in which `max_user_namespaces` is 0 and leaves a zombie child that holds it: its
+/// `/proc/PID/uid_map`, `gid_map` and `ns/user` can be opened until it is waited for.
+///
+/// The child borrows this process's memory while this process waits (CLONE_VM with CLONE_VFORK), so
+/// nothing is copied. The limit has to be written from inside: the sysctl is looked up in the namespace of
+/// whoever opens it.
+///
+/// # Errors
+/// What clone(2) says. Whether the seal was written is the child's exit status: 0 or an errno.
+///
+/// # Source
+/// clone(2), user_namespaces(7), namespaces(7) "The /proc/sys/user directory".
+pub fn clone_sealed() -> io::Result<nix::unistd::Pid> {
+    let mut stack = vec![0_u8; STACK_BYTES];
+    let child: CloneCb<'_> = Box::new(seal);
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    // SAFETY: CLONE_VFORK keeps this thread, the stack and the closure in place until the child has ended;
+    // the child makes system calls only.
+    let pid = unsafe { nix::sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    Ok(pid)
+}
+
+/// Runs in the child. Returns its exit status: 0 or the errno of what failed.
+fn seal() -> isize {
+    // SAFETY: the path is a NUL-terminated constant.
+    let fd = unsafe {
+        libc::open(c"/proc/sys/user/max_user_namespaces".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC)
+    };
+    if fd < 0 {
+        return errno();
+    }
+    // SAFETY: the buffer is a constant of two bytes. The descriptor closes with the process.
+    if unsafe { libc::write(fd, c"0\n".as_ptr().cast(), 2) } != 2 {
+        return errno();
+    }
+    0
+}
+
+fn errno() -> isize {
+    isize::try_from(io::Error::last_os_error().raw_os_error().unwrap_or(1)).unwrap_or(1)
+}

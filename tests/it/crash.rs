@@ -1,0 +1,260 @@
+//! What is left when a helper or the daemon is killed: the rest goes on, and in the end nothing.
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use crate::harness::{Daemon, Host, LONG, Output, Process, SHORT, Waiting, wait_until};
+
+const JOBS: usize = 200;
+
+/// `argv[0]` of the process that is the jobs' parent.
+const KEEPER: &str = "joblet-keeper";
+
+/// Short name of the process that makes sandboxes.
+const SPAWNER: &str = "joblet-spawner";
+
+#[test]
+fn the_daemon_is_killed_while_jobs_run_and_the_next_one_accounts_for_them() {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, JOBS);
+    daemon.kill();
+    daemon.serve();
+    for id in &ids {
+        let status = daemon.rnx(["job", "status", "--json", id]);
+        // A job may be forgotten or ended as lost for now; it may not be shown as running and be dead.
+        if status.code == 0 && status.json()["status"] == "RUNNING" {
+            assert!(!daemon.pids(id).is_empty(), "{status:?}");
+        }
+    }
+    daemon.job(["true"]).assert_code(0);
+    // Dropping the daemon proves that nothing of either is left.
+}
+
+#[test]
+fn down_without_a_daemon_ends_what_a_killed_one_left() {
+    let Some(daemon) = start() else { return };
+    submit_many(&daemon, JOBS);
+    daemon.kill();
+    daemon.joblet(&["down"]).assert_code(0);
+    wait_until(LONG, "no process and no cgroup of a job is left", || {
+        let leaves = daemon.all_leaves();
+        Waiting::when(leaves.is_empty(), || format!("{leaves:?}"))
+    });
+    daemon.serve();
+    daemon.job(["true"]).assert_code(0);
+}
+
+#[test]
+fn a_killed_spawner_is_replaced_and_running_jobs_do_not_notice() {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, JOBS);
+    let keepers = keepers(&daemon);
+    let helpers: BTreeSet<Process> = keepers
+        .iter()
+        .flat_map(|keeper| keeper.children())
+        .filter(|p| is_helper(&daemon, *p))
+        .collect();
+    assert!(
+        helpers.len() >= keepers.len(),
+        "each keeper has a spawner: {helpers:?}"
+    );
+    for helper in &helpers {
+        helper.kill();
+    }
+    // Some starts may fail in the moment; the next ones go through.
+    wait_until(LONG, "jobs start again", || {
+        let run = daemon.job(["nproc"]);
+        let here = thread::available_parallelism().unwrap().get().to_string();
+        Waiting::when(run.code == 0 && run.text().trim() == here, || {
+            format!("{run:?}")
+        })
+    });
+    for _ in 0..20 {
+        daemon.job(["true"]).assert_code(0);
+    }
+    for id in &ids {
+        assert_eq!(daemon.state(id), "RUNNING");
+    }
+}
+
+#[test]
+fn a_stuck_spawner_is_replaced_and_nobody_else_notices() {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, 20);
+    let spawners: Vec<Process> = keepers(&daemon)
+        .iter()
+        .flat_map(|keeper| keeper.children())
+        .filter(|process| process.short_name() == SPAWNER)
+        .collect();
+    assert!(!spawners.is_empty(), "no keeper has a child {SPAWNER}");
+    // A stopped process answers as little as one that waits in a path that hangs.
+    for spawner in &spawners {
+        spawner.signal(nix::sys::signal::Signal::SIGSTOP);
+    }
+    let started: Vec<_> = (0..8)
+        .map(|_| daemon.client().args(["job", "run", "true"]).spawn())
+        .collect();
+    for run in started {
+        let output = run.finish();
+        assert!(matches!(output.code, 0 | 125), "{output:?}");
+    }
+    wait_until(SHORT, "the stuck ones are gone", || {
+        let alive: Vec<_> = spawners.iter().filter(|p| p.is_alive()).collect();
+        // Only a shard that is asked for something notices that its spawner is stuck.
+        let run = daemon.job(["true"]);
+        Waiting::when(alive.is_empty() && run.code == 0, || {
+            format!("{alive:?} {run:?}")
+        })
+    });
+    for _ in 0..20 {
+        daemon.job(["true"]).assert_code(0);
+    }
+    for id in &ids {
+        assert_eq!(daemon.state(id), "RUNNING");
+    }
+}
+
+#[test]
+fn a_killed_keeper_is_replaced_and_its_jobs_end_as_lost() {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, JOBS);
+    for keeper in keepers(&daemon) {
+        keeper.kill();
+    }
+    wait_until(LONG, "jobs start again", || {
+        let run = daemon.job(["true"]);
+        Waiting::when(run.code == 0, || format!("{run:?}"))
+    });
+    let mut lost = 0;
+    for id in &ids {
+        let status = daemon.status(id);
+        if status["status"] == "RUNNING" {
+            assert!(
+                !daemon.pids(id).is_empty(),
+                "shown as running and dead: {status}"
+            );
+        } else {
+            assert_eq!(status["outcome"]["reason"], "host_lost", "{status}");
+            lost += 1;
+        }
+    }
+    eprintln!("{lost} of {JOBS} jobs ended as lost");
+}
+
+#[test]
+fn two_daemons_live_side_by_side() {
+    let Some(one) = start() else { return };
+    let two = Daemon::start();
+    assert_ne!(one.instance, two.instance);
+    let ids = submit_many(&two, 50);
+    let before: Vec<Vec<Process>> = ids.iter().map(|id| two.pids(id)).collect();
+    submit_many(&one, 20);
+    one.kill();
+    one.serve();
+    one.job(["true"]).assert_code(0);
+    one.joblet(&["down"]);
+    for (id, pids) in ids.iter().zip(&before) {
+        assert_eq!(two.state(id), "RUNNING");
+        assert_eq!(&two.pids(id), pids, "the same processes as before");
+    }
+    two.job(["true"]).assert_code(0);
+}
+
+#[test]
+fn sigterm_ends_jobs_and_helpers_and_exits_with_0() {
+    let Some(daemon) = start() else { return };
+    submit_many(&daemon, 20);
+    let helpers = daemon.process().descendants();
+    assert!(!helpers.is_empty());
+    assert_eq!(daemon.terminate(), Some(0));
+    wait_until(SHORT, "helpers and jobs are gone", || {
+        let alive: Vec<String> = helpers
+            .iter()
+            .filter(|p| p.is_alive())
+            .map(|p| format!("{} {}", p.pid, p.name()))
+            .collect();
+        let leaves = daemon.all_leaves();
+        Waiting::when(alive.is_empty() && leaves.is_empty(), || {
+            format!("{alive:?} {leaves:?}")
+        })
+    });
+}
+
+#[test]
+fn a_second_daemon_on_the_same_directory_is_refused() {
+    let Some(daemon) = start() else { return };
+    let second = daemon.joblet(&["serve"]);
+    assert_ne!(second.code, 0, "{second:?}");
+    assert!(second.stderr.contains("in use"), "{second:?}");
+    daemon.job(["true"]).assert_code(0);
+}
+
+#[test]
+fn init_twice_keeps_what_is_there() {
+    let Some(daemon) = start() else { return };
+    let read = || {
+        ["instance", "joblet.yml", "client.yml"]
+            .map(|name| std::fs::read(daemon.base.join(name)).unwrap())
+    };
+    let before = read();
+    let config = daemon.config.to_str().unwrap().to_owned();
+    daemon
+        .joblet(&["init", "--client-config", &config])
+        .assert_code(0);
+    assert_eq!(read(), before);
+    daemon.job(["true"]).assert_code(0);
+}
+
+fn start() -> Option<Daemon> {
+    Host::Any.is_here().then(Daemon::start)
+}
+
+/// Starts `count` sleeping jobs, a few at a time; their ids once all of them run.
+fn submit_many(daemon: &Daemon, count: usize) -> Vec<String> {
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        let some = (count - ids.len()).min(16);
+        let running: Vec<_> = (0..some)
+            .map(|_| {
+                daemon
+                    .client()
+                    .args(["job", "run", "--json", "sleep", "600"])
+                    .spawn()
+            })
+            .collect();
+        for run in running {
+            let output: Output = run.finish();
+            output.assert_code(0);
+            ids.push(output.json()["id"].as_str().unwrap().to_owned());
+        }
+    }
+    wait_until(LONG, "all jobs run", || {
+        let list = daemon
+            .rnx([
+                "job", "list", "--json", "--status", "RUNNING", "--limit", "1000",
+            ])
+            .json();
+        let count = list.as_array().unwrap().len();
+        Waiting::when(count >= ids.len(), || format!("{count} of {}", ids.len()))
+    });
+    daemon.remember();
+    ids
+}
+
+/// The keepers of a daemon.
+fn keepers(daemon: &Daemon) -> Vec<Process> {
+    let own = daemon.process();
+    let found: Vec<Process> = daemon
+        .helpers(KEEPER)
+        .into_iter()
+        .filter(|p| p.parent() == Some(own))
+        .collect();
+    assert!(!found.is_empty(), "the daemon has no helper {KEEPER}");
+    found
+}
+
+/// Whether a process is a helper and no job: jobs are in a cgroup of the instance.
+fn is_helper(daemon: &Daemon, process: Process) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
+    !text.contains(&format!("joblet-{}/", daemon.instance))
+}

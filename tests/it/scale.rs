@@ -1,0 +1,146 @@
+//! Many jobs at once, and what they cost. No test here asserts a time.
+
+use std::sync::Arc;
+
+use proto_rkyv::{After, Reply, State, Submit};
+use tokio::sync::Semaphore;
+
+use crate::harness::{
+    Client, Daemon, Host, Identity, LONG, Waiting, block_on, daemon_memory, wait_until,
+};
+
+#[test]
+fn two_thousand_jobs_from_64_requests_at_a_time_on_one_connection_all_complete() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    let daemon = Daemon::start();
+    // The first ones make what stays.
+    run_many(&daemon, 400);
+    let process = daemon.process();
+    let (descriptors, memory) = settled(&daemon);
+    run_many(&daemon, 2_000);
+    wait_until(LONG, "descriptors of the daemon are back", || {
+        let now = process.descriptors();
+        Waiting::when(now <= descriptors + 4, || {
+            format!("{now} descriptors, {descriptors} before")
+        })
+    });
+    // A finished job is remembered (2 KiB of it at most); everything else is given back.
+    let allowed = memory + (2_000 * (2 << 10)) + (4 << 20);
+    wait_until(LONG, "memory of the daemon is back", || {
+        let now = daemon_memory(process.pid, "VmRSS");
+        Waiting::when(now <= allowed, || format!("{now} bytes, {memory} before"))
+    });
+    wait_until(LONG, "no leaf is left", || {
+        let leaves = daemon.all_leaves();
+        Waiting::when(leaves.is_empty(), || format!("{} leaves", leaves.len()))
+    });
+}
+
+#[test]
+fn an_idle_job_costs_two_descriptors_and_little_memory() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    let count: usize = std::env::var("JOBLET_TEST_IDLE_JOBS").map_or(300, |n| n.parse().unwrap());
+    let daemon = Daemon::start();
+    run_many(&daemon, 100);
+    let process = daemon.process();
+    let (descriptors, memory) = settled(&daemon);
+    let available = mem_available();
+    block_on(async {
+        let wire = Client::of(&Identity::read(&daemon.config))
+            .connect(daemon.address)
+            .await
+            .unwrap();
+        for _ in 0..count {
+            let mut stream = wire
+                .submit(
+                    Submit {
+                        after: After::Detach,
+                        ..Submit::default()
+                    },
+                    &["sleep", "6000"],
+                )
+                .await;
+            stream.send.finish().unwrap();
+            let answer = stream.reply().await;
+            assert!(matches!(answer, Some(Reply::Accepted { .. })), "{answer:?}");
+        }
+    });
+    wait_until(LONG, "all jobs run", || {
+        let flags = [
+            "job", "list", "--json", "--status", "RUNNING", "--limit", "100000",
+        ];
+        let running = daemon.rnx(flags).json().as_array().unwrap().len();
+        Waiting::when(running >= count, || format!("{running} of {count}"))
+    });
+    daemon.remember();
+    wait_until(LONG, "the daemon holds two descriptors a job", || {
+        let now = process.descriptors();
+        Waiting::when(now <= descriptors + 2 * count + 8, || {
+            format!("{now} descriptors, {descriptors} before")
+        })
+    });
+    let count = u64::try_from(count).unwrap();
+    let each = daemon_memory(process.pid, "VmRSS").saturating_sub(memory + (2 << 20)) / count;
+    let host = available.saturating_sub(mem_available()) / count;
+    eprintln!("an idle job costs the daemon {each} bytes and the host {host} bytes");
+    assert!(each <= 16 << 10, "{each} bytes of the daemon a job");
+    // Other tests run beside this one: what the host pays is shown, and judged by the bench.
+}
+
+/// Runs so many jobs of `true` from 64 requests at a time on one connection.
+fn run_many(daemon: &Daemon, count: usize) {
+    block_on(async {
+        let wire = Client::of(&Identity::read(&daemon.config))
+            .connect(daemon.address)
+            .await
+            .unwrap();
+        let turns = Arc::new(Semaphore::new(64));
+        let mut runs = Vec::new();
+        for _ in 0..count {
+            let turn = Arc::clone(&turns).acquire_owned().await.unwrap();
+            let wire = wire.clone();
+            runs.push(tokio::spawn(async move {
+                let job = wire.run(&["true"]).await;
+                drop(turn);
+                job
+            }));
+        }
+        for run in runs {
+            let job = run
+                .await
+                .unwrap()
+                .unwrap_or_else(|refused| panic!("{refused:?}"));
+            assert_eq!(job.state, State::Completed, "{job:?}");
+        }
+    });
+}
+
+/// Descriptors and memory of a daemon that has nothing to do: the same at two looks.
+fn settled(daemon: &Daemon) -> (usize, u64) {
+    let pid = daemon.process();
+    let mut last = (0, 0);
+    let mut same = 0;
+    wait_until(LONG, "the daemon has settled", || {
+        let now = (pid.descriptors(), daemon_memory(pid.pid, "VmRSS"));
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        if same >= 10 {
+            Waiting::Done(now)
+        } else {
+            Waiting::Seen(format!("{now:?}"))
+        }
+    })
+}
+
+fn mem_available() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}

@@ -1,0 +1,353 @@
+//! Files into and out of `/work`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use proto_rkyv::{After, Kind, Reply, Request, Submit, Upload, encode, join};
+
+use crate::harness::{
+    Client, Daemon, Host, Identity, LONG, Shared, Waiting, Wire, block_on, daemon_memory,
+    wait_until,
+};
+
+static DAEMON: Shared = Shared::new();
+
+#[test]
+fn a_file_lands_at_its_name_and_a_directorys_contents_in_work() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let here = tempfile::tempdir().unwrap();
+    fs::write(here.path().join("data.txt"), "one\n").unwrap();
+    fs::create_dir_all(here.path().join("src/deep/er")).unwrap();
+    fs::write(here.path().join("src/a"), "a\n").unwrap();
+    fs::write(here.path().join("src/deep/er/b"), "b\n").unwrap();
+    fs::create_dir(here.path().join("src/empty")).unwrap();
+    fs::write(here.path().join("src/zero"), "").unwrap();
+    let run = daemon
+        .client()
+        .args(["job", "run", "--upload"])
+        .arg(here.path().join("data.txt"))
+        .arg(format!("--upload={}", here.path().join("src").display()))
+        .args([
+            "--",
+            "sh",
+            "-c",
+            "cat data.txt a deep/er/b; test -d empty; stat -c '%n %u' zero; find . | sort | wc -l",
+        ])
+        .run();
+    run.assert_code(0);
+    assert_eq!(run.text(), "one\na\nb\nzero 1000\n8\n");
+}
+
+#[test]
+fn a_destination_is_relative_to_work() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let here = tempfile::tempdir().unwrap();
+    fs::write(here.path().join("x"), "x\n").unwrap();
+    let upload = |destination: &str| {
+        let flag = format!("--upload={}:{destination}", here.path().join("x").display());
+        daemon
+            .client()
+            .args(["job", "run"])
+            .arg(flag)
+            .args([
+                "--",
+                "sh",
+                "-c",
+                "find . -type f; find . -type f | xargs cat",
+            ])
+            .run()
+    };
+    let run = upload("sub/y");
+    run.assert_code(0);
+    assert_eq!(run.text(), "./sub/y\nx\n");
+    for bad in ["../y", "/etc/y", "a/../../y"] {
+        let run = upload(bad);
+        assert!(matches!(run.code, 2 | 125), "{bad}: {run:?}");
+        assert!(run.stderr.contains("error:"), "{bad}: {run:?}");
+    }
+}
+
+#[test]
+fn modes_are_kept_without_setuid_and_links_stay_links() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let here = tempfile::tempdir().unwrap();
+    fs::write(here.path().join("run.sh"), "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(
+        here.path().join("run.sh"),
+        fs::Permissions::from_mode(0o4755),
+    )
+    .unwrap();
+    fs::write(here.path().join("private"), "").unwrap();
+    fs::set_permissions(
+        here.path().join("private"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
+    symlink("run.sh", here.path().join("link")).unwrap();
+    symlink("/etc/shadow", here.path().join("out")).unwrap();
+    let script = "./run.sh; stat -c '%a' run.sh private; readlink link out; ./link";
+    let run = daemon
+        .client()
+        .args(["job", "run", "--upload"])
+        .arg(here.path())
+        .args(["sh", "-c", script])
+        .run();
+    run.assert_code(0);
+    assert_eq!(run.text(), "ran\n755\n600\nrun.sh\n/etc/shadow\nran\n");
+}
+
+#[test]
+fn a_missing_file_is_refused_before_a_job_exists() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let run = daemon.rnx([
+        "job",
+        "run",
+        "--upload=/no/such/file",
+        "--name",
+        "never-made",
+        "true",
+    ]);
+    assert!(matches!(run.code, 2 | 125), "{run:?}");
+    assert!(run.stderr.contains("/no/such/file"), "{run:?}");
+    assert!(
+        !daemon
+            .rnx(["job", "list", "--json"])
+            .text()
+            .contains("never-made")
+    );
+}
+
+#[test]
+fn files_can_be_copied_out_again() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let id = daemon.submit(
+        &["--work-size=100M"],
+        &["sh", "-c", "seq 1 100000 > out.txt; mkdir d; echo x > d/x"],
+    );
+    daemon.ended(&id);
+    let here = tempfile::tempdir().unwrap();
+    let target = here.path().join("out.txt");
+    let copy = daemon
+        .client()
+        .args(["job", "cp"])
+        .arg(format!("{id}:/work/out.txt"))
+        .arg(&target)
+        .run();
+    copy.assert_code(0);
+    let expected: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(
+        fs::read_to_string(&target).unwrap() == expected,
+        "contents differ"
+    );
+    let missing = daemon
+        .client()
+        .args(["job", "cp"])
+        .arg(format!("{id}:/work/none"))
+        .arg(&target)
+        .run();
+    assert_ne!(missing.code, 0, "{missing:?}");
+    let outside = daemon
+        .client()
+        .args(["job", "cp"])
+        .arg(format!("{id}:/etc/passwd"))
+        .arg(&target)
+        .run();
+    assert_ne!(outside.code, 0, "{outside:?}");
+}
+
+#[test]
+fn hostile_paths_are_refused_and_nothing_is_left_of_the_job() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let file = |path: &[u8]| {
+        vec![Upload::File {
+            path: path.to_vec(),
+            mode: 0o644,
+            bytes: 1,
+        }]
+    };
+    let through_link = vec![
+        Upload::Symlink {
+            path: b"link".to_vec(),
+            target: b"/tmp".to_vec(),
+        },
+        Upload::File {
+            path: b"link/x".to_vec(),
+            mode: 0o644,
+            bytes: 1,
+        },
+    ];
+    let over_link = vec![
+        Upload::Symlink {
+            path: b"link".to_vec(),
+            target: b"../etc".to_vec(),
+        },
+        Upload::Dir {
+            path: b"link/d".to_vec(),
+            mode: 0o755,
+        },
+    ];
+    let cases = [
+        file(b"../x"),
+        file(b"/etc/x"),
+        file(b"a/../../x"),
+        file(b""),
+        file(b"."),
+        file(b".."),
+        file(b"a\0b"),
+        file(&[b'x'; 300]),
+        file(&b"d/".repeat(3000)),
+        through_link,
+        over_link,
+        vec![Upload::Dir {
+            path: b"../d".to_vec(),
+            mode: 0o755,
+        }],
+        vec![Upload::Symlink {
+            path: b"../l".to_vec(),
+            target: b"x".to_vec(),
+        }],
+    ];
+    block_on(async {
+        let wire = admin(&daemon).await;
+        for entries in cases {
+            let reply = upload(&wire, &entries).await;
+            assert!(
+                matches!(reply, Some(Reply::Refused(_)) | None),
+                "{entries:?}: {reply:?}"
+            );
+        }
+    });
+    daemon.job(["true"]).assert_code(0);
+    assert!(!Path::new("/tmp/x").exists());
+    no_job_is_live(&daemon);
+}
+
+#[test]
+fn a_client_that_vanishes_during_its_upload_leaves_no_job() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    block_on(async {
+        for _ in 0..5 {
+            let wire = admin(&daemon).await;
+            let mut stream = wire.open().await;
+            let submit = Submit {
+                uploads: Some(1 << 20),
+                after: After::Detach,
+                ..Submit::default()
+            };
+            let mut frames = encode(&Request::Submit(Box::new(submit))).unwrap().to_vec();
+            frames.extend(crate::harness::data(Kind::Argv, &join(&["true"])));
+            let entry = Upload::File {
+                path: b"half".to_vec(),
+                mode: 0o644,
+                bytes: 1 << 20,
+            };
+            frames.extend_from_slice(&encode(&entry).unwrap());
+            frames.extend(crate::harness::data(Kind::File, &[7; 1 << 19]));
+            stream.send.write_all(&frames).await.unwrap();
+            wire.connection.close(0u32.into(), b"gone");
+        }
+    });
+    no_job_is_live(&daemon);
+    daemon.job(["true"]).assert_code(0);
+}
+
+#[test]
+fn a_gigabyte_costs_the_daemon_no_memory() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let here = tempfile::tempdir().unwrap();
+    let upload = |bytes: u64| {
+        File::create(here.path().join("big"))
+            .unwrap()
+            .set_len(bytes)
+            .unwrap();
+        let flags = ["job", "run", "--work-size", "2G", "--upload"];
+        let command = ["--", "stat", "-c", "%s", "big"];
+        let run = daemon
+            .client()
+            .args(flags)
+            .arg(here.path().join("big"))
+            .args(command)
+            .run();
+        run.assert_code(0);
+        assert_eq!(run.text(), format!("{bytes}\n"));
+    };
+    // The first one makes what stays: buffers of a connection, pages of code.
+    upload(64 << 20);
+    let pid = daemon.process().pid;
+    // "5" resets VmHWM, proc(5).
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    let before = daemon_memory(pid, "VmRSS");
+    upload(1 << 30);
+    let most = daemon_memory(pid, "VmHWM");
+    assert!(
+        most <= before + (4 << 20),
+        "{before} bytes before, {most} at most during the upload"
+    );
+}
+
+async fn admin(daemon: &Daemon) -> Wire {
+    Client::of(&Identity::read(&daemon.config))
+        .connect(daemon.address)
+        .await
+        .unwrap()
+}
+
+/// Submits `true` with these entries (a byte of content each file); what the daemon says.
+async fn upload(wire: &Wire, entries: &[Upload]) -> Option<Reply> {
+    let mut stream = wire.open().await;
+    let submit = Submit {
+        uploads: Some(1),
+        after: After::Wait,
+        ..Submit::default()
+    };
+    let mut frames = encode(&Request::Submit(Box::new(submit))).unwrap().to_vec();
+    frames.extend(crate::harness::data(Kind::Argv, &join(&["true"])));
+    for entry in entries {
+        frames.extend_from_slice(&encode(entry).unwrap());
+        if matches!(entry, Upload::File { .. }) {
+            frames.extend(crate::harness::data(Kind::File, b"x"));
+        }
+    }
+    frames.extend_from_slice(&encode(&Upload::End).unwrap());
+    // The daemon may refuse before it has read everything.
+    let _ = stream.send.write_all(&frames).await;
+    let _ = stream.send.finish();
+    match stream.reply().await {
+        Some(Reply::Accepted { .. }) => stream.reply().await,
+        other => other,
+    }
+}
+
+#[track_caller]
+fn no_job_is_live(daemon: &Daemon) {
+    wait_until(LONG, "no job of the daemon is live", || {
+        let list = daemon.rnx(["job", "list", "--json"]).json();
+        let live = |job: &&serde_json::Value| {
+            matches!(
+                job["status"].as_str(),
+                Some("INITIALIZING" | "RUNNING" | "STOPPING" | "QUEUED")
+            )
+        };
+        let count = list.as_array().unwrap().iter().filter(live).count();
+        // Others' jobs of this file are live for moments only.
+        Waiting::when(count == 0, || list.to_string())
+    });
+}
