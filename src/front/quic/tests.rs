@@ -357,22 +357,22 @@ fn whoever_is_not_let_in_is_told_why() {
             );
         });
     };
-    let joblet = proto_rkyv::ALPN;
-    check(None, joblet, "peer sent no certificates");
+    let alpn = proto_rkyv::ALPN;
+    check(None, alpn, "peer sent no certificates");
     check(
         Some(&Pki::new().admin()),
-        joblet,
+        alpn,
         "invalid peer certificate: ",
     );
     let with = |unit, validity| pki.client("alice", unit, validity);
     check(
         Some(&with(Some("admin"), Validity::Past)),
-        joblet,
+        alpn,
         "certificate expired",
     );
     check(
         Some(&with(Some("admin"), Validity::Future)),
-        joblet,
+        alpn,
         "certificate not valid yet",
     );
     check(
@@ -382,17 +382,17 @@ fn whoever_is_not_let_in_is_told_why() {
     );
     check(
         Some(&with(None, Validity::Now)),
-        joblet,
+        alpn,
         "has no organisational unit (OU)",
     );
     check(
         Some(&with(Some("root"), Validity::Now)),
-        joblet,
+        alpn,
         "\"root\" is no role; roles are reader",
     );
     check(
         Some(&pki.client("", Some("admin"), Validity::Now)),
-        joblet,
+        alpn,
         "common name (CN)",
     );
     // And the server still serves.
