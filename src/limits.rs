@@ -120,6 +120,16 @@ pub const FOLLOW_SHARED_BLOCKS: usize = 4;
 
 /// Concurrent request streams of one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 8_192;
+/// Requests of one shard that are served at once; more are refused as busy. Twice what a full host of idle,
+/// attached jobs needs.
+pub const REQUESTS_PER_SHARD_MAX: usize = 20_000;
+/// Bytes that all requests of one shard may hold while they come in or while their answer waits for the peer:
+/// argument lists, environments, lists of jobs. More are refused as busy.
+pub const REQUEST_BYTES_PER_SHARD_MAX: usize = 256 << 20;
+/// What one job in a list is counted as, bytes.
+pub const LISTED_JOB_BYTES: usize = 1 << 10;
+/// Turns of the endpoint's loop, with traffic that never ends, before a closing server closes all the same.
+pub const CLOSING_TURNS_MAX: u32 = 64;
 /// Connections of one shard. With the windows below it bounds what peers with a certificate can make the
 /// daemon hold; peers without one never get that far.
 pub const CONNECTIONS_PER_SHARD_MAX: usize = 1_024;
@@ -198,6 +208,8 @@ pub const UPLOAD_ENTRIES_MAX: u64 = 1 << 20;
 pub const OWNER_BYTES_MAX: usize = 128;
 
 const _: () = assert!(ARGUMENT_BYTES_MAX < SUBMIT_BYTES_MAX);
+const _: () = assert!(16 * SUBMIT_BYTES_MAX <= REQUEST_BYTES_PER_SHARD_MAX);
+const _: () = assert!(16 * LIST_JOBS_MAX * LISTED_JOB_BYTES <= REQUEST_BYTES_PER_SHARD_MAX);
 
 // ---- mailbox ----------------------------------------------------------------------------------------
 

@@ -17,8 +17,11 @@ use std::{fmt, io, net::UdpSocket, rc::Rc};
 use quinn_proto::crypto::rustls::NoInitialCipherSuite;
 use thiserror::Error;
 
-use self::quic::{Endpoint, Keys, Phase, RequestStream, Transport, Work};
-use crate::{job::ShardIndex, rt, shard::Handle};
+use self::{
+    quic::{Endpoint, Keys, Phase, RequestStream, Transport, Work},
+    session::Budget,
+};
+use crate::{job::ShardIndex, limits, rt, shard::Handle};
 
 pub use quic::{Datagram, ForwardHook, steering};
 pub use tls::TlsError;
@@ -99,8 +102,30 @@ impl Front {
         handle: Handle,
         forward: ForwardHook,
     ) -> Result<Self, FrontError> {
-        let accept = move |stream| drop(rt::spawn(session::serve(stream, handle.clone())));
-        Self::with_accept(socket, (shard, shards), config, forward, Box::new(accept))
+        let work = Work::new();
+        let (budget, requests) = (
+            Budget::new(limits::REQUEST_BYTES_PER_SHARD_MAX),
+            Rc::clone(&work),
+        );
+        let accept = move |stream| {
+            if requests.requests() > limits::REQUESTS_PER_SHARD_MAX {
+                drop(rt::spawn(session::turn_away(stream)));
+            } else {
+                drop(rt::spawn(session::serve(
+                    stream,
+                    handle.clone(),
+                    budget.clone(),
+                )));
+            }
+        };
+        Self::with_accept(
+            socket,
+            (shard, shards),
+            config,
+            forward,
+            work,
+            Box::new(accept),
+        )
     }
 
     fn with_accept(
@@ -108,6 +133,7 @@ impl Front {
         (shard, shards): (ShardIndex, usize),
         config: &FrontConfig,
         forward: ForwardHook,
+        work: Rc<Work>,
         accept: Accept,
     ) -> Result<Self, FrontError> {
         let tls = tls::server_config(&config.ca_pem, &config.cert_pem, &config.key_pem)?;
@@ -116,7 +142,6 @@ impl Front {
             token: &config.token_key,
         };
         let transport = Transport::new(tls, keys, shard, shards)?;
-        let work = Work::new();
         let endpoint = Endpoint::new(
             socket,
             (shard, shards),

@@ -16,7 +16,11 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{Datagram, Front, FrontConfig, FrontControl, quic::RequestStream, steering};
+use super::{
+    Datagram, Front, FrontConfig, FrontControl,
+    quic::{RequestStream, Work},
+    steering,
+};
 use crate::rt;
 
 /// How long a test waits for something that must come.
@@ -175,7 +179,9 @@ impl Server {
     {
         let address = group[0].local_addr().unwrap();
         let (order, orders) = UnixStream::pair().unwrap();
-        let thread = std::thread::spawn(move || rt::block_on(run(config, group, serve, orders)));
+        let thread = std::thread::spawn(move || {
+            rt::run(rt::Options::default(), || run(config, group, serve, orders)).unwrap();
+        });
         Self {
             address,
             order,
@@ -235,9 +241,17 @@ where
         let (mine, serve) = (Rc::clone(&controls), serve.clone());
         let accept = Box::new(move |stream| {
             let control = mine.borrow()[shard].clone();
-            rt::spawn(serve(stream, control));
+            drop(rt::spawn(serve(stream, control)));
         });
-        let front = Front::with_accept(socket, (shard, shards), &config, forward, accept).unwrap();
+        let front = Front::with_accept(
+            socket,
+            (shard, shards),
+            &config,
+            forward,
+            Work::new(),
+            accept,
+        )
+        .unwrap();
         controls.borrow_mut().push(front.control());
         running.push(Box::pin(async move { front.serve().await.unwrap() }));
     }
@@ -263,6 +277,11 @@ where
         }
     })
     .await;
+    // The runtime is never torn down, so polls that are still in the kernel would keep the port: cancelled by
+    // the drop, they are over after a trip through the ring.
+    drop(running);
+    rt::yield_io().await;
+    rt::yield_io().await;
 }
 
 /// Runs a client on tokio, and fails when it takes too long.

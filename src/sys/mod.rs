@@ -26,7 +26,6 @@ pub mod pipe;
 pub mod preadv;
 pub mod process;
 pub mod raw;
-pub mod reuseport;
 pub mod scm;
 pub mod uring;
 pub mod userns;

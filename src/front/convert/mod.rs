@@ -11,7 +11,7 @@ pub(super) use spec::{Bulk, spec};
 pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
-pub(super) use view::{environment, job, node};
+pub(super) use view::{environment, job, node, spec_bytes};
 
 use crate::job::{LogQuery, Refusal, RefusalCode, State, StopSignal, Streams};
 

@@ -70,6 +70,15 @@ fn command_line(spec: &Spec) -> String {
         .collect()
 }
 
+/// About how many bytes argument list and environment have.
+pub(in crate::front) fn spec_bytes(spec: &Spec) -> usize {
+    let env = spec
+        .env
+        .iter()
+        .map(|entry| entry.name.len() + entry.value.len());
+    spec.argv.iter().map(Vec::len).chain(env).sum()
+}
+
 /// The environment as `NAME=value` entries, values of secrets hidden.
 pub(in crate::front) fn environment(spec: &Spec) -> Vec<Vec<u8>> {
     let value = |entry: &crate::job::EnvEntry| {

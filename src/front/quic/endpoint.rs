@@ -66,6 +66,14 @@ enum Progress {
     Over,
 }
 
+/// How far the endpoint is with saying goodbye, each step bounded in turns of its loop: peers that never stop
+/// sending do not keep it.
+enum Ending {
+    NotYet,
+    Flush { turns_left: u32 },
+    Tell { turns_left: u32 },
+}
+
 struct Entry {
     link: Rc<Link>,
     remote: SocketAddr,
@@ -146,7 +154,7 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
     /// When the socket itself fails.
     pub(crate) async fn run(mut self) -> io::Result<()> {
         let mut turns = Turns::default();
-        let mut is_closing = false;
+        let mut ending = Ending::NotYet;
         loop {
             self.socket.flush();
             let has_more_in = self.receive()?;
@@ -156,14 +164,26 @@ impl<A: FnMut(RequestStream)> Endpoint<A> {
             }
             self.transmit();
             let is_idle = !has_more_in && self.work.dirty_count() == 0;
-            if is_idle && is_closing {
-                return Ok(());
-            }
-            if is_idle && self.work.phase() == Phase::Closing {
-                // What was written before is on its way now; nothing after this is.
-                self.close_all();
-                is_closing = true;
-                continue;
+            if self.work.phase() == Phase::Closing {
+                ending = match ending {
+                    // What was written before still goes out; nothing after this does.
+                    Ending::NotYet => Ending::Flush {
+                        turns_left: limits::CLOSING_TURNS_MAX,
+                    },
+                    Ending::Flush { turns_left } if is_idle || turns_left == 0 => {
+                        self.close_all();
+                        Ending::Tell {
+                            turns_left: limits::CLOSING_TURNS_MAX,
+                        }
+                    }
+                    Ending::Flush { turns_left } => Ending::Flush {
+                        turns_left: turns_left - 1,
+                    },
+                    Ending::Tell { turns_left } if is_idle || turns_left == 0 => return Ok(()),
+                    Ending::Tell { turns_left } => Ending::Tell {
+                        turns_left: turns_left - 1,
+                    },
+                };
             }
             if is_idle || self.socket.is_blocked() {
                 turns = Turns::default();

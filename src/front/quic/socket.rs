@@ -168,7 +168,7 @@ mod tests {
         let socket = Socket::new(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         for mtu in 1_200..=65_527u16 {
             let segments = socket.segments(mtu);
-            assert!(segments >= 1 && segments <= limits::SEND_BATCH_SEGMENTS_MAX);
+            assert!((1..=limits::SEND_BATCH_SEGMENTS_MAX).contains(&segments));
             assert!(
                 segments == 1 || segments * usize::from(mtu) <= limits::SEND_BATCH_BYTES_MAX,
                 "mtu {mtu}"

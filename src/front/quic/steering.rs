@@ -12,16 +12,13 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::socket::{setsockopt, sockopt::AttachReusePortCbpf};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-use crate::{
-    job::ShardIndex,
-    limits,
-    sys::reuseport::{self, Instruction, instruction},
-};
+use crate::{job::ShardIndex, limits};
 
 /// Most shards that one byte of a connection id can tell apart fairly.
 pub const SHARDS_MAX: usize = 128;
@@ -83,7 +80,7 @@ pub fn bind(address: SocketAddr, shards: usize) -> Result<Vec<UdpSocket>, BindEr
         group.push(socket);
     }
     if shards > 1 {
-        reuseport::attach(group[0].as_fd(), &mut program(shards)).map_err(failed)?;
+        steer(&group[0], shards).map_err(failed)?;
     }
     Ok(group.into_iter().map(UdpSocket::from).collect())
 }
@@ -125,8 +122,23 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Attaches the program to the group that `socket` is in. Needs no privilege.
+///
+/// # Source
+/// socket(7), "SO_ATTACH_REUSEPORT_CBPF".
+fn steer(socket: &Socket, shards: usize) -> io::Result<()> {
+    let mut program = program(shards);
+    let len = u16::try_from(program.len()).expect("seven instructions");
+    // The kernel copies the program before the call returns.
+    let filter = libc::sock_fprog {
+        len,
+        filter: program.as_mut_ptr(),
+    };
+    Ok(setsockopt(&socket.as_fd(), AttachReusePortCbpf, &filter)?)
+}
+
 /// `id = payload[0] & 0x80 ? payload[6] : payload[1]; return id % shards`
-fn program(shards: usize) -> [Instruction; 7] {
+fn program(shards: usize) -> [libc::sock_filter; 7] {
     let shards = u32::try_from(shards).expect("at most SHARDS_MAX");
     let [long, short] =
         [LONG_CID_AT, SHORT_CID_AT].map(|at| u32::try_from(at).expect("a small offset"));
@@ -135,6 +147,7 @@ fn program(shards: usize) -> [Instruction; 7] {
     const JUMP: u16 = 0x05;
     const MODULO: u16 = 0x94;
     const RETURN: u16 = 0x16;
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     [
         instruction(LOAD_BYTE, 0, 0, 0),
         instruction(JUMP_IF_SET, 0, 2, u32::from(LONG_HEADER)),

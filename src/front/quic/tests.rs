@@ -133,7 +133,7 @@ fn a_peer_with_a_certificate_is_known_and_its_bytes_come_back() {
     client(async {
         let (_endpoint, connection) = connect(&pki, &pki.admin(), server.address).await;
         assert_eq!(ask(&connection, WHO, b"").await.unwrap(), b"alice admin");
-        let payload: Vec<u8> = (0..3 * MIB).map(|n| (n % 251) as u8).collect();
+        let payload: Vec<u8> = (0..=250u8).cycle().take(3 * MIB).collect();
         let (echoed, again) = tokio::join!(
             ask(&connection, ECHO, &payload),
             ask(&connection, ECHO, b"")
@@ -357,22 +357,22 @@ fn whoever_is_not_let_in_is_told_why() {
             );
         });
     };
-    let joblet = proto_rkyv::ALPN;
-    check(None, joblet, "peer sent no certificates");
+    let alpn = proto_rkyv::ALPN;
+    check(None, alpn, "peer sent no certificates");
     check(
         Some(&Pki::new().admin()),
-        joblet,
+        alpn,
         "invalid peer certificate: ",
     );
     let with = |unit, validity| pki.client("alice", unit, validity);
     check(
         Some(&with(Some("admin"), Validity::Past)),
-        joblet,
+        alpn,
         "certificate expired",
     );
     check(
         Some(&with(Some("admin"), Validity::Future)),
-        joblet,
+        alpn,
         "certificate not valid yet",
     );
     check(
@@ -382,17 +382,17 @@ fn whoever_is_not_let_in_is_told_why() {
     );
     check(
         Some(&with(None, Validity::Now)),
-        joblet,
+        alpn,
         "has no organisational unit (OU)",
     );
     check(
         Some(&with(Some("root"), Validity::Now)),
-        joblet,
+        alpn,
         "\"root\" is no role; roles are reader",
     );
     check(
         Some(&pki.client("", Some("admin"), Validity::Now)),
-        joblet,
+        alpn,
         "common name (CN)",
     );
     // And the server still serves.

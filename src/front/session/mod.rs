@@ -9,6 +9,7 @@
 //! ends and all of that is dropped: a half-made submission is discarded, a follower is forgotten, the job
 //! itself goes on. Nothing a peer sends can end anything but its own session.
 
+mod budget;
 mod copy;
 mod frames;
 mod output;
@@ -22,6 +23,7 @@ use std::{rc::Rc, time::Instant};
 use proto_rkyv::{Reply, Request, code};
 use thiserror::Error;
 
+pub(super) use self::budget::Budget;
 use self::frames::{Incoming, Outgoing};
 use super::{
     authorise::{Operation, OwnerRelation, authorise},
@@ -63,8 +65,8 @@ impl From<proto_rkyv::FrameError> for Broken {
     }
 }
 
-/// Serves the request of one stream to its end.
-pub(super) async fn serve(stream: RequestStream, handle: Handle) {
+/// Serves the request of one stream to its end. What it holds meanwhile counts against `budget`.
+pub(super) async fn serve(stream: RequestStream, handle: Handle, budget: Budget) {
     let RequestStream {
         peer,
         send,
@@ -76,6 +78,7 @@ pub(super) async fn serve(stream: RequestStream, handle: Handle) {
     let mut session = Session {
         peer,
         handle,
+        budget,
         arrived,
         incoming,
         outgoing: Outgoing::new(send),
@@ -88,6 +91,17 @@ pub(super) async fn serve(stream: RequestStream, handle: Handle) {
         tracing::debug!(peer = %session.peer.name, %broken, "request not served");
         end(&mut session.incoming, &mut session.outgoing, broken).await;
     }
+}
+
+/// Turns a stream away without looking at it, because there are too many.
+pub(super) async fn turn_away(stream: RequestStream) {
+    let (mut incoming, mut outgoing) = (Incoming::new(stream.recv), Outgoing::new(stream.send));
+    end(
+        &mut incoming,
+        &mut outgoing,
+        Broken::Refused(budget::busy()),
+    )
+    .await;
 }
 
 /// Tells the peer why its request is not served, when it can still be told.
@@ -112,6 +126,7 @@ async fn end(incoming: &mut Incoming, outgoing: &mut Outgoing, broken: Broken) {
 struct Session {
     peer: Rc<Peer>,
     handle: Handle,
+    budget: Budget,
     arrived: Instant,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -160,12 +175,16 @@ impl Session {
                 asked.min(limits::LIST_JOBS_MAX),
             )
             .await;
+        let mut held = self.budget.reserve();
+        held.grow(jobs.len() * limits::LISTED_JOB_BYTES)?;
         let jobs: Vec<_> = jobs.iter().map(convert::job).collect();
         self.outgoing.jobs(&jobs).await
     }
 
     async fn status(&mut self, reference: &str) -> Result<(), Broken> {
         let view = self.job(Operation::Status, reference).await?;
+        let mut held = self.budget.reserve();
+        held.grow(convert::spec_bytes(&view.spec))?;
         self.outgoing
             .reply(&Reply::Status(Box::new(convert::job(&view))))
             .await?;

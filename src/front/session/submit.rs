@@ -2,7 +2,7 @@
 
 use proto_rkyv::{After, Piece, Reply, Submit};
 
-use super::{Broken, Session, race};
+use super::{Broken, Session, budget::Reservation, race};
 use crate::{
     front::{
         authorise::{Operation, OwnerRelation, authorise},
@@ -16,9 +16,10 @@ impl Session {
     pub(super) async fn submit(&mut self, submit: Submit) -> Result<(), Broken> {
         authorise(self.peer.role, Operation::Run, OwnerRelation::Own)?;
         let (after, announced) = (submit.after, submit.uploads);
-        let (bulk, first_upload) = self.bulk(announced.is_some()).await?;
+        let mut held = self.budget.reserve();
+        let (bulk, first_upload) = self.bulk(announced.is_some(), &mut held).await?;
         let spec = convert::spec(submit, &bulk, &self.handle.settings())?;
-        drop(bulk);
+        drop((bulk, held));
         let mut submission = self.handle.submit(&self.peer, spec, self.arrived).await?;
         if let (Some(announced), Some(first)) = (announced, first_upload) {
             self.uploads(&mut submission, announced, first).await?;
@@ -39,7 +40,11 @@ impl Session {
 
     /// Argument list and environment: everything up to the end of the stream, or up to the first entry of an
     /// upload, which is returned beside them.
-    async fn bulk(&mut self, has_uploads: bool) -> Result<(Bulk, Option<Piece>), Broken> {
+    async fn bulk(
+        &mut self,
+        has_uploads: bool,
+        held: &mut Reservation,
+    ) -> Result<(Bulk, Option<Piece>), Broken> {
         let mut bulk = Bulk::default();
         let mut kind = None;
         loop {
@@ -50,6 +55,7 @@ impl Session {
                 }
                 Some(Piece::Data { bytes, .. }) => {
                     let kind = kind.expect("a frame's data follows its header");
+                    held.grow(bytes.len())?;
                     bulk.push(kind, &bytes)?;
                 }
                 Some(control @ Piece::Control(_)) if has_uploads => {
