@@ -163,13 +163,16 @@ fn on_born(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
-    let Phase::Making { cause, .. } = &mut job.phase else {
+    let Phase::Making { sent, cause } = &mut job.phase else {
         return;
     };
-    let cause = cause.take();
+    let (is_known_sent, cause) = (*sent, cause.take());
     if cause.is_some() {
         // It was killed before it was born: the first kill found an empty cgroup.
         out.push(Effect::Kill(id));
+    } else if job.accepted && !is_known_sent {
+        // Its birth came in before the word that its recipe was sent.
+        out.push(Effect::Go(id));
     }
     job.phase = Phase::Alive(Alive {
         cause,
