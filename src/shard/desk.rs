@@ -289,7 +289,9 @@ impl Shard {
     async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
         loop {
             match pool::receive(link.maker.fd.as_fd()) {
-                Ok(Some(answer)) => self.take_namespaces(answer).await,
+                Ok(Some(answer)) if self.is_current(&link) => self.take_namespaces(answer).await,
+                // Its ids have been given back; the next crew's maker is asked instead.
+                Ok(Some(_)) => {}
                 Ok(None) => {
                     if link.maker.ready.readable().await.is_err() {
                         break;
@@ -362,6 +364,8 @@ impl Shard {
                         break;
                     }
                 }
+                // It comes once, in front of what is still queued, when the keeper left a command unread.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => {
                     tracing::error!(crew = link.number, %error, "a keeper cannot be heard");
                     break;
