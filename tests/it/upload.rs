@@ -150,6 +150,21 @@ fn files_can_be_copied_out_again() {
         fs::read_to_string(&target).unwrap() == expected,
         "contents differ"
     );
+    for (from, to, found) in [
+        ("/work/d", "tree", "tree/x"),
+        ("/work/d/x", "file", "file"),
+        ("/work", "all", "all/d/x"),
+    ] {
+        let copy = daemon
+            .client()
+            .args(["job", "cp"])
+            .arg(format!("{id}:{from}"))
+            .arg(here.path().join(to))
+            .run();
+        copy.assert_code(0);
+        let text = fs::read_to_string(here.path().join(found)).unwrap();
+        assert_eq!(text, "x\n", "{from}");
+    }
     let missing = daemon
         .client()
         .args(["job", "cp"])
@@ -164,6 +179,41 @@ fn files_can_be_copied_out_again() {
         .arg(&target)
         .run();
     assert_ne!(outside.code, 0, "{outside:?}");
+}
+
+#[test]
+fn files_can_be_copied_out_of_a_running_job_even_from_memory() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let script = "mkdir -p a/b; echo x > a/b/c; ln -s /etc/passwd a/l; echo up; sleep 600";
+    let id = daemon.submit(&[], &["sh", "-c", script]);
+    daemon.wait_output(&id, "up");
+    let here = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &Path| {
+        daemon
+            .client()
+            .args(["job", "cp"])
+            .arg(format!("{id}:/work/{from}"))
+            .arg(to)
+            .run()
+    };
+    copy("a", &here.path().join("a")).assert_code(0);
+    assert_eq!(
+        fs::read_to_string(here.path().join("a/b/c")).unwrap(),
+        "x\n"
+    );
+    assert_eq!(
+        fs::read_link(here.path().join("a/l")).unwrap(),
+        Path::new("/etc/passwd")
+    );
+    let through = copy("a/l/x", &here.path().join("none"));
+    assert_ne!(through.code, 0, "{through:?}");
+    daemon.rnx(["job", "stop", &id]).assert_code(0);
+    daemon.ended(&id);
+    let gone = copy("a/b/c", &here.path().join("late"));
+    assert_ne!(gone.code, 0, "{gone:?}");
+    assert!(gone.stderr.contains("in memory"), "{gone:?}");
 }
 
 #[test]

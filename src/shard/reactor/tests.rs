@@ -117,6 +117,20 @@ fn exit(status: ExitStatus) -> Event {
 }
 
 #[test]
+fn output_beyond_its_limit_ends_a_job_even_before_its_birth_is_heard_of() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    story.feed(Event::Sent(id(1)));
+    assert_eq!(story.feed(Event::LogLimit(id(1))), [Effect::Kill(id(1))]);
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
+    story.feed(Event::Started(id(1), Ok(3_000)));
+    let (state, outcome) = story.end();
+    assert_eq!((state, outcome.reason), (State::Failed, Reason::LogLimit));
+    assert_eq!(outcome.signal, Some(libc::SIGKILL));
+}
+
+#[test]
 fn a_job_goes_from_submit_to_completed() {
     let mut story = Story::new();
     assert_eq!(story.feed(new_job(1, None)), [Effect::Prepare(id(1))]);
