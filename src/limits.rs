@@ -99,6 +99,10 @@ pub const INDEX_PENDING_MAX: usize = 4_096;
 /// Part of the index that is free of charge, bytes; so is half of what is stored. More counts as output, so
 /// that a job which writes single bytes cannot fill the disk with their index.
 pub const INDEX_FREE_BYTES: u64 = 1 << 20;
+/// Records of a shard's journal that wait in memory while the disk takes none, bytes; more are lost.
+pub const JOURNAL_PENDING_BYTES: usize = 16 << 20;
+/// A write of the journal that failed is tried again after so long.
+pub const JOURNAL_RETRY: Duration = Duration::from_secs(1);
 /// Free space is looked at again after so long.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Free space is looked at again after so many bytes.

@@ -127,7 +127,7 @@ fn end_signals() -> Result<OwnedFd> {
 
 /// Runs as the helper processes of a shard until its daemon lets them go.
 pub(super) fn keeper() -> Result<()> {
-    let setup = crew::setup_from_stdin().context("take the set-up socket from standard input")?;
+    let setup = crew::setup_from_stdin().context("only joblet serve starts keepers")?;
     crew::helper_main(setup)
 }
 

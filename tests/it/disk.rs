@@ -21,8 +21,8 @@ fn output_stops_before_the_reserve_and_goes_on_when_there_is_space() {
         return;
     }
     on_a_small_disk(|disk| {
-        let daemon = Daemon::start_in(disk, |config| limit(&config, RESERVE));
         let filler = Filler::of(disk, 8 << 20);
+        let daemon = Daemon::start_in(disk, |config| limit(&config, RESERVE));
         let before = free(disk);
         let more = before + (4 << 20);
         let script = format!("head -c {more} /dev/zero; echo still here >&2");
@@ -75,6 +75,9 @@ fn a_full_disk_ends_in_a_clear_word_and_the_daemon_goes_on() {
             "{run:?}"
         );
         assert_eq!(daemon.state(&sleeper), "RUNNING");
+        let list = daemon.rnx(["job", "list", "--json"]).json();
+        let made = list[0]["id"].as_str().unwrap().to_owned();
+        assert_eq!(daemon.ended(&made)["outcome"]["exit_code"], 3);
         drop(filler);
         wait_until(SHORT, "a job and its output are as ever", || {
             let run = daemon.job(["sh", "-c", "echo out; exit 3"]);
@@ -85,6 +88,10 @@ fn a_full_disk_ends_in_a_clear_word_and_the_daemon_goes_on() {
         assert_eq!(daemon.state(&sleeper), "RUNNING");
         daemon.rnx(["job", "stop", &sleeper]).assert_code(0);
         assert_eq!(daemon.ended(&sleeper)["status"], "STOPPED");
+        // What could not be written down then was written later.
+        assert_eq!(daemon.terminate(), Some(0));
+        daemon.serve();
+        assert_eq!(daemon.status(&made)["outcome"]["exit_code"], 3);
     });
 }
 

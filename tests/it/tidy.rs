@@ -24,7 +24,10 @@ const PLAN: &[(&str, &[&str])] = &[
     ("volume", &["rt", "sys", "job", "limits"]),
     ("log", &["rt", "sys", "job", "limits"]),
     ("store", &["rt", "sys", "job", "limits"]),
-    ("host", &["cgroup", "volume", "sys", "job", "limits"]),
+    (
+        "host",
+        &["sandbox", "cgroup", "volume", "sys", "job", "limits"],
+    ),
     ("pki", &["sys", "job", "limits"]),
     ("config", &["limits"]),
     ("rt", &["sys", "limits"]),
@@ -250,9 +253,14 @@ fn rooms_named(code: &str) -> Vec<Use<'_>> {
     found
 }
 
+/// A program of its own inside the house: a job's init. `crate` is another word there.
+const GUEST: &str = "src/sandbox/init/pid1/";
+
 /// The room that a file belongs to, if it is part of the house.
 fn room_of(path: &str) -> Option<&str> {
-    let below = path.strip_prefix("src/")?;
+    let below = path
+        .strip_prefix("src/")
+        .filter(|_| !path.starts_with(GUEST))?;
     let room = below
         .split_once('/')
         .map_or_else(|| below.trim_end_matches(".rs"), |(room, _)| room);

@@ -234,7 +234,7 @@ fn hostile_paths_are_refused_and_nothing_is_left_of_the_job() {
             target: b"/tmp".to_vec(),
         },
         Upload::File {
-            path: b"link/x".to_vec(),
+            path: b"link/joblet-it-escaped".to_vec(),
             mode: 0o644,
             bytes: 1,
         },
@@ -281,7 +281,7 @@ fn hostile_paths_are_refused_and_nothing_is_left_of_the_job() {
         }
     });
     daemon.job(["true"]).assert_code(0);
-    assert!(!Path::new("/tmp/x").exists());
+    assert!(!Path::new("/tmp/joblet-it-escaped").exists());
     no_job_is_live(&daemon);
 }
 

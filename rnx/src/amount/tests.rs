@@ -1,3 +1,5 @@
+//! What amounts are read as, and what no amount is.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Client files: found, read, refused.
+
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Environments from flags and files.
+
 use std::io::Write;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Which failure and which outcome gives which exit code and words.
+
 use rnx::{
     Unreachable,
     proto::{FrameError, LogTotals, State, Work},

@@ -1,3 +1,5 @@
+//! Command lines: what they mean and what they refuse.
+
 use std::os::unix::ffi::OsStringExt;
 
 use clap::CommandFactory;

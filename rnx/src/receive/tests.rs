@@ -1,3 +1,5 @@
+//! Trees from a server that may lie, landing below one directory.
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, symlink},

@@ -1,3 +1,5 @@
+//! Trees on their way to a server.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use proptest::prelude::*;
