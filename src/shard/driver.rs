@@ -259,11 +259,12 @@ impl Shard {
             return Ok(view);
         }
         let (sender, receiver) = oneshot();
-        self.waiters
-            .borrow_mut()
-            .entry(id)
-            .or_default()
-            .push(sender);
+        let mut waiters = self.waiters.borrow_mut();
+        let of_job = waiters.entry(id).or_default();
+        // Those whose peer has gone would otherwise stay as long as the job lives.
+        of_job.retain(|waiter| !waiter.is_abandoned());
+        of_job.push(sender);
+        drop(waiters);
         receiver.await.ok_or_else(|| {
             Refusal::new(
                 RefusalCode::Busy,

@@ -69,9 +69,14 @@ impl Shard {
 
     /// Begins to make a job's sandbox; what comes of it is an event.
     pub(super) fn prepare(self: &Rc<Self>, id: JobId) {
-        let shard = Rc::clone(self);
+        let (shard, maker) = (Rc::clone(self), Rc::clone(self));
+        let made = rt::spawn(async move { maker.make(id).await });
         rt::spawn(async move {
-            let made = shard.make(id).await;
+            // A bug in there ends this job and nothing else.
+            let made = made.await.unwrap_or_else(|panicked| {
+                let step = format!("make the sandbox: {panicked}");
+                Err(StartFailure { step, errno: 0 })
+            });
             shard.feed(match made {
                 Ok(()) => Event::Sent(id),
                 Err(failure) => Event::PrepareFailed(id, failure),
