@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use proto_rkyv::{After, Kind, Reply, Request, Submit, Upload, encode, join};
+use proto_rkyv::{After, Kind, List, Reply, Request, Submit, Upload, encode, join};
 
 use crate::harness::{
-    Client, Daemon, Host, Identity, LONG, Shared, Waiting, Wire, block_on, daemon_memory,
-    wait_until,
+    Client, Daemon, Host, Identity, LONG, SHORT, Shared, Stream, Waiting, Wire, block_on,
+    daemon_memory, now, wait_until,
 };
 
 static DAEMON: Shared = Shared::new();
@@ -317,6 +317,49 @@ fn a_client_that_vanishes_during_its_upload_leaves_no_job() {
 }
 
 #[test]
+fn who_waits_for_a_job_whose_client_vanishes_is_told() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let name = Some("vanishes".to_owned());
+    block_on(async {
+        let wire = admin(&daemon).await;
+        let submit = Submit {
+            name: name.clone(),
+            uploads: Some(1),
+            after: After::Detach,
+            ..Submit::default()
+        };
+        let mut uploading = wire.submit(submit, &["true"]).await;
+        let entry = Upload::Dir {
+            path: b"d".to_vec(),
+            mode: 0o755,
+        };
+        let frames = encode(&entry).unwrap();
+        uploading.send.write_all(&frames).await.unwrap();
+        let watcher = admin(&daemon).await;
+        let begin = now();
+        let id = loop {
+            let list = List {
+                state: None,
+                limit: None,
+            };
+            if let Some(Reply::Jobs(jobs)) = ask(&watcher, Request::List(list)).await.reply().await
+                && let Some(job) = jobs.into_iter().find(|job| job.name == name)
+            {
+                break job.id;
+            }
+            assert!(begin.elapsed() < SHORT, "the job is not listed");
+        };
+        let prefix: String = id[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut waiting = ask(&watcher, Request::Wait(prefix)).await;
+        wire.connection.close(0u32.into(), b"gone");
+        let told = tokio::time::timeout(SHORT, waiting.reply()).await;
+        assert!(matches!(told, Ok(Some(Reply::Refused(_)))), "{told:?}");
+    });
+}
+
+#[test]
 fn a_gigabyte_costs_the_daemon_no_memory() {
     if !Host::Any.is_here() {
         return;
@@ -351,6 +394,14 @@ fn a_gigabyte_costs_the_daemon_no_memory() {
         most <= before + (4 << 20),
         "{before} bytes before, {most} at most during the upload"
     );
+}
+
+async fn ask(wire: &Wire, request: Request) -> Stream {
+    let mut stream = wire.open().await;
+    let frames = encode(&request).unwrap();
+    stream.send.write_all(&frames).await.unwrap();
+    stream.send.finish().unwrap();
+    stream
 }
 
 async fn admin(daemon: &Daemon) -> Wire {
