@@ -24,7 +24,10 @@ const PLAN: &[(&str, &[&str])] = &[
     ("volume", &["rt", "sys", "job", "limits"]),
     ("log", &["rt", "sys", "job", "limits"]),
     ("store", &["rt", "sys", "job", "limits"]),
-    ("host", &["cgroup", "volume", "sys", "job", "limits"]),
+    (
+        "host",
+        &["sandbox", "cgroup", "volume", "sys", "job", "limits"],
+    ),
     ("pki", &["sys", "job", "limits"]),
     ("config", &["limits"]),
     ("rt", &["sys", "limits"]),
