@@ -436,11 +436,10 @@ proptest! {
         let mut ended: HashSet<JobId> = HashSet::new();
         let mut released: HashMap<JobId, u32> = HashMap::new();
         for event in events {
-            let submitted = match &event {
-                Event::Submit(job) if story.core.jobs.contains_key(&job.id) || ended.contains(&job.id) => continue,
-                Event::Submit(job) => Some(job.id),
-                _ => None,
-            };
+            let submitted = if let Event::Submit(job) = &event { Some(job.id) } else { None };
+            if submitted.is_some_and(|id| story.core.jobs.contains_key(&id) || ended.contains(&id)) {
+                continue;
+            }
             let mut out = Vec::new();
             story.now.mono_ns += 1;
             let _ = on(&mut story.core, story.now, event, &mut out);
@@ -448,18 +447,16 @@ proptest! {
                 released.remove(&id);
             }
             for effect in &out {
-                match effect {
-                    Effect::RecordEnded(id) => prop_assert!(ended.insert(*id), "{id} ended twice"),
-                    Effect::Release(id) => {
-                        let times = released.entry(*id).or_default();
-                        *times += 1;
-                        prop_assert_eq!(*times, 1, "released twice");
-                    }
-                    Effect::Go(id) => {
-                        let job = &story.core.jobs[id];
-                        prop_assert!(job.accepted, "go without acceptance");
-                    }
-                    _ => {}
+                if let Effect::RecordEnded(id) = effect {
+                    prop_assert!(ended.insert(*id), "{id} ended twice");
+                }
+                if let Effect::Release(id) = effect {
+                    let times = released.entry(*id).or_default();
+                    *times += 1;
+                    prop_assert_eq!(*times, 1, "released twice");
+                }
+                if let Effect::Go(id) = effect {
+                    prop_assert!(story.core.jobs[id].accepted, "go without acceptance");
                 }
             }
             let slots = story.core.jobs.values().filter(|job| job.has_slot).count();
