@@ -90,7 +90,7 @@ impl Shard {
             // A bug in there ends this job and nothing else.
             let made = made.await.unwrap_or_else(|panicked| {
                 let step = format!("make the sandbox: {panicked}");
-                Err(StartFailure { step, errno: 0 })
+                Err(StartFailure { step, errno: 0 }.into())
             });
             shard.feed(match made {
                 Ok(()) => Event::Sent(id),

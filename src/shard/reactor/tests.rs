@@ -168,6 +168,15 @@ fn go_waits_for_the_acceptance() {
 }
 
 #[test]
+fn a_birth_that_overtakes_the_sending_lets_the_command_go_once() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Sent(id(1))), []);
+}
+
+#[test]
 fn stop_while_running_sends_term_and_arms_the_grace_timer() {
     let mut story = Story::running(None);
     let stop = Event::Stop {
