@@ -21,7 +21,7 @@ pub(super) struct Body {
     pub(super) image: Option<WorkImage>,
     /// Our end of init's control socket, until the go is given.
     pub(super) control: Option<OwnedFd>,
-    /// init's end of the upload socket, until the recipe is sent.
+    /// init's end of the upload socket, until init exists: a recipe may have to be sent twice.
     pub(super) upload: Option<OwnedFd>,
     /// The crew that makes, or made, the job.
     pub(super) link: Option<Rc<Link>>,

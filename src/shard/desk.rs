@@ -51,6 +51,8 @@ pub(super) struct Desk {
     next: Cell<u32>,
     /// Why there is no crew, when starting one failed.
     trouble: RefCell<Option<String>>,
+    /// Every job has ended for good: a helper that ends is not replaced.
+    is_closed: Cell<bool>,
 }
 
 /// One crew as the driver sees it.
@@ -67,6 +69,8 @@ pub(super) struct Link {
     /// Jobs whose end this keeper will tell.
     jobs: RefCell<HashSet<JobId>>,
     is_stuck: Cell<bool>,
+    /// All that its spawner ever did is known: it makes no job any more.
+    is_spent: Cell<bool>,
     has_work: Notify,
 }
 
@@ -98,6 +102,7 @@ impl Desk {
             has_changed: rt::Event::default(),
             next: Cell::new(0),
             trouble: RefCell::default(),
+            is_closed: Cell::new(false),
         }
     }
 
@@ -111,6 +116,7 @@ impl Desk {
 
     /// Ends every helper. Jobs must have ended.
     pub(super) async fn shut_down(&self) {
+        self.is_closed.set(true);
         let current = self.current.borrow_mut().take();
         let retired = std::mem::take(&mut *self.retired.borrow_mut());
         for link in current.into_iter().chain(retired) {
@@ -126,6 +132,9 @@ impl Link {
     /// Sends one recipe; the spawner answers for it through the keeper, or dies.
     pub(super) async fn send_start(&self, id: JobId, start: &StartFds<'_>) -> io::Result<()> {
         loop {
+            if self.is_spent.get() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             match start::send(self.spawner.fd.as_fd(), id, start) {
                 Ok(()) => {
                     self.pending.borrow_mut().push_back((id, rt::now()));
@@ -172,6 +181,11 @@ impl Link {
         }
     }
 
+    /// Forgets a job that has ended.
+    pub(super) fn forget(&self, id: JobId) {
+        self.jobs.borrow_mut().remove(&id);
+    }
+
     fn answered(&self, id: JobId) {
         self.pending
             .borrow_mut()
@@ -184,17 +198,25 @@ impl Shard {
     ///
     /// # Errors
     /// A socket that cannot be watched.
-    pub(super) fn employ(self: &Rc<Self>, crew: Crew) -> io::Result<()> {
+    pub(super) async fn employ(self: &Rc<Self>, crew: Crew) -> io::Result<()> {
         let number = self.desk.next.replace(self.desk.next.get() + 1);
+        let [spawner, keeper, maker] = match channels(&crew) {
+            Ok(channels) => channels,
+            Err(error) => {
+                end(crew).await;
+                return Err(error);
+            }
+        };
         let link = Rc::new(Link {
             number,
-            spawner: Channel::new(&crew.spawner.socket)?,
-            keeper: Channel::new(&crew.keeper.socket)?,
-            maker: Channel::new(&crew.maker.socket)?,
+            spawner,
+            keeper,
+            maker,
             crew: RefCell::new(Some(crew)),
             pending: RefCell::default(),
             jobs: RefCell::default(),
             is_stuck: Cell::new(false),
+            is_spent: Cell::new(false),
             has_work: Notify::default(),
         });
         self.desk.trouble.replace(None);
@@ -275,17 +297,17 @@ impl Shard {
                         break;
                     }
                 }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => {
-                    if error.kind() != io::ErrorKind::UnexpectedEof {
-                        tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
+                    // An answer is lost, out of descriptors for example; what was asked for is asked again.
+                    tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
+                    if !self.is_current(&link) {
+                        break;
                     }
-                    break;
+                    self.forget_requested();
+                    rt::sleep(limits::CREW_RETRY_FIRST).await;
+                    self.refill();
                 }
-            }
-        }
-        if self.is_current(&link) {
-            for ids in self.desk.pool.borrow_mut().forget_requested() {
-                self.desk.ids.borrow_mut().free(ids);
             }
         }
         self.retire(&link, "its pool maker ended");
@@ -308,6 +330,13 @@ impl Shard {
             }
         }
         self.refill();
+    }
+
+    fn forget_requested(&self) {
+        let mut ids = self.desk.ids.borrow_mut();
+        for requested in self.desk.pool.borrow_mut().forget_requested() {
+            ids.free(requested);
+        }
     }
 
     fn is_current(&self, link: &Rc<Link>) -> bool {
@@ -351,6 +380,7 @@ impl Shard {
                 link.answered(id);
                 if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
                     body.pid = Some(pid);
+                    body.upload = None;
                 }
                 self.feed(Event::Born(id));
             }
@@ -377,6 +407,7 @@ impl Shard {
 
     /// All births the spawner had sent have been heard: what is pending now was not made.
     fn on_spawner_gone(self: &Rc<Self>, link: &Rc<Link>) {
+        link.is_spent.set(true);
         self.retire(link, "its spawner ended");
         let pending: Vec<JobId> = link
             .pending
@@ -409,6 +440,7 @@ impl Shard {
 
     /// Nobody will tell how the jobs of this keeper end: they are killed and end as lost.
     async fn on_keeper_lost(self: &Rc<Self>, link: &Rc<Link>) {
+        link.is_spent.set(true);
         self.retire(link, "its keeper ended");
         self.desk
             .retired
@@ -425,13 +457,13 @@ impl Shard {
         }
         let crew = link.crew.borrow_mut().take();
         if let Some(crew) = crew {
-            report(rt::blocking("reap a keeper", move || crew.shut_down()).await);
+            end(crew).await;
         }
     }
 
     /// Takes a crew off new work and starts another.
-    fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
-        if !self.is_current(link) || self.host.is_ended() {
+    pub(super) fn retire(self: &Rc<Self>, link: &Rc<Link>, why: &str) {
+        if !self.is_current(link) || self.desk.is_closed.get() {
             return;
         }
         tracing::warn!(
@@ -441,9 +473,7 @@ impl Shard {
             "a crew is replaced"
         );
         self.desk.current.replace(None);
-        for ids in self.desk.pool.borrow_mut().forget_requested() {
-            self.desk.ids.borrow_mut().free(ids);
-        }
+        self.forget_requested();
         link.kill_makers();
         link.command(KeeperCommand::Exit);
         self.desk.retired.borrow_mut().push(Rc::clone(link));
@@ -457,12 +487,18 @@ impl Shard {
             let host = std::sync::Arc::clone(&self.host);
             let started =
                 rt::blocking("start a crew", move || Crew::start(&host.crew_options())).await;
-            let trouble = match started.map(|started| started.map(|crew| self.employ(crew))) {
-                Ok(Ok(Ok(()))) => return,
-                Ok(Ok(Err(error))) => error.to_string(),
+            let trouble = match started {
+                Ok(Ok(crew)) if self.desk.is_closed.get() => return end(crew).await,
+                Ok(Ok(crew)) => match self.employ(crew).await {
+                    Ok(()) => return,
+                    Err(error) => error.to_string(),
+                },
                 Ok(Err(error)) => chain(&error),
                 Err(error) => error.to_string(),
             };
+            if self.desk.is_closed.get() {
+                return;
+            }
             tracing::error!(
                 shard = self.index,
                 error = trouble,
@@ -492,6 +528,24 @@ impl Shard {
             return;
         }
     }
+}
+
+/// The sockets of a crew, to be waited for.
+fn channels(crew: &Crew) -> io::Result<[Channel; 3]> {
+    Ok([
+        Channel::new(&crew.spawner.socket)?,
+        Channel::new(&crew.keeper.socket)?,
+        Channel::new(&crew.maker.socket)?,
+    ])
+}
+
+/// Kills a crew and reaps its keeper. Needs neither a thread nor a descriptor, which may be what is missing.
+async fn end(crew: Crew) {
+    let killed = crew.keeper.kill();
+    while killed.is_ok() && !crew.keeper.has_ended() {
+        rt::sleep(limits::LEAF_RETRY_LAST).await;
+    }
+    report(Ok(killed.and_then(|()| crew.shut_down())));
 }
 
 fn report(ended: Result<Result<(), CrewError>, rt::BlockingError>) {

@@ -4,6 +4,7 @@
 //! the one way that every end takes.
 
 use std::{
+    io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     rc::Rc,
     sync::Arc,
@@ -38,6 +39,20 @@ use crate::{
     },
     volume::{WorkImage, WorkOptions},
 };
+
+/// Why a recipe did not go to a spawner.
+enum Unmade {
+    /// A resource could not be made.
+    Failed(StartFailure),
+    /// The spawner is gone and has read nothing of it.
+    Unsent,
+}
+
+impl From<StartFailure> for Unmade {
+    fn from(failure: StartFailure) -> Self {
+        Self::Failed(failure)
+    }
+}
 
 /// Both ends of the pipe of one of a job's streams.
 struct Pipe {
@@ -75,19 +90,18 @@ impl Shard {
             // A bug in there ends this job and nothing else.
             let made = made.await.unwrap_or_else(|panicked| {
                 let step = format!("make the sandbox: {panicked}");
-                Err(StartFailure { step, errno: 0 })
+                Err(StartFailure { step, errno: 0 }.into())
             });
             shard.feed(match made {
                 Ok(()) => Event::Sent(id),
-                Err(failure) => Event::PrepareFailed(id, failure),
+                Err(Unmade::Failed(failure)) => Event::PrepareFailed(id, failure),
+                Err(Unmade::Unsent) => Event::Unsent(id),
             });
         });
     }
 
-    async fn make(self: &Rc<Self>, id: JobId) -> Result<(), StartFailure> {
-        let Some((spec, work)) = self.recipe(id) else {
-            return Err(vanished());
-        };
+    async fn make(self: &Rc<Self>, id: JobId) -> Result<(), Unmade> {
+        let (spec, work) = self.recipe(id).ok_or_else(vanished)?;
         self.undo_former(id).await;
         let (link, namespaces) = self.crew_and_namespaces().await?;
         self.with_body(id, |body| {
@@ -108,7 +122,7 @@ impl Shard {
         leaf: &OwnedFd,
         namespaces: &Namespaces,
         work: Option<OwnedFd>,
-    ) -> Result<(), StartFailure> {
+    ) -> Result<(), Unmade> {
         let plan = self.plan(id, spec, namespaces.ids, work.is_some())?;
         let gid = namespaces.ids.base() + spec.user.gid;
         let stdout = pipe(gid).map_err(|errno| failure("make the stdout pipe", errno))?;
@@ -120,7 +134,10 @@ impl Shard {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(|errno| failure("make the control socket", errno))?;
-        let upload = self.with_body(id, |body| body.upload.take())?;
+        let upload = self.with_body(id, |body| body.upload.as_ref().map(OwnedFd::try_clone))?;
+        let upload = upload
+            .transpose()
+            .map_err(|error| failure_io("share the upload socket", &error))?;
         let fds = StartFds {
             plan: plan.as_fd(),
             stdout_write: stdout.write.as_fd(),
@@ -135,11 +152,14 @@ impl Shard {
             work_tree: work.as_ref().map(AsFd::as_fd),
             upload: upload.as_ref().map(AsFd::as_fd),
         };
-        let sent = link.send_start(id, &fds).await;
-        sent.map_err(|error| StartFailure {
-            step: "send the plan to the spawner".to_owned(),
-            errno: error.raw_os_error().unwrap_or(0),
-        })?;
+        match link.send_start(id, &fds).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.retire(link, "its spawner takes no recipe");
+                return Err(Unmade::Unsent);
+            }
+            Err(error) => return Err(failure_io("send the plan to the spawner", &error).into()),
+        }
         let progress = self.with_body(id, |body| {
             body.control = Some(control);
             Rc::clone(&body.progress)
@@ -412,7 +432,7 @@ fn failure(step: &str, errno: nix::Error) -> StartFailure {
     }
 }
 
-fn failure_io(step: &str, error: &std::io::Error) -> StartFailure {
+fn failure_io(step: &str, error: &io::Error) -> StartFailure {
     StartFailure {
         step: step.to_owned(),
         errno: error.raw_os_error().unwrap_or(0),

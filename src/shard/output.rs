@@ -36,9 +36,11 @@ pub(super) struct Mirror {
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     mirrors: RefCell<HashMap<JobId, Weak<Mirror>>>,
-    /// Own jobs that other shards mirror; the flag ends the forwarding.
-    forwarded: RefCell<HashMap<(JobId, ShardIndex), Rc<Cell<bool>>>>,
+    forwarded: RefCell<Forwarded>,
 }
+
+/// Own jobs that other shards mirror; the flag ends the forwarding.
+type Forwarded = HashMap<(JobId, ShardIndex), Rc<Cell<bool>>>;
 
 impl Output {
     pub(super) async fn open(

@@ -164,13 +164,17 @@ fn on_born(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
-    let Phase::Making { cause, .. } = &mut job.phase else {
+    let Phase::Making { sent, cause } = &mut job.phase else {
         return;
     };
+    let was_sent = *sent;
     let cause = cause.take();
     if cause.is_some() {
         // It was killed before it was born: the first kill found an empty cgroup.
         out.push(Effect::Kill(id));
+    } else if !was_sent && job.accepted {
+        // Word from the keeper overtook word that the recipe was sent.
+        out.push(Effect::Go(id));
     }
     job.phase = Phase::Alive(Alive {
         cause,

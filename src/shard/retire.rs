@@ -76,6 +76,7 @@ impl Shard {
         body.progress.end();
         if let Some(link) = &body.link {
             link.command(KeeperCommand::Release { id });
+            link.forget(id);
         }
         let shard = Rc::clone(self);
         rt::spawn(async move {

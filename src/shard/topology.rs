@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -70,7 +70,6 @@ pub(super) struct Host {
     pub(super) loads: Loads,
     helpers_procs: OwnedFd,
     scratch_dir: PathBuf,
-    is_ended: AtomicBool,
     ready: AtomicUsize,
 }
 
@@ -80,11 +79,6 @@ impl Host {
             scratch_dir: &self.scratch_dir,
             helpers_procs: self.helpers_procs.as_fd(),
         }
-    }
-
-    /// Whether every job has ended for good, so that a helper that ends is not replaced.
-    pub(super) fn is_ended(&self) -> bool {
-        self.is_ended.load(Ordering::Relaxed)
     }
 }
 
@@ -239,7 +233,6 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         scratch_dir: base.run(),
         cgroups,
         loads: (0..shards).map(|_| AtomicU32::new(0)).collect(),
-        is_ended: AtomicBool::new(false),
         ready: AtomicUsize::new(0),
     })
 }
@@ -251,7 +244,7 @@ fn lease_ids(setup: &Setup<'_>, shards: usize) -> Result<Vec<IdRanges>, StartErr
         instance: setup.base.instance().to_string(),
         base_dir: setup.base.root().to_owned(),
         first: setup.config.ids.first,
-        slices: setup.config.ids.count.div_ceil(limits::ID_SLICE_RANGES),
+        count: setup.config.ids.count,
     };
     (0..shards)
         .map(|_| IdRanges::lease(options.clone()).map_err(StartError::Ids))
@@ -462,7 +455,10 @@ impl ThreadParts {
         rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
         rt::spawn(Rc::clone(&shard).serve_timers());
         rt::spawn(Rc::clone(&shard).serve_kept());
-        shard.employ(self.crew).map_err(io("a crew's sockets"))?;
+        shard
+            .employ(self.crew)
+            .await
+            .map_err(io("a crew's sockets"))?;
         let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
         shard.front.keep(front);
         if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {

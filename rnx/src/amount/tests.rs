@@ -1,4 +1,4 @@
-//! What amounts are read as, and what no amount is.
+//! Durations, sizes and times: both sides of every bound, and text that means nothing.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Client files: found, read, refused.
+//! Client files as people write them, good and bad.
 
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 

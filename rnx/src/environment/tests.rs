@@ -1,4 +1,4 @@
-//! Environments from flags and files.
+//! Variables from flags and files, and which wins.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! Which failure and which outcome gives which exit code and words.
+//! Which error gives which exit code and which words.
 
 use rnx::{
     Unreachable,

@@ -1,4 +1,4 @@
-//! Command lines: what they mean and what they refuse.
+//! Command lines: what is understood and what is refused.
 
 use std::os::unix::ffi::OsStringExt;
 

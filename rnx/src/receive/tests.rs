@@ -1,4 +1,4 @@
-//! Trees from a server that may lie, landing below one directory.
+//! Trees that a server sends, honest and hostile.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Trees on their way to a server.
+//! What becomes of files, directories and links that are uploaded.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 

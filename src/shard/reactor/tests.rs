@@ -168,6 +168,15 @@ fn go_waits_for_the_acceptance() {
 }
 
 #[test]
+fn a_birth_that_overtakes_the_sending_lets_the_command_go_once() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Sent(id(1))), []);
+}
+
+#[test]
 fn stop_while_running_sends_term_and_arms_the_grace_timer() {
     let mut story = Story::running(None);
     let stop = Event::Stop {
@@ -436,11 +445,10 @@ proptest! {
         let mut ended: HashSet<JobId> = HashSet::new();
         let mut released: HashMap<JobId, u32> = HashMap::new();
         for event in events {
-            let submitted = match &event {
-                Event::Submit(job) if story.core.jobs.contains_key(&job.id) || ended.contains(&job.id) => continue,
-                Event::Submit(job) => Some(job.id),
-                _ => None,
-            };
+            let submitted = if let Event::Submit(job) = &event { Some(job.id) } else { None };
+            if submitted.is_some_and(|id| story.core.jobs.contains_key(&id) || ended.contains(&id)) {
+                continue;
+            }
             let mut out = Vec::new();
             story.now.mono_ns += 1;
             let _ = on(&mut story.core, story.now, event, &mut out);
@@ -448,18 +456,16 @@ proptest! {
                 released.remove(&id);
             }
             for effect in &out {
-                match effect {
-                    Effect::RecordEnded(id) => prop_assert!(ended.insert(*id), "{id} ended twice"),
-                    Effect::Release(id) => {
-                        let times = released.entry(*id).or_default();
-                        *times += 1;
-                        prop_assert_eq!(*times, 1, "released twice");
-                    }
-                    Effect::Go(id) => {
-                        let job = &story.core.jobs[id];
-                        prop_assert!(job.accepted, "go without acceptance");
-                    }
-                    _ => {}
+                if let Effect::RecordEnded(id) = effect {
+                    prop_assert!(ended.insert(*id), "{id} ended twice");
+                }
+                if let Effect::Release(id) = effect {
+                    let times = released.entry(*id).or_default();
+                    *times += 1;
+                    prop_assert_eq!(*times, 1, "released twice");
+                }
+                if let Effect::Go(id) = effect {
+                    prop_assert!(story.core.jobs[id].accepted, "go without acceptance");
                 }
             }
             let slots = story.core.jobs.values().filter(|job| job.has_slot).count();

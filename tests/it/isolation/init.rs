@@ -10,7 +10,8 @@ fn refused(attempt: &str) {
         return;
     };
     for user in ["1000", "0"] {
-        let script = format!("if {attempt}; then echo allowed; exit 1; fi; echo refused");
+        let script =
+            format!("if {{ {attempt}; }} >/dev/null; then echo allowed; exit 1; fi; echo refused");
         let run = daemon.rnx(["job", "run", "--user", user, "sh", "-c", &script]);
         run.assert_code(0);
         assert_eq!(run.text(), "refused\n", "{attempt} as {user}: {run:?}");
