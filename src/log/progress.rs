@@ -22,6 +22,19 @@ pub struct Snapshot {
     pub is_ended: bool,
 }
 
+impl Snapshot {
+    /// The later one of two of the same job: nothing in them ever goes back.
+    #[must_use]
+    pub fn newest(self, other: Self) -> Self {
+        Self {
+            records: self.records.max(other.records),
+            bytes: self.bytes.max(other.bytes),
+            dropped_bytes: self.dropped_bytes.max(other.dropped_bytes),
+            is_ended: self.is_ended || other.is_ended,
+        }
+    }
+}
+
 /// The progress of one job as one shard knows it.
 ///
 /// The owner's is moved by its capture. Another shard has a copy that is moved by

@@ -36,6 +36,8 @@ pub(super) struct Mirror {
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     mirrors: RefCell<HashMap<JobId, Weak<Mirror>>>,
+    /// Mirrors that are asked for: by how many, and what came before they were made.
+    openings: RefCell<HashMap<JobId, (usize, Snapshot)>>,
     forwarded: RefCell<Forwarded>,
 }
 
@@ -104,6 +106,7 @@ impl Shard {
             return Ok(mirror);
         }
         let from = self.index;
+        let opening = Opening::new(self, id);
         let first = self
             .on(owner, move |there| {
                 Box::pin(async move { there.forward_progress(id, from).await })
@@ -120,7 +123,7 @@ impl Shard {
             return Ok(mirror);
         }
         let mirror = Rc::new(Mirror {
-            progress: Progress::new(first),
+            progress: Progress::new(first.newest(opening.newest())),
             id,
             shard: Rc::downgrade(self),
         });
@@ -186,6 +189,43 @@ impl Shard {
             .and_then(Weak::upgrade)
         {
             mirror.progress.update(snapshot);
+        } else if let Some((_, newest)) = self.watches.openings.borrow_mut().get_mut(&id) {
+            *newest = newest.newest(snapshot);
+        }
+    }
+}
+
+/// A mirror that is asked for. News of its job may come in one batch with the answer, before who asked runs.
+struct Opening {
+    shard: Rc<Shard>,
+    id: JobId,
+}
+
+impl Opening {
+    fn new(shard: &Rc<Shard>, id: JobId) -> Self {
+        shard.watches.openings.borrow_mut().entry(id).or_default().0 += 1;
+        Self {
+            shard: Rc::clone(shard),
+            id,
+        }
+    }
+
+    fn newest(&self) -> Snapshot {
+        let openings = self.shard.watches.openings.borrow();
+        openings
+            .get(&self.id)
+            .map_or_else(Snapshot::default, |(_, newest)| *newest)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut openings = self.shard.watches.openings.borrow_mut();
+        if let Some((count, _)) = openings.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                openings.remove(&self.id);
+            }
         }
     }
 }

@@ -167,13 +167,12 @@ fn on_born(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     let Phase::Making { sent, cause } = &mut job.phase else {
         return;
     };
-    let was_sent = *sent;
-    let cause = cause.take();
+    let (is_known_sent, cause) = (*sent, cause.take());
     if cause.is_some() {
         // It was killed before it was born: the first kill found an empty cgroup.
         out.push(Effect::Kill(id));
-    } else if !was_sent && job.accepted {
-        // Word from the keeper overtook word that the recipe was sent.
+    } else if job.accepted && !is_known_sent {
+        // Its birth came in before the word that its recipe was sent.
         out.push(Effect::Go(id));
     }
     job.phase = Phase::Alive(Alive {

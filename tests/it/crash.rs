@@ -19,13 +19,13 @@ fn the_daemon_is_killed_while_jobs_run_and_the_next_one_accounts_for_them() {
     let ids = submit_many(&daemon, JOBS);
     daemon.kill();
     daemon.serve();
+    // Until jobs are adopted they end with their daemon, and their status says so.
     for id in &ids {
-        let status = daemon.rnx(["job", "status", "--json", id]);
-        // A job may be forgotten or ended as lost for now; it may not be shown as running and be dead.
-        if status.code == 0 && status.json()["status"] == "RUNNING" {
-            assert!(!daemon.pids(id).is_empty(), "{status:?}");
-        }
+        let status = daemon.status(id);
+        assert_eq!(status["status"], "FAILED", "{status}");
+        assert_eq!(status["outcome"]["reason"], "host_lost", "{status}");
     }
+    assert_eq!(daemon.all_leaves(), [] as [std::path::PathBuf; 0]);
     daemon.job(["true"]).assert_code(0);
     // Dropping the daemon proves that nothing of either is left.
 }
@@ -41,6 +41,12 @@ fn down_without_a_daemon_ends_what_a_killed_one_left() {
         Waiting::when(leaves.is_empty(), || format!("{leaves:?}"))
     });
     daemon.serve();
+    let list = daemon
+        .rnx(["job", "list", "--json", "--limit", "1000"])
+        .json();
+    for job in list.as_array().unwrap() {
+        assert_eq!(job["status"], "FAILED", "{job}");
+    }
     daemon.job(["true"]).assert_code(0);
 }
 
@@ -118,12 +124,18 @@ fn a_stuck_spawner_is_replaced_and_nobody_else_notices() {
 fn a_killed_keeper_is_replaced_and_its_jobs_end_as_lost() {
     let Some(daemon) = start() else { return };
     let ids = submit_many(&daemon, JOBS);
-    for keeper in keepers(&daemon) {
+    let before = keepers(&daemon);
+    for keeper in &before {
         keeper.kill();
     }
     wait_until(LONG, "jobs start again", || {
         let run = daemon.job(["true"]);
         Waiting::when(run.code == 0, || format!("{run:?}"))
+    });
+    wait_until(SHORT, "the dead keepers are reaped", || {
+        let children = daemon.process().children();
+        let left: Vec<_> = before.iter().filter(|p| children.contains(p)).collect();
+        Waiting::when(left.is_empty(), || format!("{left:?}"))
     });
     let mut lost = 0;
     for id in &ids {
@@ -178,6 +190,61 @@ fn sigterm_ends_jobs_and_helpers_and_exits_with_0() {
             format!("{alive:?} {leaves:?}")
         })
     });
+}
+
+#[test]
+fn sigterm_tells_attached_clients_how_their_jobs_ended() {
+    let Some(daemon) = start() else { return };
+    let runs: Vec<_> = (0..6)
+        .map(|_| {
+            let script = "echo begun; sleep 600";
+            daemon
+                .client()
+                .args(["job", "run", "sh", "-c", script])
+                .spawn()
+        })
+        .collect();
+    wait_until(LONG, "all jobs run", || {
+        let list = daemon.rnx(["job", "list", "--json", "--status", "RUNNING"]);
+        let count = list.json().as_array().unwrap().len();
+        Waiting::when(count == runs.len(), || format!("{count} run"))
+    });
+    assert_eq!(daemon.terminate(), Some(0));
+    for run in runs {
+        let output = run.finish();
+        assert_eq!(output.text(), "begun\n", "{output:?}");
+        // SIGTERM ended the command.
+        output.assert_code(143);
+    }
+}
+
+#[test]
+fn a_replaced_crew_ends_with_its_last_job() {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, 12);
+    let before = keepers(&daemon);
+    for helper in before.iter().flat_map(|keeper| keeper.children()) {
+        if is_helper(&daemon, helper) {
+            helper.kill();
+        }
+    }
+    wait_until(LONG, "every crew has been replaced", || {
+        let now = keepers(&daemon);
+        Waiting::when(now.len() == 2 * before.len(), || format!("{now:?}"))
+    });
+    for id in &ids {
+        assert_eq!(daemon.state(id), "RUNNING");
+        daemon.rnx(["job", "stop", id]).assert_code(0);
+    }
+    for id in &ids {
+        assert_eq!(daemon.ended(id)["status"], "STOPPED");
+    }
+    wait_until(LONG, "the old keepers have ended and are reaped", || {
+        let children = daemon.process().children();
+        let left: Vec<_> = before.iter().filter(|p| children.contains(p)).collect();
+        Waiting::when(left.is_empty(), || format!("{left:?}"))
+    });
+    daemon.job(["true"]).assert_code(0);
 }
 
 #[test]
@@ -253,8 +320,8 @@ fn keepers(daemon: &Daemon) -> Vec<Process> {
     found
 }
 
-/// Whether a process is a helper and no job: jobs are in a cgroup of the instance.
+/// Whether a process is a helper and no job: helpers are in a cgroup of their own.
 fn is_helper(daemon: &Daemon, process: Process) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
-    !text.contains(&format!("joblet-{}/", daemon.instance))
+    text.contains(&format!("joblet-{}/helpers", daemon.instance))
 }

@@ -144,9 +144,11 @@ impl Keeper {
         let mut events = [EpollEvent::empty(); BATCH];
         loop {
             self.tell();
-            // Told to, or alone with nothing to hold: no daemon will ever ask for it.
-            let alone = self.daemon.is_none() && self.births.is_none();
-            if (self.leaving || alone) && self.table.is_empty() {
+            // Without a spawner nothing new comes. The daemon, if it lives, is told that before we go: what it
+            // sent to the spawner and heard no birth of was not made.
+            let is_all_told =
+                self.daemon.is_none() || (self.leaving && self.spawner_gone == Notice::Told);
+            if self.births.is_none() && is_all_told && self.table.is_empty() {
                 self.reap_unknown();
                 return Ok(());
             }

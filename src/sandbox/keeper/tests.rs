@@ -326,7 +326,7 @@ fn a_signal_reaches_init_and_a_record_behind_an_unread_signal_is_not_lost() {
 #[test]
 fn what_a_daemon_does_not_read_is_kept_and_comes_in_order() {
     const COUNT: u32 = 3_000;
-    let kept = keep(&[], 0);
+    let mut kept = keep(&[], 0);
     let number = |number: u32| {
         let mut raw = [0; 16];
         raw[..4].copy_from_slice(&number.to_le_bytes());
@@ -358,6 +358,7 @@ fn what_a_daemon_does_not_read_is_kept_and_comes_in_order() {
         kept.command(KeeperCommand::Release { id });
     }
     kept.command(KeeperCommand::Exit);
+    kept.spawner = None;
     assert_eq!(kept.ended(), 0);
 }
 
@@ -427,10 +428,11 @@ fn a_lost_spawner_is_reported_and_children_nobody_told_of_are_reaped() {
 
 #[test]
 fn exit_waits_for_the_release_of_the_last_job() {
-    let kept = keep(&[|_| {}], 0);
+    let mut kept = keep(&[|_| {}], 0);
     kept.born(0);
     assert_eq!(kept.event(), KeeperEvent::Gone { id: id(0) });
     kept.command(KeeperCommand::Exit);
+    kept.spawner = None;
     kept.command(KeeperCommand::Signal {
         id: id(0),
         signo: 15,
@@ -443,7 +445,7 @@ fn exit_waits_for_the_release_of_the_last_job() {
 
 #[test]
 fn a_job_released_while_it_runs_is_still_reaped_and_says_no_more() {
-    let kept = keep(
+    let mut kept = keep(
         &[|control| _ = recv(control.as_raw_fd(), &mut [0; 8], MsgFlags::empty())],
         0,
     );
@@ -451,6 +453,7 @@ fn a_job_released_while_it_runs_is_still_reaped_and_says_no_more() {
     kept.command(KeeperCommand::Release { id: id(0) });
     kept.until("the released job is reaped", |_| !proc_dir(pid).exists());
     kept.command(KeeperCommand::Exit);
+    kept.spawner = None;
     assert_eq!(kept.ended(), 0);
 }
 

@@ -313,6 +313,15 @@ fn a_job_killed_before_it_is_born_is_killed_again_when_it_is() {
 }
 
 #[test]
+fn a_birth_that_comes_before_the_word_that_its_recipe_was_sent_lets_it_go() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Sent(id(1))), []);
+}
+
+#[test]
 fn an_abandoned_upload_leaves_no_trace() {
     let mut story = Story::new();
     story.feed(new_job(1, None));

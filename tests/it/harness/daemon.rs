@@ -317,7 +317,7 @@ impl Daemon {
             .iter()
             .flat_map(|top| fs::read_dir(top).into_iter().flatten().flatten());
         dirs.map(|entry| entry.path())
-            .filter(|path| path.is_dir())
+            .filter(|path| path.is_dir() && !path.ends_with("helpers"))
             .collect()
     }
 
