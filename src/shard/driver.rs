@@ -263,12 +263,13 @@ impl Shard {
             return Ok(view);
         }
         let (sender, receiver) = oneshot();
-        let mut waiters = self.waiters.borrow_mut();
-        let of_job = waiters.entry(id).or_default();
-        // Those whose peer has gone would otherwise stay as long as the job lives.
-        of_job.retain(|waiter| !waiter.is_abandoned());
-        of_job.push(sender);
-        drop(waiters);
+        {
+            let mut waiters = self.waiters.borrow_mut();
+            let of_job = waiters.entry(id).or_default();
+            // Those whose peer has gone would otherwise stay as long as the job lives.
+            of_job.retain(|waiter| !waiter.is_abandoned());
+            of_job.push(sender);
+        }
         receiver.await.ok_or_else(|| {
             let message = format!("job {id} was discarded before it began");
             Refusal::new(RefusalCode::Conflict, message)
