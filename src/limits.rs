@@ -1,59 +1,205 @@
 //! Every bound, with its unit and its reason, and how bounds relate.
+//!
+//! From what a request may ask for, over what a job gets, to how the daemon is built. A relation stands below
+//! the last bound that it names.
 
 use std::{ops::RangeInclusive, time::Duration};
 
-// ---- jobs -------------------------------------------------------------------------------------------
+// ---- what a request may ask for ---------------------------------------------------------------------
 
 /// Argument list and environment of one submit together, bytes. The kernel's own limit is lower for most.
 pub const SUBMIT_BYTES_MAX: usize = 4 << 20;
+/// Arguments and variables of one submit: more would not fit the kernel's own limit at nine bytes each.
+pub const SUBMIT_ENTRIES_MAX: usize = 262_144;
 /// One argument or variable, bytes: MAX_ARG_STRLEN of execve(2), with its NUL.
 pub const ARGUMENT_BYTES_MAX: usize = 128 << 10;
-/// Ids that a job's user namespace maps, from 0.
-pub const IDS_PER_JOB: u32 = 65_536;
+const _: () = assert!(ARGUMENT_BYTES_MAX < SUBMIT_BYTES_MAX);
+
+/// Name of a job, bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Labels of a job.
+pub const LABELS_MAX: usize = 32;
+/// Key of a label, bytes.
+pub const LABEL_KEY_BYTES_MAX: usize = 64;
+/// Value of a label, bytes.
+pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// A path, bytes: PATH_MAX without its NUL.
+pub const PATH_BYTES_MAX: usize = 4_095;
+/// One component of a path, bytes: NAME_MAX.
+pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
+/// Name of a peer, the owner of its jobs, bytes: `ub-common-name` of RFC 5280.
+pub const PEER_NAME_BYTES_MAX: usize = 64;
+// One job with everything at its largest is one control frame of 64 KiB.
+const _: () = assert!(
+    NAME_BYTES_MAX
+        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
+        + PATH_BYTES_MAX
+        + 2 * PEER_NAME_BYTES_MAX
+        < 32 << 10
+);
+
+/// Entries of one upload. Each costs an inode of the job's `/work`.
+pub const UPLOAD_ENTRIES_MAX: u64 = 1 << 20;
+/// Directories below one another that a copy out of `/work` descends into: one open descriptor each.
+pub const TREE_DEPTH_MAX: usize = 128;
+/// Jobs in one list.
+pub const LIST_JOBS_MAX: usize = 10_000;
 /// Default time between SIGTERM and SIGKILL.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(10);
 /// Longest grace that may be asked for.
 pub const GRACE_MAX: Duration = Duration::from_secs(3_600);
+const _: () = assert!(GRACE_DEFAULT.as_secs() <= GRACE_MAX.as_secs());
 /// Longest timeout that may be asked for: a year.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
-/// Ended jobs a daemon remembers; the oldest is forgotten, with its output, when there are more.
-pub const HISTORY_JOBS_DEFAULT: usize = 10_000;
+
+// ---- places of a job --------------------------------------------------------------------------------
+
+/// Smallest `/work`, bytes: below it a file system would be all metadata.
+pub const WORK_BYTES_MIN: u64 = 1 << 20;
+/// Largest `/work`, bytes: far below the largest file that ext4 can hold as an image.
+pub const WORK_BYTES_MAX: u64 = 1 << 40;
+/// `limits.work_bytes`, and what a job may ask for, bytes.
+pub const WORK_BYTES_RANGE: RangeInclusive<u64> = WORK_BYTES_MIN..=WORK_BYTES_MAX;
+/// `/work` on disk unless configured, bytes.
+pub const WORK_BYTES_DEFAULT: u64 = 10 << 30;
+const _: () = assert!(WORK_BYTES_MIN <= WORK_BYTES_DEFAULT && WORK_BYTES_DEFAULT <= WORK_BYTES_MAX);
+/// `limits.work_memory_bytes`, `limits.tmp_bytes` and `limits.shm_bytes`, bytes: memory of the host.
+pub const MEMORY_BYTES_RANGE: RangeInclusive<u64> = 64 << 10..=1 << 40;
+// The disk image must not be the smaller one, whatever is configured for memory.
+const _: () = assert!(*MEMORY_BYTES_RANGE.end() <= WORK_BYTES_MAX);
+/// `/work` in memory unless configured, bytes.
+pub const WORK_MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
+const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
+/// `/tmp` of a job unless configured, bytes.
+pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
+/// `/dev/shm` of a job unless configured, bytes.
+pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
+/// How long the `/work` of an ended job can still be read, unless configured.
+pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
+/// Longest time that the `/work` of an ended job may be kept.
+pub const WORK_KEEP_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+const _: () = assert!(WORK_KEEP_DEFAULT.as_secs() <= WORK_KEEP_MAX.as_secs());
+
+// ---- host ids ---------------------------------------------------------------------------------------
+
+/// Ids that a job's user namespace maps, from 0.
+pub const IDS_PER_JOB: u32 = 65_536;
+/// End of the last range of host ids: the last 65,536 hold ids that mean "none" to system calls.
+pub const IDS_END_MAX: u64 = (1 << 32) - 65_536;
+/// First host id of the first range: above those of useradd, subuid and systemd.
+pub const IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
+/// Ranges of [`IDS_PER_JOB`] host ids: all above the first, less the range that holds the invalid id -1.
+pub const IDS_COUNT_DEFAULT: u32 = 32_767;
+const _: () = assert!(
+    IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_PER_JOB as u64 == IDS_END_MAX
+);
+/// `ids.count`: one range a live job, and those that wait in the pools.
+pub const IDS_COUNT_RANGE: RangeInclusive<u64> = 256..=65_534;
+const _: () = assert!(IDS_COUNT_DEFAULT as u64 <= *IDS_COUNT_RANGE.end());
+/// Ranges of host ids that a shard leases at once: 5,000 jobs are twenty leases.
+pub const ID_SLICE_RANGES: u32 = 256;
+/// Most shards of one daemon: the owner of a job is one byte of its id.
+pub const SHARDS_MAX: u64 = 128;
+// Every shard can have a slice.
+const _: () = assert!(SHARDS_MAX * ID_SLICE_RANGES as u64 <= IDS_COUNT_DEFAULT as u64 + 1);
+
+// ---- resource limits of a job -----------------------------------------------------------------------
+
+/// Open files of a job's process, soft: what select(2) can handle.
+pub const JOB_FILES_SOFT: u64 = 1_024;
+/// The same, hard; less where the daemon itself may not have so many.
+pub const JOB_FILES_HARD: u64 = 524_288;
+const _: () = assert!(JOB_FILES_SOFT <= JOB_FILES_HARD);
+/// Stack of a job's main thread, soft, bytes: the kernel's default. It also bounds the argument list.
+pub const JOB_STACK_BYTES: u64 = 8 << 20;
+/// Of jobs, and of the spawners they are cloned from: they go before the daemon when memory is short.
+pub const OOM_SCORE_ADJ_JOB: i32 = 500;
+
+// ---- making sandboxes -------------------------------------------------------------------------------
+
 /// Jobs of one shard whose sandbox is being made at once; more wait their turn in the order of arrival.
 pub const STARTS_IN_FLIGHT_MAX: usize = 64;
+/// Fresh namespace pairs a shard keeps ready.
+pub const NAMESPACES_READY: usize = 64;
+const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
+/// A plan: what a submit may carry, its own arguments and steps.
+pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
+/// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.
+pub const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
+/// One file of the host's `/etc`; larger ones are no configuration and not copied.
+pub const TEMPLATE_FILE_BYTES_MAX: u64 = 2 << 20;
+const _: () = assert!(TEMPLATE_FILE_BYTES_MAX < TEMPLATE_BYTES_MAX);
+/// Depth below one entry of the host's `/etc` that is copied.
+pub const TEMPLATE_DEPTH_MAX: usize = 8;
+/// How long a failed upload waits for the reason why the job's side is gone.
+pub const START_FAILURE_WAIT: Duration = Duration::from_secs(2);
 
 // ---- helper processes -------------------------------------------------------------------------------
 
-/// A spawner that has not answered for so long is stuck in a step and replaced.
-pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
-/// Fresh namespace pairs a shard keeps ready.
-pub const NAMESPACES_READY: usize = 64;
-
-/// Ranges of host ids that a daemon leases at once: 5,000 jobs are five leases.
-pub const ID_SLICE_RANGES: u32 = 1_024;
-/// First host id for jobs, unless configured: above systemd's and everybody's subordinate ids.
-pub const HOST_IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
-/// Slices of host ids from there, unless configured: all to the end of the id space.
-pub const HOST_ID_SLICES_DEFAULT: u32 = 32;
 /// A crew that is not ready after so long will never be.
 pub const CREW_READY: Duration = Duration::from_secs(10);
+/// First pause between tries to start helper processes.
+pub const CREW_RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause between the same.
+pub const CREW_RETRY_LAST: Duration = Duration::from_secs(5);
+const _: () = assert!(CREW_RETRY_FIRST.as_millis() < CREW_RETRY_LAST.as_millis());
+/// A spawner that has not answered for so long is stuck in a step and replaced.
+pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
 /// A keeper without jobs that has not ended so long after it was told to is killed.
 pub const CREW_SHUT_DOWN: Duration = Duration::from_secs(2);
 
-// ---- work on disk, recovery -------------------------------------------------------------------------
+// ---- end of a job, history --------------------------------------------------------------------------
 
-/// Smallest disk image for `/work`, bytes: below it a file system would be all metadata.
-pub const WORK_IMAGE_BYTES_MIN: u64 = 1 << 20;
-/// Largest disk image for `/work`, bytes: what ext4 with 4 KiB blocks holds without 64-bit block numbers.
-pub const WORK_IMAGE_BYTES_MAX: u64 = 16 << 40;
+/// First pause while a cgroup empties.
+pub const LEAF_RETRY_FIRST: Duration = Duration::from_millis(1);
+/// Longest pause of the same.
+pub const LEAF_RETRY_LAST: Duration = Duration::from_millis(100);
+const _: () = assert!(LEAF_RETRY_FIRST.as_millis() < LEAF_RETRY_LAST.as_millis());
+/// Tries to remove a cgroup whose processes are dead.
+pub const LEAF_RETRIES: u32 = 64;
+/// Ended jobs a daemon remembers; the oldest is forgotten, with its output, when there are more.
+pub const HISTORY_JOBS_DEFAULT: usize = 10_000;
+/// `limits.history_jobs`: at least one, so that a job can be looked at when it has ended.
+pub const HISTORY_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+const _: () = assert!(HISTORY_JOBS_DEFAULT as u64 <= *HISTORY_JOBS_RANGE.end());
+
+// ---- start and end of a daemon ----------------------------------------------------------------------
+
 /// How long recovery waits for killed processes to be gone; a process stuck in the kernel may take for ever.
 pub const RECOVER_WAIT: Duration = Duration::from_secs(20);
+/// How long a bind is tried again: after a crash the kernel frees the port some milliseconds late.
+pub const BIND_RETRY: Duration = Duration::from_secs(1);
+/// Beyond the grace of its jobs, the time that `down` gives a daemon to end before it is killed.
+pub const DOWN_MARGIN: Duration = Duration::from_secs(15);
+/// Time that `down` gives the kernel to end a daemon that was killed.
+pub const DOWN_KILL_WAIT: Duration = Duration::from_secs(10);
 
-// ---- log --------------------------------------------------------------------------------------------
+// ---- certificates -----------------------------------------------------------------------------------
 
-/// Output of one job that is stored, bytes, unless configured.
-pub const LOG_BYTES_DEFAULT: u64 = 1 << 30;
-/// Free space of the base directory's file system that is never used up, bytes, unless configured.
-pub const DISK_RESERVE_DEFAULT: u64 = 1 << 30;
+/// Life of the authority and of what `init` issues: nobody should be locked out of a forgotten machine.
+pub const AUTHORITY_DAYS: u32 = 3_650;
+/// Life of a client certificate unless asked for, days.
+pub const CERTIFICATE_DAYS_DEFAULT: u32 = 365;
+const _: () = assert!(CERTIFICATE_DAYS_DEFAULT <= AUTHORITY_DAYS);
+/// How far in the past a certificate begins: clocks of clients are off by less.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(3_600);
+/// Name of a node in a client file, bytes.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+
+// ---- descriptors ------------------------------------------------------------------------------------
+
+/// Limit of open files that is assumed where the kernel does not tell.
+pub const OPEN_FILES_ASSUMED: u64 = 1_024;
+/// Descriptors of a running job in the daemon: its two pipes.
+pub const DAEMON_FILES_PER_JOB: usize = 2;
+/// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts
+/// in flight (14 each), log files that are open.
+pub const DAEMON_FILES_RESERVE: usize = 4_096;
+const _: () = assert!(14 * STARTS_IN_FLIGHT_MAX + 2 * NAMESPACES_READY < DAEMON_FILES_RESERVE);
+/// Descriptors of a running job in its keeper: two pipes, control socket, pidfd.
+pub const KEEPER_FILES_PER_JOB: usize = 4;
+/// Descriptors of a keeper that jobs may not use.
+pub const KEEPER_FILES_RESERVE: usize = 64;
 
 // ---- runtime ----------------------------------------------------------------------------------------
 
@@ -67,69 +213,80 @@ pub const RING_WORKERS: u32 = 4;
 pub const BLOCKING_THREADS_MAX: usize = 8;
 /// Blocking calls that wait for a thread; more are refused.
 pub const BLOCKING_QUEUE_MAX: usize = 4_096;
-/// Messages in the ring from one thread to another.
-pub const MAILBOX_MESSAGES: usize = 1_024;
-/// Messages that a shard takes out of one ring in one turn.
-pub const MAILBOX_DRAIN_MAX: usize = 256;
+/// Slots of the ring from one shard to another. A caller is refused when so many calls more are backed up.
+pub const MAILBOX_SLOTS: usize = 1_024;
+/// Calls served from one ring before the other rings have their turn.
+pub const MAILBOX_TURN: usize = 256;
+const _: () = assert!(MAILBOX_TURN <= MAILBOX_SLOTS);
 
-// ---- log capture and following ----------------------------------------------------------------------
+// ---- log: what is stored ----------------------------------------------------------------------------
 
-/// Splices of a shard that are in flight at once: bounds how long the kernel's workers keep the shard's CPU.
-pub const SPLICES_IN_FLIGHT: usize = 4;
-/// Bytes of one splice while others want to: bounds how long a job that is killed waits for its own write.
-pub const SPLICE_BYTES: u32 = 256 << 10;
-/// Bytes of one splice when nobody else wants to.
-pub const SPLICE_ALONE_BYTES: u32 = 1 << 20;
-/// Bytes of one splice that throws away.
-pub const DISCARD_BYTES: u32 = 1 << 20;
-/// A splice that moved so many bytes is followed by the next at once: there will be more.
-pub const SPLICE_BUSY_BYTES: u64 = 64 << 10;
-/// Pause after a splice that moved fewer: batches lines, and never delays the first one.
-pub const SPLICE_PACE: Duration = Duration::from_millis(5);
-/// The same while somebody watches.
-pub const SPLICE_PACE_WATCHED: Duration = Duration::from_millis(1);
-/// Capacity of a pipe that has been found full, bytes: what `fs.pipe-max-size` allows everybody.
-pub const PIPE_BUSY_BYTES: usize = 1 << 20;
-/// Capacity of a pipe otherwise, bytes: the kernel's default.
-pub const PIPE_BYTES: usize = 64 << 10;
-/// A stream that was silent for so long closes its file and gives its big pipe back.
-pub const LOG_IDLE_CLOSE: Duration = Duration::from_secs(5);
-/// Index records that wait for a disk that takes none; output is dropped when there are more.
-pub const INDEX_PENDING_MAX: usize = 4_096;
-/// Part of the index that is free of charge, bytes; so is half of what is stored. More counts as output, so
-/// that a job which writes single bytes cannot fill the disk with their index.
-pub const INDEX_FREE_BYTES: u64 = 1 << 20;
+/// Output of one job that is stored, bytes, unless configured.
+pub const LOG_BYTES_DEFAULT: u64 = 1 << 30;
+/// `limits.log_bytes`, bytes: at least a page, at most what one file of ext4 with 4 KiB blocks can hold.
+pub const LOG_BYTES_RANGE: RangeInclusive<u64> = 4 << 10..=16 << 40;
+const _: () = assert!(LOG_BYTES_DEFAULT <= *LOG_BYTES_RANGE.end());
+/// Free space of the base directory's file system that is never used up, bytes, unless configured.
+pub const DISK_RESERVE_DEFAULT: u64 = 1 << 30;
+/// `limits.disk_reserve`, bytes: 0 leaves the host nothing.
+pub const DISK_RESERVE_RANGE: RangeInclusive<u64> = 0..=1 << 50;
+const _: () = assert!(DISK_RESERVE_DEFAULT <= *DISK_RESERVE_RANGE.end());
 /// Free space is looked at again after so long.
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Free space is looked at again after so many bytes.
 pub const DISK_CHECK_BYTES: u64 = 64 << 20;
 /// What one splice may cost the disk beyond its bytes: a block of its stream and one of the index.
 pub const DISK_ROUNDING_BYTES: u64 = 8 << 10;
+/// Index records that wait for a disk that takes none; output is dropped when there are more.
+pub const INDEX_PENDING_MAX: usize = 4_096;
+/// Part of the index that is free of charge, bytes; so is half of what is stored. More counts as output, so
+/// that a job which writes single bytes cannot fill the disk with their index.
+pub const INDEX_FREE_BYTES: u64 = 1 << 20;
+
+// ---- log: from pipe to file -------------------------------------------------------------------------
+
+/// Splices of a shard that are in flight at once: bounds how long the kernel's workers keep the shard's CPU.
+pub const SPLICES_IN_FLIGHT: usize = 4;
+const _: () = assert!(SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
+/// Bytes of one splice while others want to: bounds how long a job that is killed waits for its own write.
+pub const SPLICE_BYTES: u32 = 256 << 10;
+/// Bytes of one splice when nobody else wants to.
+pub const SPLICE_ALONE_BYTES: u32 = 1 << 20;
+const _: () = assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES);
+/// Bytes of one splice that throws away.
+pub const DISCARD_BYTES: u32 = 1 << 20;
+/// Capacity of a pipe that has been found full, bytes: what `fs.pipe-max-size` allows everybody.
+pub const PIPE_BUSY_BYTES: usize = 1 << 20;
+/// Capacity of a pipe otherwise, bytes: the kernel's default.
+pub const PIPE_BYTES: usize = 64 << 10;
+const _: () = assert!(PIPE_BYTES < PIPE_BUSY_BYTES);
+/// A splice that moved so many bytes is followed by the next at once: there will be more.
+pub const SPLICE_BUSY_BYTES: u64 = 64 << 10;
+const _: () = assert!(SPLICE_BUSY_BYTES <= PIPE_BYTES as u64);
+/// Pause after a splice that moved fewer: batches lines, and never delays the first one.
+pub const SPLICE_PACE: Duration = Duration::from_millis(5);
+/// The same while somebody watches.
+pub const SPLICE_PACE_WATCHED: Duration = Duration::from_millis(1);
+const _: () = assert!(SPLICE_PACE_WATCHED.as_millis() <= SPLICE_PACE.as_millis());
+/// A stream that was silent for so long closes its file and gives its big pipe back.
+pub const LOG_IDLE_CLOSE: Duration = Duration::from_secs(5);
+
+// ---- log: followers ---------------------------------------------------------------------------------
+
 /// Bytes that a follower reads at once.
 pub const FOLLOW_READ_BYTES: u64 = 256 << 10;
 /// Index records that a follower reads at once.
 pub const FOLLOW_READ_RECORDS: u64 = 1_024;
 /// Bytes up to which small pieces of one stream are given as one.
 pub const FOLLOW_MERGE_BYTES: u64 = 32 << 10;
+const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);
 /// Pieces further apart in time than this keep their own time stamps, nanoseconds.
 pub const FOLLOW_MERGE_NS: u64 = 100_000_000;
 /// Newest blocks that followers of one shard share.
 pub const FOLLOW_SHARED_BLOCKS: usize = 4;
 
-// ---- front ------------------------------------------------------------------------------------------
+// ---- front: connections -----------------------------------------------------------------------------
 
-/// Concurrent request streams of one connection.
-pub const STREAMS_PER_CONNECTION_MAX: u32 = 8_192;
-/// Requests of one shard that are served at once; more are refused as busy. Twice what a full host of idle,
-/// attached jobs needs.
-pub const REQUESTS_PER_SHARD_MAX: usize = 20_000;
-/// Bytes that all requests of one shard may hold while they come in or while their answer waits for the peer:
-/// argument lists, environments, lists of jobs. More are refused as busy.
-pub const REQUEST_BYTES_PER_SHARD_MAX: usize = 256 << 20;
-/// What one job in a list is counted as, bytes.
-pub const LISTED_JOB_BYTES: usize = 1 << 10;
-/// Turns of the endpoint's loop, with traffic that never ends, before a closing server closes all the same.
-pub const CLOSING_TURNS_MAX: u32 = 64;
 /// Connections of one shard. With the windows below it bounds what peers with a certificate can make the
 /// daemon hold; peers without one never get that far.
 pub const CONNECTIONS_PER_SHARD_MAX: usize = 1_024;
@@ -138,26 +295,33 @@ pub const HANDSHAKES_MAX: usize = 1_024;
 /// From so many unfinished handshakes on a peer must first prove its address (Retry), which costs it a round
 /// trip and us no memory.
 pub const HANDSHAKES_BEFORE_RETRY: usize = 256;
+const _: () = assert!(HANDSHAKES_BEFORE_RETRY < HANDSHAKES_MAX);
 /// A handshake that takes longer is given up.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent connection is given up after so long. Clients that wait for something send a sign each second.
 pub const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(30);
-/// A request stream must have brought its first frame by then.
-pub const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(10);
-/// A client that owes us bytes (argument list, upload) may be silent on that stream for so long.
-pub const STREAM_STALL_MAX: Duration = Duration::from_secs(60);
 /// Bytes a peer may have on the way to us on one stream: 1 GB/s at 1 ms, and 8 times that over loopback.
 pub const STREAM_RECEIVE_WINDOW_BYTES: u32 = 1_310_720;
 /// The same for all streams of a connection, so that a dozen stalled uploads leave room for requests.
 pub const CONNECTION_RECEIVE_WINDOW_BYTES: u32 = 16 << 20;
+const _: () = assert!(8 * STREAM_RECEIVE_WINDOW_BYTES <= CONNECTION_RECEIVE_WINDOW_BYTES);
 /// Bytes of a connection that are sent and not yet acknowledged, or wait to be sent.
 pub const CONNECTION_SEND_WINDOW_BYTES: u64 = 2 << 20;
+/// Stateless resets are at least so far apart: clients of a killed daemon learn it at once, a flood does not
+/// echo.
+pub const RESET_INTERVAL: Duration = Duration::from_millis(1);
+/// Turns of the endpoint's loop, with traffic that never ends, before a closing server closes all the same.
+pub const CLOSING_TURNS_MAX: u32 = 64;
+
+// ---- front: datagrams -------------------------------------------------------------------------------
+
 /// Largest datagram tried on a network, bytes: Ethernet less IPv6 and UDP headers.
 pub const MTU_NETWORK_BYTES: u16 = 1_452;
 /// Largest datagram tried on loopback, bytes: the largest that UDP over IPv4 carries.
 pub const MTU_LOOPBACK_BYTES: u16 = 65_507;
 /// Most bytes of one send with segmentation offload; the kernel allows no more.
 pub const SEND_BATCH_BYTES_MAX: usize = 65_507;
+const _: () = assert!(MTU_LOOPBACK_BYTES as usize <= SEND_BATCH_BYTES_MAX);
 /// Most segments of one send; kernels before 6.9 allow no more.
 pub const SEND_BATCH_SEGMENTS_MAX: usize = 64;
 /// Sends of one connection before the others get their turn.
@@ -168,198 +332,42 @@ pub const RECEIVE_BURST: usize = 4;
 pub const UDP_BUFFER_BYTES: usize = 4 << 20;
 /// Datagrams from other shards that wait to be looked at; more are lost, as datagrams may be.
 pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
-/// Stateless resets are at least so far apart: clients of a killed daemon learn it at once, a flood does not
-/// echo.
-pub const RESET_INTERVAL: Duration = Duration::from_millis(1);
-/// How long a bind is tried again: after a crash the kernel frees the port some milliseconds late.
-pub const BIND_RETRY: Duration = Duration::from_secs(1);
+
+// ---- front: requests --------------------------------------------------------------------------------
+
+/// Concurrent request streams of one connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 8_192;
+/// Requests of one shard that are served at once; more are refused as busy. Twice what a full host of idle,
+/// attached jobs needs.
+pub const REQUESTS_PER_SHARD_MAX: usize = 20_000;
+/// Bytes that all requests of one shard may hold while they come in or while their answer waits for the peer:
+/// argument lists, environments, lists of jobs. More are refused as busy.
+pub const REQUEST_BYTES_PER_SHARD_MAX: usize = 256 << 20;
+const _: () = assert!(16 * SUBMIT_BYTES_MAX <= REQUEST_BYTES_PER_SHARD_MAX);
+/// What one job in a list is counted as, bytes.
+pub const LISTED_JOB_BYTES: usize = 1 << 10;
+const _: () = assert!(16 * LIST_JOBS_MAX * LISTED_JOB_BYTES <= REQUEST_BYTES_PER_SHARD_MAX);
+/// A request stream must have brought its first frame by then.
+pub const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+const _: () = assert!(FIRST_FRAME_TIMEOUT.as_secs() < CONNECTION_IDLE_MAX.as_secs());
+/// A client that owes us bytes (argument list, upload) may be silent on that stream for so long.
+pub const STREAM_STALL_MAX: Duration = Duration::from_secs(60);
 /// Small pieces of output are copied together up to so many bytes, because each piece costs a scan in QUIC.
 pub const OUTPUT_SLAB_BYTES_MAX: usize = 32 << 10;
 /// Pieces of output from this size on are passed on as they are.
 pub const OUTPUT_COPY_BYTES_MAX: usize = 8 << 10;
 /// Output handed to QUIC at once, bytes.
 pub const OUTPUT_BATCH_BYTES_MAX: usize = 256 << 10;
-/// Jobs in one list.
-pub const LIST_JOBS_MAX: usize = 10_000;
-
-// ---- requests ---------------------------------------------------------------------------------------
-
-/// Arguments and variables of one submit: more would not fit the kernel's own limit at nine bytes each.
-pub const SUBMIT_ENTRIES_MAX: usize = 262_144;
-/// Name of a job, bytes.
-pub const NAME_BYTES_MAX: usize = 128;
-/// Labels of a job.
-pub const LABELS_MAX: usize = 32;
-/// Key of a label, bytes.
-pub const LABEL_KEY_BYTES_MAX: usize = 64;
-/// Value of a label, bytes.
-pub const LABEL_VALUE_BYTES_MAX: usize = 256;
-/// Smallest `/work`: a file system needs some room for itself.
-pub const WORK_BYTES_MIN: u64 = 1 << 20;
-/// Largest `/work`.
-pub const WORK_BYTES_MAX: u64 = 1 << 40;
-/// A path, bytes: PATH_MAX with its NUL.
-pub const PATH_BYTES_MAX: usize = 4_095;
-/// One component of a path, bytes: NAME_MAX.
-pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
-/// Entries of one upload. Each costs an inode of the job's `/work`.
-pub const UPLOAD_ENTRIES_MAX: u64 = 1 << 20;
-/// Owner's name in a certificate, bytes.
-pub const OWNER_BYTES_MAX: usize = 128;
-
-const _: () = assert!(ARGUMENT_BYTES_MAX < SUBMIT_BYTES_MAX);
-const _: () = assert!(16 * SUBMIT_BYTES_MAX <= REQUEST_BYTES_PER_SHARD_MAX);
-const _: () = assert!(16 * LIST_JOBS_MAX * LISTED_JOB_BYTES <= REQUEST_BYTES_PER_SHARD_MAX);
-
-// ---- mailbox ----------------------------------------------------------------------------------------
-
-/// Slots of the ring from one shard to another. A caller is refused when so many calls more are backed up.
-pub const MAILBOX_SLOTS: usize = 1_024;
-/// Calls served from one ring before the other rings have their turn.
-pub const MAILBOX_TURN: usize = 256;
-
-// ---- copies out of /work ----------------------------------------------------------------------------
-
-/// Directories below one another that a copy descends into: one open descriptor each.
-pub const TREE_DEPTH_MAX: usize = 128;
-/// Bytes of a file read at once for a copy.
-pub const COPY_CHUNK_BYTES: usize = 256 << 10;
-/// How long a failed upload waits for the reason why the job's side is gone.
-pub const START_FAILURE_WAIT: Duration = Duration::from_secs(2);
-
-// ---- driver -----------------------------------------------------------------------------------------
-
-/// First and longest pause between tries to start helper processes.
-pub const CREW_RETRY_FIRST: Duration = Duration::from_millis(100);
-/// See [`CREW_RETRY_FIRST`].
-pub const CREW_RETRY_LAST: Duration = Duration::from_secs(5);
-/// First and longest pause while a cgroup empties.
-pub const LEAF_RETRY_FIRST: Duration = Duration::from_millis(1);
-/// See [`LEAF_RETRY_FIRST`].
-pub const LEAF_RETRY_LAST: Duration = Duration::from_millis(100);
-/// Tries to remove a cgroup whose processes are dead.
-pub const LEAF_RETRIES: u32 = 64;
-
-// ---- descriptors ------------------------------------------------------------------------------------
-
-/// Limit of open files that is assumed where the kernel does not tell.
-pub const OPEN_FILES_ASSUMED: u64 = 1_024;
-/// Descriptors of a running job in the daemon: its two pipes.
-pub const DAEMON_FILES_PER_JOB: usize = 2;
-/// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts
-/// in flight (14 each), log files that are open.
-pub const DAEMON_FILES_RESERVE: usize = 4_096;
-/// Descriptors of a running job in its keeper: two pipes, control socket, pidfd.
-pub const KEEPER_FILES_PER_JOB: usize = 4;
-/// Descriptors of a keeper that jobs may not use.
-pub const KEEPER_FILES_RESERVE: usize = 64;
-// ---- configuration ----------------------------------------------------------------------------------
-
-/// Most shards of one daemon: the owner of a job is one byte of its id.
-pub const SHARDS_MAX: u64 = 128;
-/// `limits.log_bytes`, bytes: at least a page, at most what one file of the host can hold.
-pub const LOG_BYTES_RANGE: RangeInclusive<u64> = 4 << 10..=FILE_BYTES_MAX;
-/// `limits.disk_reserve`, bytes: 0 leaves the host nothing.
-pub const DISK_RESERVE_RANGE: RangeInclusive<u64> = 0..=1 << 50;
-/// `limits.work_memory_bytes`, `limits.tmp_bytes` and `limits.shm_bytes`, bytes: memory of the host.
-pub const MEMORY_BYTES_RANGE: RangeInclusive<u64> = 64 << 10..=1 << 40;
-/// `limits.work_bytes`, bytes: an ext4 file system needs some room for itself.
-pub const WORK_BYTES_RANGE: RangeInclusive<u64> = 16 << 20..=FILE_BYTES_MAX;
-/// Largest file of ext4 with 4 KiB blocks, bytes.
-pub const FILE_BYTES_MAX: u64 = 16 << 40;
-/// `/work` in memory unless configured, bytes.
-pub const WORK_MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
-/// `/work` on disk unless configured, bytes.
-pub const WORK_BYTES_DEFAULT: u64 = 10 << 30;
-/// `/tmp` of a job unless configured, bytes.
-pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
-/// `/dev/shm` of a job unless configured, bytes.
-pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
-/// How long the `/work` of an ended job can still be read, unless configured.
-pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
-/// Longest time that the `/work` of an ended job may be kept.
-pub const WORK_KEEP_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// `limits.history_jobs`: at least one, so that a job can be looked at when it has ended.
-pub const HISTORY_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
-/// First host id of the first range: above those of useradd, subuid and systemd.
-pub const IDS_FIRST_DEFAULT: u32 = 0x8000_0000;
-/// Ranges of [`IDS_PER_JOB`] host ids: all above the first, less the range that holds the invalid id -1.
-pub const IDS_COUNT_DEFAULT: u32 = 32_767;
-/// `ids.count`: one range a live job, and those that wait in the pools.
-pub const IDS_COUNT_RANGE: RangeInclusive<u64> = 256..=65_534;
-
-// ---- certificates -----------------------------------------------------------------------------------
-
-/// Life of the authority and of what `init` issues: nobody should be locked out of a forgotten machine.
-pub const AUTHORITY_DAYS: u32 = 3_650;
-/// Life of a client certificate unless asked for, days.
-pub const CERTIFICATE_DAYS_DEFAULT: u32 = 365;
-/// How far in the past a certificate begins: clocks of clients are off by less.
-pub const CLOCK_SKEW: Duration = Duration::from_secs(3_600);
-/// Common name of a certificate, bytes: `ub-common-name` of RFC 5280.
-pub const PEER_NAME_BYTES_MAX: usize = 64;
-/// Name of a node in a client file, bytes.
-pub const NODE_NAME_BYTES_MAX: usize = 63;
-
-// ---- start and end of a daemon ----------------------------------------------------------------------
-
-/// Beyond the grace of its jobs, the time that `down` gives a daemon to end before it is killed.
-pub const DOWN_MARGIN: Duration = Duration::from_secs(15);
-/// Time that `down` gives the kernel to end a daemon that was killed.
-pub const DOWN_KILL_WAIT: Duration = Duration::from_secs(10);
-
-const _: () = assert!(IDS_COUNT_DEFAULT as u64 <= *IDS_COUNT_RANGE.end());
-const _: () = assert!(
-    IDS_FIRST_DEFAULT as u64 + IDS_COUNT_DEFAULT as u64 * IDS_PER_JOB as u64 <= IDS_END_MAX
-);
-/// End of the last range of host ids: the last 65,536 hold ids that mean "none" to system calls.
-pub const IDS_END_MAX: u64 = (1 << 32) - 65_536;
-const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
-const _: () = assert!(SPLICE_BUSY_BYTES <= PIPE_BYTES as u64 && PIPE_BYTES < PIPE_BUSY_BYTES);
-const _: () =
-    assert!(SPLICE_BYTES <= SPLICE_ALONE_BYTES && SPLICES_IN_FLIGHT < SIDE_RING_ENTRIES as usize);
-const _: () = assert!(FOLLOW_MERGE_BYTES <= FOLLOW_READ_BYTES);
-// ---- sandbox ----------------------------------------------------------------------------------------
-
-/// A plan: what a submit may carry, its own arguments and steps.
-pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
-/// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.
-pub const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
-/// One file of the host's `/etc`; larger ones are no configuration and not copied.
-pub const TEMPLATE_FILE_BYTES_MAX: u64 = 2 << 20;
-/// Depth below one entry of the host's `/etc` that is copied.
-pub const TEMPLATE_DEPTH_MAX: usize = 8;
-/// Of jobs, and of the spawners they are cloned from: they go before the daemon when memory is short.
-pub const OOM_SCORE_ADJ_JOB: i32 = 500;
-
-const _: () = assert!(TEMPLATE_FILE_BYTES_MAX < TEMPLATE_BYTES_MAX);
-const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
-const _: () = assert!(
-    HOST_IDS_FIRST_DEFAULT as u64
-        + HOST_ID_SLICES_DEFAULT as u64 * ID_SLICE_RANGES as u64 * IDS_PER_JOB as u64
-        == 1 << 32
-);
-const _: () = assert!(HANDSHAKES_BEFORE_RETRY < HANDSHAKES_MAX);
-const _: () = assert!(8 * STREAM_RECEIVE_WINDOW_BYTES <= CONNECTION_RECEIVE_WINDOW_BYTES);
 const _: () = assert!(
     OUTPUT_COPY_BYTES_MAX < OUTPUT_SLAB_BYTES_MAX
         && OUTPUT_SLAB_BYTES_MAX <= OUTPUT_BATCH_BYTES_MAX
 );
-const _: () = assert!(FIRST_FRAME_TIMEOUT.as_secs() < CONNECTION_IDLE_MAX.as_secs());
-// One job with everything at its largest is one control frame of 64 KiB.
-const _: () = assert!(
-    NAME_BYTES_MAX
-        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
-        + PATH_BYTES_MAX
-        + 2 * OWNER_BYTES_MAX
-        < 32 << 10
-);
+/// Bytes of a file read at once for a copy out of `/work`.
+pub const COPY_CHUNK_BYTES: usize = 256 << 10;
 
-// ---- resource limits of a job -----------------------------------------------------------------------
+// ---- journal ----------------------------------------------------------------------------------------
 
-/// Open files of a job's process, soft: what select(2) can handle.
-pub const JOB_FILES_SOFT: u64 = 1_024;
-/// The same, hard; less where the daemon itself may not have so many.
-pub const JOB_FILES_HARD: u64 = 524_288;
-/// Stack of a job's main thread, soft, bytes: the kernel's default. It also bounds the argument list.
-pub const JOB_STACK_BYTES: u64 = 8 << 20;
+/// Records of a shard's journal that wait in memory while the disk takes none, bytes; more are lost.
+pub const JOURNAL_PENDING_BYTES: usize = 16 << 20;
+/// A write of the journal that failed is tried again after so long.
+pub const JOURNAL_RETRY: Duration = Duration::from_secs(1);

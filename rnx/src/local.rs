@@ -87,13 +87,13 @@ impl Local {
         if let Some(client) = self.connect_if_running().await? {
             return Ok(client);
         }
-        let joblet = find_joblet()?;
+        let program = find_program()?;
         out.note(&format!(
             "starting a private server in {}",
             self.dir.display()
         ));
-        self.init(&joblet)?;
-        self.start(&joblet).await?;
+        self.init(&program)?;
+        self.start(&program).await?;
         let config = self.config()?;
         Ok(Client::connect(config.node(None)?).await?)
     }
@@ -108,7 +108,7 @@ impl Local {
         }
         let _lock = self.lock()?;
         let status = self
-            .joblet(&find_joblet()?)
+            .command(&find_program()?)
             .arg("down")
             .arg("--base")
             .arg(&self.dir)
@@ -153,12 +153,12 @@ impl Local {
     }
 
     /// `joblet init`, which keeps what exists.
-    fn init(&self, joblet: &Path) -> Result<(), Failure> {
+    fn init(&self, program: &Path) -> Result<(), Failure> {
         if self.client_file().exists() {
             return Ok(());
         }
         let listen = format!("127.0.0.1:{}", self.port()?);
-        let mut init = self.joblet(joblet);
+        let mut init = self.command(program);
         init.arg("init")
             .arg("--base")
             .arg(&self.dir)
@@ -168,7 +168,7 @@ impl Local {
             .stdin(Stdio::null());
         let output = init
             .output()
-            .map_err(|error| Failure::new(format!("run {}: {error}", joblet.display())))?;
+            .map_err(|error| Failure::new(format!("run {}: {error}", program.display())))?;
         if output.status.success() {
             return Ok(());
         }
@@ -201,10 +201,10 @@ impl Local {
     }
 
     /// Starts `joblet serve` in a session of its own and waits until it accepts.
-    async fn start(&self, joblet: &Path) -> Result<(), Failure> {
+    async fn start(&self, program: &Path) -> Result<(), Failure> {
         let path = self.log_file();
         let failed =
-            |error: io::Error| Failure::new(format!("start {}: {error}", joblet.display()));
+            |error: io::Error| Failure::new(format!("start {}: {error}", program.display()));
         let mut log = OpenOptions::new()
             .read(true)
             .append(true)
@@ -214,8 +214,8 @@ impl Local {
             .map_err(failed)?;
         let begin = log.seek(SeekFrom::End(0)).map_err(failed)?;
         let ourselves = env::current_exe().map_err(failed)?;
-        let mut serve = self.joblet(&ourselves);
-        serve.arg(DETACH_VERB).arg(joblet).args([
+        let mut serve = self.command(&ourselves);
+        serve.arg(DETACH_VERB).arg(program).args([
             OsStr::new("serve"),
             OsStr::new("--base"),
             self.dir.as_os_str(),
@@ -241,7 +241,7 @@ impl Local {
         clippy::disallowed_methods,
         reason = "--local is what starts the server; nothing else does here"
     )]
-    fn joblet(&self, program: &Path) -> Command {
+    fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command
             .env_remove("JOBLET_BASE")
@@ -281,7 +281,7 @@ async fn ready(child: &mut Child, log: &mut File, begin: u64) -> Result<(), Fail
 }
 
 /// The server's program: `$JOBLET_BIN`, else beside our own, else the first in `PATH`.
-fn find_joblet() -> Result<PathBuf, Failure> {
+fn find_program() -> Result<PathBuf, Failure> {
     if let Some(path) = env::var_os("JOBLET_BIN").filter(|path| !path.is_empty()) {
         return Ok(path.into());
     }

@@ -24,7 +24,7 @@ pub(super) fn run(base: &Path) -> Result<()> {
     let _lock = base.lock().context("one daemon serves a base directory")?;
     let keys = PkiFiles::load(&base.pki())
         .context("restore it from a backup, or see: joblet init --help")?;
-    wiring::run_daemon(&base, &config, &keys)
+    wiring::run_daemon(&base, &config, keys)
 }
 
 /// Lines of the daemon's own log go to stderr; `JOBLET_LOG` says which.

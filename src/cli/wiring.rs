@@ -1,7 +1,6 @@
 //! Where the command line meets the daemon: one function a door.
 
 use std::{
-    fs,
     net::UdpSocket,
     os::{
         fd::{AsFd, OwnedFd},
@@ -31,13 +30,13 @@ use nix::{
 use super::say;
 
 /// Serves until told to end. The caller holds the lock of `base` and has checked the machine.
-pub(super) fn run_daemon(base: &Base, config: &Config, keys: &PkiFiles) -> Result<()> {
+pub(super) fn run_daemon(base: &Base, config: &Config, keys: PkiFiles) -> Result<()> {
     clear(base)?;
     let cpus = allowed_cpus()?;
     let cores = std::num::NonZeroUsize::new(cpus.len()).context("no core may be used")?;
     let shards = config.server.shard_count(cores).get();
     let sockets = steering::bind(config.server.listen, shards)?;
-    let front = Arc::new(front_config(base, keys)?);
+    let front = Arc::new(front_config(keys)?);
     let signals = end_signals()?;
     topology::run(
         topology::Setup {
@@ -78,16 +77,12 @@ async fn serve_front(handle: Handle, socket: UdpSocket, config: Arc<FrontConfig>
     }
 }
 
-fn front_config(base: &Base, keys: &PkiFiles) -> Result<FrontConfig> {
-    let read = |name: &str| {
-        let path = base.pki().join(name);
-        fs::read(&path).with_context(|| format!("read {}", path.display()))
-    };
+fn front_config(keys: PkiFiles) -> Result<FrontConfig> {
     let (reset, token) = keys.endpoint_key.0.split_at(32);
     Ok(FrontConfig {
-        ca_pem: read("ca.pem")?,
-        cert_pem: read("server.pem")?,
-        key_pem: read("server.key")?,
+        authority: keys.authority,
+        server_chain: keys.server_chain,
+        server_key: keys.server_key,
         reset_key: reset.try_into()?,
         token_key: token.try_into()?,
     })
@@ -127,7 +122,7 @@ fn end_signals() -> Result<OwnedFd> {
 
 /// Runs as the helper processes of a shard until its daemon lets them go.
 pub(super) fn keeper() -> Result<()> {
-    let setup = crew::setup_from_stdin().context("take the set-up socket from standard input")?;
+    let setup = crew::setup_from_stdin().context("only joblet serve starts keepers")?;
     crew::helper_main(setup)
 }
 

@@ -199,21 +199,21 @@ fn both_sides_of_every_size() {
     accepts("limits: {work_bytes: 64 MB}", |c| {
         c.limits.work_bytes = 64 << 20
     });
-    accepts("limits: {work_bytes: 16MB, work_memory_bytes: 16MB}", |c| {
-        c.limits.work_bytes = 16 << 20;
-        c.limits.work_memory_bytes = 16 << 20;
+    accepts("limits: {work_bytes: 1MB, work_memory_bytes: 1MB}", |c| {
+        c.limits.work_bytes = 1 << 20;
+        c.limits.work_memory_bytes = 1 << 20;
     });
-    accepts("limits: {work_bytes: 16TB}", |c| {
-        c.limits.work_bytes = 16 << 40
+    accepts("limits: {work_bytes: 1TB}", |c| {
+        c.limits.work_bytes = 1 << 40
     });
-    let work = "allowed is a size from 16MB to 16TB";
+    let work = "allowed is a size from 1MB to 1TB";
     refuses(
-        "limits: {work_bytes: 16777215}",
-        &format!("limits.work_bytes is 16777215; {work}"),
+        "limits: {work_bytes: 1048575}",
+        &format!("limits.work_bytes is 1048575; {work}"),
     );
     refuses(
-        "limits: {work_bytes: 17TB}",
-        &format!("limits.work_bytes is \"17TB\"; {work}"),
+        "limits: {work_bytes: 1025GB}",
+        &format!("limits.work_bytes is \"1025GB\"; {work}"),
     );
     refuses(
         "limits: {work_bytes: 63MB}",

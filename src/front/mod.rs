@@ -15,6 +15,7 @@ mod tls;
 use std::{fmt, io, net::UdpSocket, rc::Rc};
 
 use quinn_proto::crypto::rustls::NoInitialCipherSuite;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 use self::{
@@ -28,12 +29,12 @@ pub use tls::TlsError;
 
 /// What every shard's front needs, the same for all.
 pub struct FrontConfig {
-    /// Certificates that vouch for clients, PEM.
-    pub ca_pem: Vec<u8>,
-    /// The server's certificate chain, leaf first, PEM.
-    pub cert_pem: Vec<u8>,
-    /// The key of the leaf, PEM.
-    pub key_pem: Vec<u8>,
+    /// The certificate that vouches for clients.
+    pub authority: CertificateDer<'static>,
+    /// The server's certificate chain, leaf first.
+    pub server_chain: Vec<CertificateDer<'static>>,
+    /// The key of the leaf.
+    pub server_key: PrivateKeyDer<'static>,
     /// Secret of stateless resets. Must survive a restart: clients of a killed daemon learn by it, at their
     /// next packet, that their connection is gone.
     pub reset_key: [u8; 32],
@@ -136,7 +137,7 @@ impl Front {
         work: Rc<Work>,
         accept: Accept,
     ) -> Result<Self, FrontError> {
-        let tls = tls::server_config(&config.ca_pem, &config.cert_pem, &config.key_pem)?;
+        let tls = tls::server_config(config)?;
         let keys = Keys {
             reset: &config.reset_key,
             token: &config.token_key,

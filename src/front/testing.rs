@@ -14,7 +14,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{
     Datagram, Front, FrontConfig, FrontControl,
@@ -31,10 +31,10 @@ pub(super) struct Pki {
     ca: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// A certificate and its key, PEM.
+/// A certificate and its key.
 pub(super) struct Identity {
-    pub(super) cert_pem: String,
-    pub(super) key_pem: String,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) key: PrivateKeyDer<'static>,
 }
 
 /// When a certificate is valid.
@@ -82,8 +82,8 @@ impl Pki {
         };
         let cert = params.signed_by(&key, &self.ca).unwrap();
         Identity {
-            cert_pem: cert.pem(),
-            key_pem: key.serialize_pem(),
+            certificate: cert.der().clone(),
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
         }
     }
 
@@ -103,9 +103,9 @@ impl Pki {
             Validity::Now,
         );
         FrontConfig {
-            ca_pem: self.ca.pem().into_bytes(),
-            cert_pem: server.cert_pem.into_bytes(),
-            key_pem: server.key_pem.into_bytes(),
+            authority: self.ca.der().clone(),
+            server_chain: vec![server.certificate],
+            server_key: server.key,
             reset_key: [1; 32],
             token_key: [2; 32],
         }
@@ -127,9 +127,9 @@ impl Pki {
         .with_root_certificates(roots);
         let mut tls = match identity {
             Some(identity) => {
-                let cert = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
-                let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap();
-                builder.with_client_auth_cert(vec![cert], key).unwrap()
+                let chain = vec![identity.certificate.clone()];
+                let key = identity.key.clone_key();
+                builder.with_client_auth_cert(chain, key).unwrap()
             }
             None => builder.with_no_client_auth(),
         };

@@ -10,16 +10,14 @@ use std::{any::Any, error::Error as _, sync::Arc};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring as provider,
-    pki_types::{
-        CertificateDer, PrivateKeyDer,
-        pem::{self, PemObject},
-    },
+    pki_types::CertificateDer,
     server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
     version::TLS13,
 };
 use thiserror::Error;
 use x509_parser::x509::AttributeTypeAndValue;
 
+use super::FrontConfig;
 use crate::{
     job::{Peer, Role, RoleError},
     limits,
@@ -28,21 +26,6 @@ use crate::{
 /// Why the server cannot be set up with the certificates given.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// Not PEM, or not of the kind expected.
-    #[error("read the {what}")]
-    Pem {
-        /// Which one.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: pem::Error,
-    },
-    /// There is none in the PEM.
-    #[error("the {what} has no certificate in it")]
-    Empty {
-        /// Which one.
-        what: &'static str,
-    },
     /// The CA certificate cannot vouch for anybody.
     #[error("use the CA certificate")]
     Authority(#[source] rustls::Error),
@@ -74,7 +57,7 @@ pub(super) enum IdentityError {
     /// Empty, too long, not text, or with control characters.
     #[error(
         "the common name (CN) of the client certificate is not a name of 1 to {} characters",
-        limits::OWNER_BYTES_MAX
+        limits::PEER_NAME_BYTES_MAX
     )]
     CommonName,
     /// Nothing says what the holder may do.
@@ -101,20 +84,11 @@ pub(super) enum IdentityError {
 ///
 /// # Errors
 /// [`TlsError`] names the part that does not fit.
-pub(super) fn server_config(
-    ca_pem: &[u8],
-    cert_pem: &[u8],
-    key_pem: &[u8],
-) -> Result<Arc<ServerConfig>, TlsError> {
+pub(super) fn server_config(front: &FrontConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca_pem, "CA certificate")? {
-        roots.add(certificate).map_err(TlsError::Authority)?;
-    }
-    let chain = certificates(cert_pem, "server certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|source| TlsError::Pem {
-        what: "server key",
-        source,
-    })?;
+    roots
+        .add(front.authority.clone())
+        .map_err(TlsError::Authority)?;
     let crypto = Arc::new(provider::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto.clone())
         .build()
@@ -123,7 +97,7 @@ pub(super) fn server_config(
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Server)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
+        .with_single_cert(front.server_chain.clone(), front.server_key.clone_key())
         .map_err(TlsError::Server)?;
     config.alpn_protocols = vec![proto_rkyv::ALPN.to_vec()];
     config.max_early_data_size = 0;
@@ -131,17 +105,6 @@ pub(super) fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
-}
-
-fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| TlsError::Pem { what, source })?;
-    if certificates.is_empty() {
-        Err(TlsError::Empty { what })
-    } else {
-        Ok(certificates)
-    }
 }
 
 /// Who the peer is, from what quinn-proto knows after the handshake.
@@ -196,7 +159,9 @@ fn text<'a>(attribute: &'a AttributeTypeAndValue<'a>) -> Option<&'a str> {
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= limits::OWNER_BYTES_MAX && !name.chars().any(char::is_control)
+    !name.is_empty()
+        && name.len() <= limits::PEER_NAME_BYTES_MAX
+        && !name.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -204,6 +169,7 @@ mod tests {
     use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
     use super::*;
+    use crate::front::testing::Pki;
 
     /// A certificate with these attributes. rcgen keeps one value an attribute type, so a second OU goes in
     /// under its own object identifier, spelt as a custom type.
@@ -299,7 +265,7 @@ mod tests {
             &[(CommonName, ""), (Unit, "admin")],
             Err(IdentityError::CommonName),
         );
-        let long = "x".repeat(limits::OWNER_BYTES_MAX + 1);
+        let long = "x".repeat(limits::PEER_NAME_BYTES_MAX + 1);
         check(
             &[(CommonName, &long[1..]), (Unit, "admin")],
             Ok((&long[1..], Role::Admin)),
@@ -316,38 +282,26 @@ mod tests {
     }
 
     #[test]
-    fn broken_pem_is_named() {
-        let what = |ca: &[u8], cert: &[u8], key: &[u8]| {
-            server_config(ca, cert, key).unwrap_err().to_string()
-        };
+    fn what_does_not_fit_is_named() {
+        let config = || Pki::new().config();
+        let what = |front: FrontConfig| server_config(&front).unwrap_err().to_string();
+        let nonsense = || CertificateDer::from(b"no der".to_vec());
+        assert!(server_config(&config()).is_ok());
         assert_eq!(
-            what(b"", b"", b""),
-            "the CA certificate has no certificate in it"
+            what(FrontConfig {
+                authority: nonsense(),
+                ..config()
+            }),
+            "use the CA certificate"
         );
-        let mut params = CertificateParams::new(vec!["joblet".into()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "joblet");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        assert_eq!(
-            what(pem.as_bytes(), b"", b""),
-            "the server certificate has no certificate in it"
-        );
-        assert_eq!(
-            what(pem.as_bytes(), pem.as_bytes(), b"x"),
-            "read the server key"
-        );
-        let other = KeyPair::generate().unwrap().serialize_pem();
-        assert_eq!(
-            what(pem.as_bytes(), pem.as_bytes(), other.as_bytes()),
-            "use the server certificate and its key"
-        );
-        assert!(
-            server_config(
-                pem.as_bytes(),
-                pem.as_bytes(),
-                key.serialize_pem().as_bytes()
-            )
-            .is_ok()
-        );
+        for chain in [vec![], vec![nonsense()], config().server_chain] {
+            assert_eq!(
+                what(FrontConfig {
+                    server_chain: chain,
+                    ..config()
+                }),
+                "use the server certificate and its key"
+            );
+        }
     }
 }

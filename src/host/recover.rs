@@ -247,8 +247,8 @@ mod tests {
             directory: ruin.leases.clone(),
             instance: ruin.instance.clone(),
             base_dir: base.to_owned(),
-            first: limits::HOST_IDS_FIRST_DEFAULT,
-            slices: 2,
+            first: limits::IDS_FIRST_DEFAULT,
+            count: limits::IDS_COUNT_DEFAULT,
         };
         drop(IdRanges::lease(lease).unwrap());
 

@@ -29,7 +29,7 @@ use nix::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
         signal::Signal,
-        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        socket::{AddressFamily, SockFlag, SockType, getsockopt, socketpair, sockopt},
         wait::{Id, WaitPidFlag, waitid},
     },
     unistd::{chdir, dup2_stdin, setsid},
@@ -423,8 +423,11 @@ fn readable(fd: BorrowedFd<'_>, wait: Duration) -> io::Result<bool> {
 /// Takes the set-up socket from standard input, which becomes `/dev/null`.
 ///
 /// # Errors
-/// `EMFILE`, or no `/dev/null`.
+/// `ENOTSOCK` or `EPROTOTYPE` when standard input is none, `EMFILE`, or no `/dev/null`.
 pub fn setup_from_stdin() -> io::Result<OwnedFd> {
+    if getsockopt(&io::stdin(), sockopt::SockType)? != SockType::SeqPacket {
+        return Err(io::Error::from_raw_os_error(libc::EPROTOTYPE));
+    }
     let setup = io::stdin().as_fd().try_clone_to_owned()?;
     dup2_stdin(File::open("/dev/null")?)?;
     Ok(setup)
@@ -556,8 +559,6 @@ fn reply(setup: &OwnedFd, spawner: u32, maker: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use nix::sys::socket::{getsockopt, sockopt};
 
     use super::*;
     use crate::sandbox::{

@@ -1,6 +1,6 @@
 //! Host ids of jobs: each job runs on 65,536 ids that no other process of the machine has.
 //!
-//! A host's id space is shared by every daemon on it, so it is cut into *slices* of 1,024 ranges, and a
+//! A host's id space is shared by every daemon on it, so it is cut into *slices* of 256 ranges, and a
 //! daemon owns a slice by a file in `/run/joblet/ids` that names its instance and base directory. The files
 //! are made and judged under one lock of that directory. A lease whose base directory is gone, or holds
 //! another instance by now, is stale and taken over. `/run` empties at boot, when no job is left either.
@@ -10,6 +10,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Write},
+    ops::Range,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -17,7 +18,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
-use crate::limits::{ID_SLICE_RANGES, IDS_PER_JOB};
+use crate::limits::{ID_SLICE_RANGES, IDS_END_MAX, IDS_PER_JOB};
 
 /// Ids of one slice.
 const SLICE_IDS: u32 = IDS_PER_JOB * ID_SLICE_RANGES;
@@ -27,6 +28,7 @@ pub const LEASE_DIRECTORY: &str = "/run/joblet/ids";
 const SUBORDINATE_FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
 /// The last range holds uid -1, which means "no change" to the kernel and cannot be mapped.
 const LAST_BASE: u32 = u32::MAX - 2 * IDS_PER_JOB + 1;
+const _: () = assert!(LAST_BASE as u64 + IDS_PER_JOB as u64 == IDS_END_MAX);
 
 /// 65,536 host ids, user and group alike, from a multiple of that number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,8 +70,17 @@ pub struct LeaseOptions {
     pub base_dir: PathBuf,
     /// First host id that may be used; a multiple of 65,536.
     pub first: u32,
-    /// How many slices of 67,108,864 ids may be used from there; those past the end of the id space are not.
-    pub slices: u32,
+    /// How many ranges may be used from there; those past the end of the id space are not.
+    pub count: u32,
+}
+
+impl LeaseOptions {
+    /// The ids that may be used.
+    fn space(&self) -> Range<u64> {
+        let first = u64::from(self.first);
+        let end = first + u64::from(self.count) * u64::from(IDS_PER_JOB);
+        first..end.min(IDS_END_MAX)
+    }
 }
 
 /// Why there are no ids.
@@ -96,12 +107,12 @@ pub enum IdError {
         text: String,
     },
     /// Every slice of the configured space is leased by somebody, or every range of ours is in use.
-    #[error("no host ids left: all {slices} slices from {first} are leased or in use")]
+    #[error("no host ids left: all {count} ranges from {first} are leased or in use")]
     Exhausted {
         /// First configured id.
         first: u32,
-        /// Number of configured slices.
-        slices: u32,
+        /// Number of configured ranges.
+        count: u32,
     },
     /// A file could not be read.
     #[error("read {}", .path.display())]
@@ -197,26 +208,30 @@ impl IdRanges {
     fn exhausted(&self) -> IdError {
         IdError::Exhausted {
             first: self.options.first,
-            slices: self.options.slices,
+            count: self.options.count,
         }
     }
 
-    /// Leases the first slice that is nobody's.
+    /// Leases the first slice that is nobody's, and takes of it what is configured.
     fn grow(&mut self) -> Result<(), IdError> {
         let _lock = lock(&self.options.directory)?;
-        let mut base = Some(self.options.first);
-        for _ in 0..self.options.slices {
-            let Some(first) = base else { break };
-            let path = self.options.directory.join(format!("{first:08x}"));
+        let space = self.options.space();
+        // Slices lie at multiples of their size whatever is configured, so that two daemons whose spaces
+        // begin at different ids still mean the same slice by the same name.
+        let begin = self.options.first - self.options.first % SLICE_IDS;
+        for slice in (begin..=LAST_BASE).step_by(SLICE_IDS as usize) {
+            if u64::from(slice) >= space.end {
+                break;
+            }
+            let path = self.options.directory.join(format!("{slice:08x}"));
             if claim(&path, &self.options)? {
                 let ranges = (0..ID_SLICE_RANGES)
-                    .map_while(|number| first.checked_add(number * IDS_PER_JOB))
-                    .filter_map(IdRange::from_base);
+                    .filter_map(|number| IdRange::from_base(slice + number * IDS_PER_JOB))
+                    .filter(|range| space.contains(&range.base().into()));
                 self.free.extend(ranges);
                 self.leased.push(path);
                 return Ok(());
             }
-            base = first.checked_add(SLICE_IDS);
         }
         Err(self.exhausted())
     }
@@ -371,8 +386,7 @@ fn check_overlap(options: &LeaseOptions, path: &Path) -> Result<(), IdError> {
             });
         }
     };
-    let first = u64::from(options.first);
-    let end = (first + u64::from(options.slices) * u64::from(SLICE_IDS)).min(1 << 32);
+    let space = options.space();
     for (index, line) in text.lines().enumerate() {
         let mut words = line
             .split(':')
@@ -381,10 +395,10 @@ fn check_overlap(options: &LeaseOptions, path: &Path) -> Result<(), IdError> {
         let (Some(Ok(start)), Some(Ok(count))) = (words.next(), words.next()) else {
             continue;
         };
-        if count > 0 && start < end && first < start.saturating_add(count) {
+        if count > 0 && start < space.end && space.start < start.saturating_add(count) {
             return Err(IdError::Overlap {
                 first: options.first,
-                last: u32::try_from(end - 1).unwrap_or(u32::MAX),
+                last: u32::try_from(space.end - 1).unwrap_or(u32::MAX),
                 path: path.to_owned(),
                 line: index + 1,
                 text: line.to_owned(),
@@ -426,7 +440,7 @@ mod tests {
                 instance: instance.to_owned(),
                 base_dir,
                 first: FIRST,
-                slices: 3,
+                count: 3 * ID_SLICE_RANGES,
             }
         }
 
@@ -454,7 +468,7 @@ mod tests {
         assert_eq!(bases, [FIRST, FIRST + SLICE_IDS, FIRST + 2 * SLICE_IDS]);
         let refused = IdRanges::lease(host.daemon("cccc")).unwrap_err();
         assert!(
-            matches!(refused, IdError::Exhausted { slices: 3, .. }),
+            matches!(refused, IdError::Exhausted { first: FIRST, .. }),
             "{refused}"
         );
         held.pop().unwrap().release().unwrap();
@@ -472,7 +486,7 @@ mod tests {
     fn a_full_slice_is_followed_by_another_and_all_are_released() {
         let host = Host::new();
         let mut ranges = IdRanges::lease(LeaseOptions {
-            slices: 2,
+            count: 2 * ID_SLICE_RANGES,
             ..host.daemon("aaaa")
         })
         .unwrap();
@@ -483,7 +497,7 @@ mod tests {
         assert!(matches!(ranges.allocate(), Err(IdError::Exhausted { .. })));
         ranges.free(*all.first().unwrap());
         assert_eq!(ranges.allocate().unwrap(), *all.first().unwrap());
-        assert_eq!(host.leases(), ["80000000", "84000000"]);
+        assert_eq!(host.leases(), ["80000000", "81000000"]);
         ranges.release().unwrap();
         assert_eq!(host.leases(), [""; 0]);
     }
@@ -499,12 +513,35 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_handed_out_than_is_configured_and_spaces_that_overlap_share_no_range() {
+        let host = Host::new();
+        let lease = |name, shift: u32, count| {
+            IdRanges::lease(LeaseOptions {
+                first: FIRST + shift * IDS_PER_JOB,
+                count,
+                ..host.daemon(name)
+            })
+            .unwrap()
+        };
+        let mut one = lease("aaaa", 1, 256);
+        // The slice in which the first space begins is taken, though this one begins elsewhere in it.
+        let mut other = lease("bbbb", 2, 512);
+        let count = |ranges: &mut IdRanges| {
+            std::iter::from_fn(|| ranges.allocate().ok()).collect::<HashSet<_>>()
+        };
+        let theirs = count(&mut other);
+        let ours = count(&mut one);
+        assert!(ours.is_disjoint(&theirs));
+        assert_eq!((ours.len(), theirs.len()), (255, 258));
+    }
+
+    #[test]
     fn the_end_of_the_id_space_is_not_handed_out() {
         let host = Host::new();
         let first = 0xFFF0_0000;
         let mut ranges = IdRanges::lease(LeaseOptions {
             first,
-            slices: 8,
+            count: 8 * ID_SLICE_RANGES,
             ..host.daemon("a")
         })
         .unwrap();
@@ -529,7 +566,7 @@ mod tests {
     fn a_lease_is_taken_over_only_when_its_daemon_cannot_come_back() {
         let host = Host::new();
         let options = |name| LeaseOptions {
-            slices: 1,
+            count: ID_SLICE_RANGES,
             ..host.daemon(name)
         };
         drop(IdRanges::lease(options("aaaa")).unwrap());
@@ -567,7 +604,7 @@ mod tests {
         }
         let directory = host.root.path().join("ids");
         assert_eq!(release_all(&directory, "aaaa").unwrap(), 2);
-        assert_eq!(host.leases(), ["84000000"]);
+        assert_eq!(host.leases(), ["81000000"]);
         assert_eq!(release_all(&directory, "aaaa").unwrap(), 0);
         assert_eq!(
             release_all(Path::new("/nonexistent/ids"), "aaaa").unwrap(),

@@ -242,6 +242,8 @@ impl Shard {
                     self.refill();
                     return Ok((link, namespaces));
                 }
+                // Ids may have been given back since the last try.
+                self.refill();
                 if self.desk.is_out_of_ids.get() {
                     return Err(StartFailure {
                         step: "lease host ids".to_owned(),

@@ -179,7 +179,11 @@ impl Shard {
             Effect::RecordAccepted(id) => self.with_view(id, |view| self.journal.accepted(view)),
             Effect::RecordEnded(id) => self.record_ended(id),
             Effect::Release(id) => self.release(id),
-            Effect::DeleteOutput(id) => self.delete_output(id),
+            Effect::DeleteOutput(id) => {
+                // Of a job whose client went away during its uploads: it has no end to wait for.
+                self.waiters.borrow_mut().remove(&id);
+                self.delete_output(id);
+            }
             Effect::AllEnded => {
                 self.has_all_ended.set(true);
                 self.all_ended.notify_one();
@@ -259,17 +263,16 @@ impl Shard {
             return Ok(view);
         }
         let (sender, receiver) = oneshot();
-        let mut waiters = self.waiters.borrow_mut();
-        let of_job = waiters.entry(id).or_default();
-        // Those whose peer has gone would otherwise stay as long as the job lives.
-        of_job.retain(|waiter| !waiter.is_abandoned());
-        of_job.push(sender);
-        drop(waiters);
+        {
+            let mut waiters = self.waiters.borrow_mut();
+            let of_job = waiters.entry(id).or_default();
+            // Those whose peer has gone would otherwise stay as long as the job lives.
+            of_job.retain(|waiter| !waiter.is_abandoned());
+            of_job.push(sender);
+        }
         receiver.await.ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::Busy,
-                "the daemon went down before the job ended",
-            )
+            let message = format!("job {id} was discarded before it began");
+            Refusal::new(RefusalCode::Conflict, message)
         })
     }
 

@@ -1,14 +1,19 @@
 //! Writes the journal of one shard: records are gathered and appended through the ring, in order.
 //!
-//! Until the database comes nothing waits for a record but a shutdown.
+//! Until the database comes nothing waits for a record but a shutdown. When the disk takes no more, records
+//! wait in memory, in bounds, and go on exactly where they stopped, so that no line is ever torn.
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     rc::Rc,
 };
 
+use bytes::{Buf, Bytes};
+
 use crate::{
     job::JobView,
+    limits,
     rt::{self, Notify},
     store,
 };
@@ -21,6 +26,8 @@ pub(super) struct JournalWriter(Rc<Inner>);
 struct Inner {
     buffer: RefCell<Vec<u8>>,
     is_idle: Cell<bool>,
+    /// The last write failed and is tried again later.
+    is_stuck: Cell<bool>,
     more: Notify,
     flushed: Notify,
 }
@@ -43,13 +50,17 @@ impl JournalWriter {
     }
 
     fn append(&self, record: &[u8]) {
-        self.0.buffer.borrow_mut().extend_from_slice(record);
+        let mut buffer = self.0.buffer.borrow_mut();
+        if self.0.is_stuck.get() && buffer.len() + record.len() > limits::JOURNAL_PENDING_BYTES {
+            tracing::error!(bytes = record.len(), "a record of the journal is lost");
+            return;
+        }
+        buffer.extend_from_slice(record);
         self.0.is_idle.set(false);
         self.0.more.notify_one();
     }
 
-    /// Appends to `file` (which is O_APPEND), for ever. A record that cannot be written is reported; the
-    /// next one is tried all the same.
+    /// Appends to `file` (which is O_APPEND), for ever.
     pub(super) async fn serve(self, file: rt::File) {
         loop {
             let batch = std::mem::take(&mut *self.0.buffer.borrow_mut());
@@ -59,16 +70,38 @@ impl JournalWriter {
                 self.0.more.notified().await;
                 continue;
             }
-            let bytes = batch.len();
-            if let Err(error) = file.write_all_at(batch.into(), 0).await {
-                tracing::error!(%error, bytes, "records of the journal are lost");
+            self.write(&file, batch.into()).await;
+        }
+    }
+
+    async fn write(&self, file: &rt::File, mut rest: Bytes) {
+        while !rest.is_empty() {
+            let (written, back) = file.write_at(rest, 0).await;
+            rest = back;
+            match written {
+                Ok(bytes) => {
+                    rest.advance(bytes);
+                    self.0.is_stuck.set(false);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if !self.0.is_stuck.replace(true) {
+                        tracing::error!(%error, "the journal cannot be written, its records wait");
+                    }
+                    self.0.flushed.notify_one();
+                    rt::sleep(limits::JOURNAL_RETRY).await;
+                }
             }
         }
     }
 
-    /// Returns when everything appended so far is in the file.
+    /// Returns when everything appended so far is in the file, or cannot be written now.
     pub(super) async fn flushed(&self) {
         while !self.0.is_idle.get() {
+            if self.0.is_stuck.get() {
+                tracing::error!("the journal cannot be written, the last records are lost");
+                return;
+            }
             self.0.flushed.notified().await;
         }
     }

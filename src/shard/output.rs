@@ -38,9 +38,11 @@ pub(super) struct Watches {
     mirrors: RefCell<HashMap<JobId, Weak<Mirror>>>,
     /// Mirrors that are asked for: by how many, and what came before they were made.
     openings: RefCell<HashMap<JobId, (usize, Snapshot)>>,
-    /// Own jobs that other shards mirror; the flag ends the forwarding.
-    forwarded: RefCell<HashMap<(JobId, ShardIndex), Rc<Cell<bool>>>>,
+    forwarded: RefCell<Forwarded>,
 }
+
+/// Own jobs that other shards mirror; the flag ends the forwarding.
+type Forwarded = HashMap<(JobId, ShardIndex), Rc<Cell<bool>>>;
 
 impl Output {
     pub(super) async fn open(

@@ -37,7 +37,8 @@ pub fn on(
         Event::Gone(id) => on_gone(core, id, out),
         Event::Orphaned(id) => on_orphaned(core, now, id, out),
         Event::Drained(id, log) => on_drained(core, now, id, log, out),
-        Event::LogLimit(id) => on_log_limit(core, id, out),
+        // Output can be heard of before its job's birth is.
+        Event::LogLimit(id) => end_at_once(core, now, id, Cause::LogLimit, out),
         Event::Stop { id, by, signal } => {
             on_stop(core, now, id, Cause::Stopped { by }, signal, out)
         }
@@ -140,7 +141,7 @@ fn on_abandon(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
         return;
     };
     if !job.accepted {
-        end_early(core, now, id, Cause::Abandoned, out);
+        end_at_once(core, now, id, Cause::Abandoned, out);
     }
 }
 
@@ -301,19 +302,6 @@ fn on_orphaned(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
     free_slot(core, id, out);
 }
 
-fn on_log_limit(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
-    let Some(job) = core.jobs.get_mut(&id) else {
-        return;
-    };
-    if let Phase::Alive(alive) = &mut job.phase
-        && alive.exit.is_none()
-        && alive.cause.is_none()
-    {
-        alive.cause = Some(Cause::LogLimit);
-        out.push(Effect::Kill(id));
-    }
-}
-
 fn on_stop(
     core: &mut Core,
     now: Moment,
@@ -326,13 +314,13 @@ fn on_stop(
         return;
     };
     let Phase::Alive(alive) = &mut job.phase else {
-        return end_early(core, now, id, cause, out);
+        return end_at_once(core, now, id, cause, out);
     };
     if alive.exit.is_some() {
         return; // It ends by itself, and that came first.
     }
     if alive.started_mono_ns.is_none() {
-        return end_early(core, now, id, cause, out);
+        return end_at_once(core, now, id, cause, out);
     }
     let is_timeout = cause == Cause::Timeout;
     if alive.cause.is_some() {
@@ -352,8 +340,8 @@ fn on_stop(
     ));
 }
 
-/// Ends a job whose command has not started: there is nobody to be asked.
-fn end_early(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Vec<Effect>) {
+/// Ends a job without asking it: its command has not started, or has lost the right to be asked.
+fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };

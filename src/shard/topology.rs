@@ -244,7 +244,7 @@ fn lease_ids(setup: &Setup<'_>, shards: usize) -> Result<Vec<IdRanges>, StartErr
         instance: setup.base.instance().to_string(),
         base_dir: setup.base.root().to_owned(),
         first: setup.config.ids.first,
-        slices: setup.config.ids.count.div_ceil(limits::ID_SLICE_RANGES),
+        count: setup.config.ids.count,
     };
     (0..shards)
         .map(|_| IdRanges::lease(options.clone()).map_err(StartError::Ids))

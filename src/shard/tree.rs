@@ -47,14 +47,14 @@ pub enum TreeItem {
 struct Walk {
     levels: Vec<Level>,
     file: Option<Reading>,
-    /// The very first entry, when the path names no directory.
+    /// The very first entry: what was asked for itself, unless that is all of `/work`.
     first: Option<TreeEntry>,
 }
 
 #[derive(Debug)]
 struct Level {
     fd: OwnedFd,
-    /// Path of this directory relative to the top, empty for the top.
+    /// Path of this directory relative to `/work`, as clients see it.
     path: Vec<u8>,
     /// Names that are still to be visited, sorted so that the last is next.
     names: Vec<CString>,
@@ -108,23 +108,25 @@ impl Walk {
         )
         .map_err(|error| refused(&shown, &error))?;
         let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
-        let name = path
-            .rsplit(|byte| *byte == b'/')
-            .next()
-            .unwrap_or_default()
-            .to_vec();
         let mut walk = Self {
             levels: Vec::new(),
             file: None,
             first: None,
         };
         match kind(&stat) {
-            SFlag::S_IFDIR => walk.enter(&fd, Vec::new())?,
-            SFlag::S_IFREG => walk.first = Some(walk.begin_file(work, trimmed, name, &stat)?),
+            SFlag::S_IFDIR => {
+                walk.enter(&fd, path.to_vec())?;
+                let mode = stat.st_mode & 0o777;
+                let path = path.to_vec();
+                walk.first = (!path.is_empty()).then_some(TreeEntry::Dir { path, mode });
+            }
+            SFlag::S_IFREG => {
+                walk.first = Some(walk.begin_file(work, trimmed, path.to_vec(), &stat)?);
+            }
             SFlag::S_IFLNK => {
                 let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
                 walk.first = Some(TreeEntry::Symlink {
-                    path: name,
+                    path: path.to_vec(),
                     target: target.as_bytes().to_vec(),
                 });
             }

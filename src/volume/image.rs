@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::{
     job::JobId,
-    limits::{WORK_IMAGE_BYTES_MAX, WORK_IMAGE_BYTES_MIN},
+    limits::{WORK_BYTES_MAX, WORK_BYTES_MIN, WORK_BYTES_RANGE},
     sys::{
         detached::{MountOption, mount_detached},
         loopdev,
@@ -61,9 +61,7 @@ pub struct WorkOptions<'a> {
 #[derive(Debug, Error)]
 pub enum WorkError {
     /// Not between the bounds.
-    #[error(
-        "size of /work is {bytes} bytes, not between {WORK_IMAGE_BYTES_MIN} and {WORK_IMAGE_BYTES_MAX}"
-    )]
+    #[error("size of /work is {bytes} bytes, not between {WORK_BYTES_MIN} and {WORK_BYTES_MAX}")]
     Size {
         /// What was asked.
         bytes: u64,
@@ -153,7 +151,7 @@ impl WorkImage {
     /// # Errors
     /// [`WorkError`]; nothing is left then.
     pub fn create(options: &WorkOptions<'_>) -> Result<Self, WorkError> {
-        if !(WORK_IMAGE_BYTES_MIN..=WORK_IMAGE_BYTES_MAX).contains(&options.bytes) {
+        if !WORK_BYTES_RANGE.contains(&options.bytes) {
             return Err(WorkError::Size {
                 bytes: options.bytes,
             });
@@ -498,11 +496,11 @@ mod tests {
     #[test]
     fn sizes_out_of_bounds_and_a_second_image_of_a_job_are_refused() {
         let base = TempDir::new().unwrap();
-        for bytes in [0, WORK_IMAGE_BYTES_MIN - 1, WORK_IMAGE_BYTES_MAX + 1] {
+        for bytes in [0, WORK_BYTES_MIN - 1, WORK_BYTES_MAX + 1] {
             let refused = WorkImage::create(&options(&base, bytes)).unwrap_err();
             assert!(matches!(refused, WorkError::Size { .. }), "{refused}");
         }
-        let smallest = WorkImage::create(&options(&base, WORK_IMAGE_BYTES_MIN)).unwrap();
+        let smallest = WorkImage::create(&options(&base, WORK_BYTES_MIN)).unwrap();
         smallest.discard();
         let options = options(&base, 8 * MIB);
         File::create(

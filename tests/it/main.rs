@@ -14,6 +14,8 @@
 mod auth;
 /// What is left when a helper or the daemon is killed: nothing.
 mod crash;
+/// A host whose disk is nearly, and really, full.
+mod disk;
 /// Private daemons, the client, and waiting without sleeping.
 mod harness;
 /// Peers that lie, stall and vanish.

@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use proto_rkyv::{After, Kind, Reply, Request, Submit, Upload, encode, join};
+use proto_rkyv::{After, Kind, List, Reply, Request, Submit, Upload, encode, join};
 
 use crate::harness::{
-    Client, Daemon, Host, Identity, LONG, Shared, Waiting, Wire, block_on, daemon_memory,
-    wait_until,
+    Client, Daemon, Host, Identity, LONG, SHORT, Shared, Stream, Waiting, Wire, block_on,
+    daemon_memory, now, wait_until,
 };
 
 static DAEMON: Shared = Shared::new();
@@ -150,6 +150,21 @@ fn files_can_be_copied_out_again() {
         fs::read_to_string(&target).unwrap() == expected,
         "contents differ"
     );
+    for (from, to, found) in [
+        ("/work/d", "tree", "tree/x"),
+        ("/work/d/x", "file", "file"),
+        ("/work", "all", "all/d/x"),
+    ] {
+        let copy = daemon
+            .client()
+            .args(["job", "cp"])
+            .arg(format!("{id}:{from}"))
+            .arg(here.path().join(to))
+            .run();
+        copy.assert_code(0);
+        let text = fs::read_to_string(here.path().join(found)).unwrap();
+        assert_eq!(text, "x\n", "{from}");
+    }
     let missing = daemon
         .client()
         .args(["job", "cp"])
@@ -164,6 +179,41 @@ fn files_can_be_copied_out_again() {
         .arg(&target)
         .run();
     assert_ne!(outside.code, 0, "{outside:?}");
+}
+
+#[test]
+fn files_can_be_copied_out_of_a_running_job_even_from_memory() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let script = "mkdir -p a/b; echo x > a/b/c; ln -s /etc/passwd a/l; echo up; sleep 600";
+    let id = daemon.submit(&[], &["sh", "-c", script]);
+    daemon.wait_output(&id, "up");
+    let here = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &Path| {
+        daemon
+            .client()
+            .args(["job", "cp"])
+            .arg(format!("{id}:/work/{from}"))
+            .arg(to)
+            .run()
+    };
+    copy("a", &here.path().join("a")).assert_code(0);
+    assert_eq!(
+        fs::read_to_string(here.path().join("a/b/c")).unwrap(),
+        "x\n"
+    );
+    assert_eq!(
+        fs::read_link(here.path().join("a/l")).unwrap(),
+        Path::new("/etc/passwd")
+    );
+    let through = copy("a/l/x", &here.path().join("none"));
+    assert_ne!(through.code, 0, "{through:?}");
+    daemon.rnx(["job", "stop", &id]).assert_code(0);
+    daemon.ended(&id);
+    let gone = copy("a/b/c", &here.path().join("late"));
+    assert_ne!(gone.code, 0, "{gone:?}");
+    assert!(gone.stderr.contains("in memory"), "{gone:?}");
 }
 
 #[test]
@@ -184,7 +234,7 @@ fn hostile_paths_are_refused_and_nothing_is_left_of_the_job() {
             target: b"/tmp".to_vec(),
         },
         Upload::File {
-            path: b"link/x".to_vec(),
+            path: b"link/joblet-it-escaped".to_vec(),
             mode: 0o644,
             bytes: 1,
         },
@@ -231,7 +281,7 @@ fn hostile_paths_are_refused_and_nothing_is_left_of_the_job() {
         }
     });
     daemon.job(["true"]).assert_code(0);
-    assert!(!Path::new("/tmp/x").exists());
+    assert!(!Path::new("/tmp/joblet-it-escaped").exists());
     no_job_is_live(&daemon);
 }
 
@@ -264,6 +314,49 @@ fn a_client_that_vanishes_during_its_upload_leaves_no_job() {
     });
     no_job_is_live(&daemon);
     daemon.job(["true"]).assert_code(0);
+}
+
+#[test]
+fn who_waits_for_a_job_whose_client_vanishes_is_told() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let name = Some("vanishes".to_owned());
+    block_on(async {
+        let wire = admin(&daemon).await;
+        let submit = Submit {
+            name: name.clone(),
+            uploads: Some(1),
+            after: After::Detach,
+            ..Submit::default()
+        };
+        let mut uploading = wire.submit(submit, &["true"]).await;
+        let entry = Upload::Dir {
+            path: b"d".to_vec(),
+            mode: 0o755,
+        };
+        let frames = encode(&entry).unwrap();
+        uploading.send.write_all(&frames).await.unwrap();
+        let watcher = admin(&daemon).await;
+        let begin = now();
+        let id = loop {
+            let list = List {
+                state: None,
+                limit: None,
+            };
+            if let Some(Reply::Jobs(jobs)) = ask(&watcher, Request::List(list)).await.reply().await
+                && let Some(job) = jobs.into_iter().find(|job| job.name == name)
+            {
+                break job.id;
+            }
+            assert!(begin.elapsed() < SHORT, "the job is not listed");
+        };
+        let prefix: String = id[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut waiting = ask(&watcher, Request::Wait(prefix)).await;
+        wire.connection.close(0u32.into(), b"gone");
+        let told = tokio::time::timeout(SHORT, waiting.reply()).await;
+        assert!(matches!(told, Ok(Some(Reply::Refused(_)))), "{told:?}");
+    });
 }
 
 #[test]
@@ -301,6 +394,14 @@ fn a_gigabyte_costs_the_daemon_no_memory() {
         most <= before + (4 << 20),
         "{before} bytes before, {most} at most during the upload"
     );
+}
+
+async fn ask(wire: &Wire, request: Request) -> Stream {
+    let mut stream = wire.open().await;
+    let frames = encode(&request).unwrap();
+    stream.send.write_all(&frames).await.unwrap();
+    stream.send.finish().unwrap();
+    stream
 }
 
 async fn admin(daemon: &Daemon) -> Wire {

@@ -1,3 +1,5 @@
+//! Durations, sizes and times: both sides of every bound, and text that means nothing.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Client files as people write them, good and bad.
+
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use super::*;

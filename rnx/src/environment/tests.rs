@@ -1,3 +1,5 @@
+//! Variables from flags and files, and which wins.
+
 use std::io::Write;
 
 use super::*;

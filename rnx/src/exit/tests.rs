@@ -1,3 +1,5 @@
+//! Which error gives which exit code and which words.
+
 use rnx::{
     Unreachable,
     proto::{FrameError, LogTotals, State, Work},

@@ -1,3 +1,5 @@
+//! Trees that a server sends, honest and hostile.
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt, symlink},

@@ -1,3 +1,5 @@
+//! What becomes of files, directories and links that are uploaded.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use proptest::prelude::*;

@@ -259,15 +259,15 @@ fn work_bytes(
 ) -> Result<u64, Refusal> {
     let uploads = uploads.unwrap_or(0);
     let work_bytes = match asked {
+        Some(bytes) if !limits::WORK_BYTES_RANGE.contains(&bytes) => {
+            let hint = "between 1 MiB and 1 TiB are possible";
+            return Err(invalid(format!("/work of {bytes} bytes")).hint(hint));
+        }
         Some(bytes) => bytes,
         // Half is left to the job: what it makes of its files is rarely smaller than they are.
         None if uploads <= settings.work_memory_bytes / 2 => settings.work_memory_bytes,
         None => settings.work_disk_bytes,
     };
-    if !(limits::WORK_BYTES_MIN..=limits::WORK_BYTES_MAX).contains(&work_bytes) {
-        let hint = "between 1 MiB and 1 TiB are possible";
-        return Err(invalid(format!("/work of {work_bytes} bytes")).hint(hint));
-    }
     if uploads > work_bytes {
         let message =
             format!("uploads of {uploads} bytes do not fit into /work of {work_bytes} bytes");
@@ -571,6 +571,13 @@ mod tests {
         ] {
             assert_eq!(refused(work(bad)).message, format!("/work of {bad} bytes"));
         }
+        // What is configured for memory may be less than what may be asked for.
+        let small = Settings {
+            work_memory_bytes: 64 << 10,
+            ..SETTINGS
+        };
+        let spec = spec(Submit::default(), &bulk(&[b"true"], &[], &[]), &small);
+        assert_eq!(spec.unwrap().work_bytes, 64 << 10);
     }
 
     #[test]

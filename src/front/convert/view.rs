@@ -210,7 +210,7 @@ pub(in crate::front) mod tests {
         };
         JobView {
             id: JobId::random(),
-            owner: "o".repeat(limits::OWNER_BYTES_MAX),
+            owner: "o".repeat(limits::PEER_NAME_BYTES_MAX),
             state: State::Failed,
             spec: Arc::new(spec),
             work: WorkKind::Disk,

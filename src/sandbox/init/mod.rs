@@ -9,6 +9,8 @@ use crate::sys::memfd;
 
 pub mod record;
 
+const _: () = assert!(record::PATH_BYTES_MAX == crate::limits::PATH_BYTES_MAX + 1);
+
 /// The program.
 const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/joblet-init"));
 

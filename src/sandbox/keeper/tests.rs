@@ -16,6 +16,7 @@ use nix::{
 use super::*;
 use crate::sandbox::{
     birth,
+    init::record::Record,
     wire::{ExitedRecord, StartedRecord},
 };
 use crate::sys::keeper_calls::{Forked, close_others, fork, pidfd_open};
@@ -31,6 +32,37 @@ const EXITED: ExitedRecord = ExitedRecord {
     stime_us: 2,
     maxrss_kb: 3,
 };
+
+/// [`STARTED`] as init writes it.
+fn started() -> Record {
+    let StartedRecord {
+        step,
+        errno,
+        mono_ns,
+    } = STARTED;
+    Record::Started {
+        step,
+        errno,
+        mono_ns,
+    }
+}
+
+/// [`EXITED`] as init writes it, with the moment, which is not passed on.
+fn exited() -> Record {
+    let ExitedRecord {
+        wait_status,
+        utime_us,
+        stime_us,
+        maxrss_kb,
+    } = EXITED;
+    Record::Exited {
+        wait_status,
+        utime_us,
+        stime_us,
+        maxrss_kb,
+        mono_ns: 100,
+    }
+}
 
 /// What a child of the keeper does with its control socket, as an init would.
 type Init = fn(&OwnedFd);
@@ -217,8 +249,8 @@ fn a_job_is_born_started_exited_gone_reaped_and_after_release_nothing_is_held() 
     drop(kept);
     let kept = keep(
         &[|control| {
-            tell(control, &STARTED.encode());
-            tell(control, &EXITED.encode());
+            tell(control, &started().encode());
+            tell(control, &exited().encode());
         }],
         0,
     );
@@ -258,10 +290,10 @@ fn a_signal_reaches_init_and_a_record_behind_an_unread_signal_is_not_lost() {
     let kept = keep(
         &[|control| {
             assert_eq!(hear(control), [wire::SIGNAL, 15]);
-            tell(control, &STARTED.encode());
+            tell(control, &started().encode());
             // Leave the next one unread: closing then resets the socket in front of the record.
             assert!(readable(control.as_fd(), 20_000));
-            tell(control, &EXITED.encode());
+            tell(control, &exited().encode());
         }],
         0,
     );
@@ -356,7 +388,7 @@ fn without_a_daemon_jobs_are_held_and_nothing_spins() {
     let mut kept = keep(
         &[
             |control| _ = hear(control),
-            |control| tell(control, &EXITED.encode()),
+            |control| tell(control, &exited().encode()),
         ],
         0,
     );

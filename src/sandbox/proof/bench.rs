@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::PathBuf,
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -67,32 +67,13 @@ pub(super) struct Running {
     cgroup: Cgroup,
 }
 
-/// What a birth brings: nothing when there is no process.
+/// What a birth brings. Without a process it brings nothing, and these are our own copies.
 #[derive(Debug)]
 pub(super) struct BirthFds {
     pub(super) pidfd: Option<OwnedFd>,
     pub(super) stdout: OwnedFd,
     pub(super) stderr: OwnedFd,
     pub(super) control: OwnedFd,
-}
-
-impl BirthFds {
-    fn new(fds: Vec<OwnedFd>) -> Self {
-        let nothing = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let mut fds = fds.into_iter();
-        let pidfd = fds.next();
-        let mut next = || fds.next().unwrap_or_else(nothing);
-        Self {
-            pidfd,
-            stdout: next(),
-            stderr: next(),
-            control: next(),
-        }
-    }
-
-    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.as_ref().map(AsFd::as_fd)
-    }
 }
 
 /// What came back of a job.
@@ -200,9 +181,26 @@ impl Bench {
             .unwrap()
             .expect("the spawner has died");
         assert_eq!(birth.id, id);
+        let fds = match <[OwnedFd; 4]>::try_from(fds) {
+            Ok([pidfd, stdout, stderr, control]) => BirthFds {
+                pidfd: Some(pidfd),
+                stdout,
+                stderr,
+                control,
+            },
+            Err(some) => {
+                assert_eq!((some.len(), birth.pid), (0, 0));
+                BirthFds {
+                    pidfd: None,
+                    stdout: stdout_read,
+                    stderr: stderr_read,
+                    control: control_keeper.try_clone().unwrap(),
+                }
+            }
+        };
         Running {
             birth,
-            fds: BirthFds::new(fds),
+            fds,
             control: control_keeper,
             cgroup,
         }
@@ -278,8 +276,8 @@ impl Running {
         while let Some(record) = self.record() {
             records.push(record);
         }
-        if let Some(pidfd) = self.fds.pidfd() {
-            procs::reap(pidfd).unwrap();
+        if let Some(pidfd) = &self.fds.pidfd {
+            procs::reap(pidfd.as_fd()).unwrap();
         }
         self.cgroup.remove();
         let text = |fd: OwnedFd| {

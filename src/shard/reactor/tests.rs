@@ -117,6 +117,20 @@ fn exit(status: ExitStatus) -> Event {
 }
 
 #[test]
+fn output_beyond_its_limit_ends_a_job_even_before_its_birth_is_heard_of() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    story.feed(Event::Sent(id(1)));
+    assert_eq!(story.feed(Event::LogLimit(id(1))), [Effect::Kill(id(1))]);
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
+    story.feed(Event::Started(id(1), Ok(3_000)));
+    let (state, outcome) = story.end();
+    assert_eq!((state, outcome.reason), (State::Failed, Reason::LogLimit));
+    assert_eq!(outcome.signal, Some(libc::SIGKILL));
+}
+
+#[test]
 fn a_job_goes_from_submit_to_completed() {
     let mut story = Story::new();
     assert_eq!(story.feed(new_job(1, None)), [Effect::Prepare(id(1))]);
@@ -151,6 +165,15 @@ fn go_waits_for_the_acceptance() {
         [Effect::RecordAccepted(id(1)), Effect::Go(id(1))]
     );
     assert_eq!(story.feed(Event::Accept(id(1))), []);
+}
+
+#[test]
+fn a_birth_that_overtakes_the_sending_lets_the_command_go_once() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Sent(id(1))), []);
 }
 
 #[test]
@@ -431,11 +454,10 @@ proptest! {
         let mut ended: HashSet<JobId> = HashSet::new();
         let mut released: HashMap<JobId, u32> = HashMap::new();
         for event in events {
-            let submitted = match &event {
-                Event::Submit(job) if story.core.jobs.contains_key(&job.id) || ended.contains(&job.id) => continue,
-                Event::Submit(job) => Some(job.id),
-                _ => None,
-            };
+            let submitted = if let Event::Submit(job) = &event { Some(job.id) } else { None };
+            if submitted.is_some_and(|id| story.core.jobs.contains_key(&id) || ended.contains(&id)) {
+                continue;
+            }
             let mut out = Vec::new();
             story.now.mono_ns += 1;
             let _ = on(&mut story.core, story.now, event, &mut out);
@@ -443,18 +465,16 @@ proptest! {
                 released.remove(&id);
             }
             for effect in &out {
-                match effect {
-                    Effect::RecordEnded(id) => prop_assert!(ended.insert(*id), "{id} ended twice"),
-                    Effect::Release(id) => {
-                        let times = released.entry(*id).or_default();
-                        *times += 1;
-                        prop_assert_eq!(*times, 1, "released twice");
-                    }
-                    Effect::Go(id) => {
-                        let job = &story.core.jobs[id];
-                        prop_assert!(job.accepted, "go without acceptance");
-                    }
-                    _ => {}
+                if let Effect::RecordEnded(id) = effect {
+                    prop_assert!(ended.insert(*id), "{id} ended twice");
+                }
+                if let Effect::Release(id) = effect {
+                    let times = released.entry(*id).or_default();
+                    *times += 1;
+                    prop_assert_eq!(*times, 1, "released twice");
+                }
+                if let Effect::Go(id) = effect {
+                    prop_assert!(story.core.jobs[id].accepted, "go without acceptance");
                 }
             }
             let slots = story.core.jobs.values().filter(|job| job.has_slot).count();

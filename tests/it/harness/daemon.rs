@@ -49,9 +49,14 @@ impl Daemon {
 
     /// Starts one whose configuration text goes through `edit` first.
     pub(crate) fn start_with(edit: impl FnOnce(String) -> String) -> Self {
+        Self::start_in(&std::env::temp_dir(), edit)
+    }
+
+    /// Starts one whose base directory lies in `place`.
+    pub(crate) fn start_in(place: &Path, edit: impl FnOnce(String) -> String) -> Self {
         let base = tempfile::Builder::new()
             .prefix("joblet-it-")
-            .tempdir()
+            .tempdir_in(place)
             .unwrap()
             .keep();
         let config = base.join("client.yml");

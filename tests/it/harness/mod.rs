@@ -17,7 +17,7 @@ pub(crate) use process::{Process, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;
 pub(crate) use wait::{LONG, SHORT, Waiting, now, wait_until};
-pub(crate) use wire::{Client, Identity, Wire, data};
+pub(crate) use wire::{Client, Identity, Stream, Wire, data};
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,161 @@
+//! A small disk below the base directory: output keeps its hands off the reserve, and a full one hurts nobody.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::statvfs;
+
+use crate::harness::{Daemon, Host, SHORT, Waiting, wait_until};
+
+const DISK: u64 = 48 << 20;
+const RESERVE: u64 = 16 << 20;
+/// What the daemon itself may write to the disk besides output: its journal and indexes.
+const OWN: u64 = 1 << 20;
+
+#[test]
+fn output_stops_before_the_reserve_and_goes_on_when_there_is_space() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    on_a_small_disk(|disk| {
+        let filler = Filler::of(disk, 8 << 20);
+        let daemon = Daemon::start_in(disk, |config| limit(&config, RESERVE));
+        let before = free(disk);
+        let more = before + (4 << 20);
+        let script = format!("head -c {more} /dev/zero; echo still here >&2");
+        let id = daemon.submit(&[], &["sh", "-c", &script]);
+        let status = daemon.ended(&id);
+        assert_eq!(status["status"], "COMPLETED", "{status}");
+        let count = |name: &str| status["log"][name].as_u64().unwrap();
+        let stored = count("stdout_bytes") + count("stderr_bytes");
+        assert_eq!(stored + count("dropped_bytes"), more + 11, "{status}");
+        let room = before - RESERVE;
+        assert!(
+            stored <= room && stored >= room / 2,
+            "{stored} bytes stored where there was room for {room}: {status}"
+        );
+        assert!(
+            free(disk) + OWN >= RESERVE,
+            "{} bytes are left of the reserve",
+            free(disk)
+        );
+        let log = daemon.rnx(["job", "log", "--stream=stdout", &id]);
+        log.assert_code(0);
+        assert_eq!(
+            u64::try_from(log.stdout.len()).unwrap(),
+            count("stdout_bytes")
+        );
+        daemon.job(["sh", "-c", "exit 3"]).assert_code(3);
+
+        drop(filler);
+        wait_until(SHORT, "output is stored again", || {
+            let text = daemon.sh("echo back");
+            Waiting::when(text == "back\n", || text.clone())
+        });
+    });
+}
+
+#[test]
+fn a_full_disk_ends_in_a_clear_word_and_the_daemon_goes_on() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    on_a_small_disk(|disk| {
+        let daemon = Daemon::start_in(disk, |config| limit(&config, 0));
+        let sleeper = daemon.submit(&[], &["sleep", "600"]);
+        daemon.wait_state(&sleeper, "RUNNING");
+        let filler = Filler::of(disk, DISK);
+        assert_eq!(free(disk), 0);
+        let run = daemon.job(["sh", "-c", "echo out; exit 3"]);
+        assert!(
+            run.code == 3 || (run.code == 125 && run.stderr.contains("error:")),
+            "{run:?}"
+        );
+        assert_eq!(daemon.state(&sleeper), "RUNNING");
+        let list = daemon.rnx(["job", "list", "--json"]).json();
+        let made = list[0]["id"].as_str().unwrap().to_owned();
+        assert_eq!(daemon.ended(&made)["outcome"]["exit_code"], 3);
+        drop(filler);
+        wait_until(SHORT, "a job and its output are as ever", || {
+            let run = daemon.job(["sh", "-c", "echo out; exit 3"]);
+            Waiting::when(run.code == 3 && run.text() == "out\n", || {
+                format!("{run:?}")
+            })
+        });
+        assert_eq!(daemon.state(&sleeper), "RUNNING");
+        daemon.rnx(["job", "stop", &sleeper]).assert_code(0);
+        assert_eq!(daemon.ended(&sleeper)["status"], "STOPPED");
+        // What could not be written down then was written later.
+        assert_eq!(daemon.terminate(), Some(0));
+        daemon.serve();
+        assert_eq!(daemon.status(&made)["outcome"]["exit_code"], 3);
+    });
+}
+
+/// The configuration with this `limits.disk_reserve`.
+fn limit(config: &str, reserve: u64) -> String {
+    let mut value: serde_json::Value = serde_saphyr::from_str(config).unwrap();
+    value["limits"]["disk_reserve"] = reserve.into();
+    // Every JSON document is a YAML document.
+    value.to_string()
+}
+
+fn free(disk: &Path) -> u64 {
+    let seen = statvfs(disk).unwrap();
+    seen.blocks_available() * seen.fragment_size()
+}
+
+/// Somebody else's file on the disk.
+struct Filler(PathBuf);
+
+impl Filler {
+    /// Writes `bytes`, or as many as there is space for.
+    fn of(disk: &Path, bytes: u64) -> Self {
+        let path = disk.join("filler");
+        let mut file = File::create(&path).unwrap();
+        let copied = std::io::copy(
+            &mut std::io::Read::take(File::open("/dev/zero").unwrap(), bytes),
+            &mut file,
+        );
+        assert!(
+            copied.is_ok() || free(disk) == 0,
+            "{copied:?} with {} bytes free",
+            free(disk)
+        );
+        Self(path)
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
+/// Runs `test` with a fresh file system of [`DISK`] bytes. It is mounted in a mount namespace of the thread
+/// and its children only, so it goes with them, however they end.
+fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
+    let place = tempfile::tempdir().unwrap();
+    let disk = place.path().to_path_buf();
+    let run = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let size = format!("size={DISK}");
+        mount(
+            Some("disk"),
+            &disk,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some(size.as_str()),
+        )
+        .unwrap();
+        test(&disk);
+    });
+    if let Err(failure) = run.join() {
+        std::panic::resume_unwind(failure);
+    }
+}
