@@ -322,6 +322,13 @@ pub const MTU_LOOPBACK_BYTES: u16 = 65_507;
 /// Most bytes of one send with segmentation offload; the kernel allows no more.
 pub const SEND_BATCH_BYTES_MAX: usize = 65_507;
 const _: () = assert!(MTU_LOOPBACK_BYTES as usize <= SEND_BATCH_BYTES_MAX);
+/// Datagram on loopback, bytes: what its interface carries in one piece, less the longer of the IP headers.
+pub const MTU_LOOPBACK_DATA_BYTES: u16 = 65_488;
+const _: () = assert!(MTU_LOOPBACK_DATA_BYTES <= MTU_LOOPBACK_BYTES);
+/// The kernel's own MTU of the loopback interface; a lower one is somebody's doing and probed.
+pub const LOOPBACK_INTERFACE_MTU: u32 = 65_536;
+/// Packets of a new connection on loopback before the first acknowledgement.
+pub const LOOPBACK_PACKETS_AT_FIRST: u64 = 10;
 /// Most segments of one send; kernels before 6.9 allow no more.
 pub const SEND_BATCH_SEGMENTS_MAX: usize = 64;
 /// Sends of one connection before the others get their turn.
@@ -335,8 +342,9 @@ pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
 
 // ---- front: requests --------------------------------------------------------------------------------
 
-/// Concurrent request streams of one connection.
-pub const STREAMS_PER_CONNECTION_MAX: u32 = 8_192;
+/// Concurrent request streams of one connection; more wait on the client's side. QUIC makes room for all of them
+/// when a connection opens, which takes a millisecond for 8,192.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 /// Requests of one shard that are served at once; more are refused as busy. Twice what a full host of idle,
 /// attached jobs needs.
 pub const REQUESTS_PER_SHARD_MAX: usize = 20_000;

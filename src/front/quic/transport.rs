@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use quinn_proto::{
     EndpointConfig, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    congestion::CubicConfig,
     crypto::rustls::{NoInitialCipherSuite, QuicServerConfig},
 };
 use ring::{hkdf, hmac};
@@ -41,9 +42,9 @@ impl Transport {
         let crypto = Arc::new(QuicServerConfig::try_from(tls)?);
         let token_key =
             Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, b"joblet retry token").extract(keys.token));
-        let server = |mtu| {
+        let server = |mtu, path| {
             let mut server = ServerConfig::new(crypto.clone(), token_key.clone());
-            server.transport_config(Arc::new(transport(mtu)));
+            server.transport_config(Arc::new(transport(mtu, path)));
             Arc::new(server)
         };
         let mut endpoint =
@@ -55,8 +56,8 @@ impl Transport {
             .expect("between 1,200 and 65,527");
         Ok(Self {
             endpoint: Arc::new(endpoint),
-            network: server(limits::MTU_NETWORK_BYTES),
-            loopback: server(limits::MTU_LOOPBACK_BYTES),
+            network: server(limits::MTU_NETWORK_BYTES, Path::Network),
+            loopback: server(limits::MTU_LOOPBACK_DATA_BYTES, loopback_path()),
         })
     }
 
@@ -70,10 +71,38 @@ impl Transport {
     }
 }
 
-fn transport(mtu: u16) -> TransportConfig {
+/// How the size of packets is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// By probing, from the least that QUIC allows.
+    Network,
+    /// Known from the start: a probe of 64 KiB of padding costs both sides more than a whole request.
+    Loopback,
+}
+
+/// What the loopback interface carries; one whose MTU somebody has lowered is probed like any other.
+fn loopback_path() -> Path {
+    let mtu = std::fs::read_to_string("/sys/class/net/lo/mtu").ok();
+    let mtu = mtu.and_then(|text| text.trim().parse::<u32>().ok());
+    if mtu >= Some(limits::LOOPBACK_INTERFACE_MTU) {
+        Path::Loopback
+    } else {
+        Path::Network
+    }
+}
+
+fn transport(mtu: u16, path: Path) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(mtu);
     let mut transport = TransportConfig::default();
+    if path == Path::Loopback {
+        // The default window is smaller than one such packet, and then nothing would ever be sent.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(limits::LOOPBACK_PACKETS_AT_FIRST * u64::from(mtu));
+        transport
+            .initial_mtu(mtu)
+            .congestion_controller_factory(Arc::new(congestion));
+    }
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::STREAMS_PER_CONNECTION_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
