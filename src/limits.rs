@@ -119,6 +119,8 @@ pub const OOM_SCORE_ADJ_JOB: i32 = 500;
 
 /// Jobs of one shard whose sandbox is being made at once; more wait their turn in the order of arrival.
 pub const STARTS_IN_FLIGHT_MAX: usize = 64;
+/// A job that has waited so long for fresh namespaces fails: something keeps the host from making them.
+pub const NAMESPACES_WAIT: Duration = Duration::from_secs(10);
 /// Fresh namespace pairs a shard keeps ready.
 pub const NAMESPACES_READY: usize = 64;
 const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);

@@ -233,6 +233,7 @@ impl Shard {
     pub(super) async fn crew_and_namespaces(
         self: &Rc<Self>,
     ) -> Result<(Rc<Link>, Namespaces), StartFailure> {
+        let give_up = rt::now() + limits::NAMESPACES_WAIT;
         loop {
             let changed = self.desk.has_changed.listen();
             let link = self.desk.current.borrow().clone();
@@ -256,7 +257,14 @@ impl Shard {
                     errno: libc::EAGAIN,
                 });
             }
-            changed.await;
+            // They may never come: their descriptors cannot be received while the daemon has none left.
+            let left = give_up.saturating_duration_since(rt::now());
+            if left.is_zero() || rt::timeout(left, changed).await.is_err() {
+                return Err(StartFailure {
+                    step: "wait for fresh namespaces".to_owned(),
+                    errno: libc::EAGAIN,
+                });
+            }
         }
     }
 
