@@ -58,9 +58,8 @@ fn refusal(package: &Value, allowed: &BTreeSet<String>) -> Option<String> {
     let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
     let (name, version, licence) = (text("name"), text("version"), text("license"));
     let source = package["source"].as_str();
-    if source
-        .is_some_and(|source| source != "registry+https://github.com/rust-lang/crates.io-index")
-    {
+    // Everything comes from the registry that cargo is set up with; nothing from a repository.
+    if source.is_some_and(|source| !source.starts_with("registry+")) {
         return Some(format!("{name} {version} comes from {}", text("source")));
     }
     if Expression::parse(&licence).is_some_and(|expression| expression.holds(allowed)) {
