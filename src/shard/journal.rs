@@ -95,14 +95,16 @@ impl JournalWriter {
         }
     }
 
-    /// Returns when everything appended so far is in the file, or cannot be written now.
+    /// Returns when everything appended so far is in the file, or when the disk has taken nothing for two
+    /// tries.
     pub(super) async fn flushed(&self) {
+        let give_up = rt::now() + 2 * limits::JOURNAL_RETRY;
         while !self.0.is_idle.get() {
-            if self.0.is_stuck.get() {
+            if self.0.is_stuck.get() && rt::now() >= give_up {
                 tracing::error!("the journal cannot be written, the last records are lost");
                 return;
             }
-            self.0.flushed.notified().await;
+            let _ = rt::timeout(limits::JOURNAL_RETRY, self.0.flushed.notified()).await;
         }
     }
 }
