@@ -14,14 +14,8 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use crate::{
     job::{Refusal, RefusalCode, TreeEntry},
     rt::Ready,
+    sandbox::init::record::{ANSWER_BYTES, ENTRY_BYTES, entry},
 };
-
-const DIR: u8 = 1;
-const FILE: u8 = 2;
-const SYMLINK: u8 = 3;
-const END: u8 = 4;
-const ENTRY_BYTES: usize = 24;
-const ANSWER_BYTES: usize = 8;
 
 /// Takes a tree entry by entry; a file's bytes follow its entry.
 #[derive(Debug)]
@@ -50,9 +44,9 @@ impl UploadSink {
     pub async fn entry(&mut self, entry: &TreeEntry) -> Result<(), Refusal> {
         self.check_complete()?;
         let (kind, path, target, mode, bytes) = match entry {
-            TreeEntry::Dir { path, mode } => (DIR, path, &[][..], *mode, 0),
-            TreeEntry::File { path, mode, bytes } => (FILE, path, &[][..], *mode, *bytes),
-            TreeEntry::Symlink { path, target } => (SYMLINK, path, &target[..], 0, 0),
+            TreeEntry::Dir { path, mode } => (entry::DIR, path, &[][..], *mode, 0),
+            TreeEntry::File { path, mode, bytes } => (entry::FILE, path, &[][..], *mode, *bytes),
+            TreeEntry::Symlink { path, target } => (entry::SYMLINK, path, &target[..], 0, 0),
         };
         self.left = bytes;
         self.paths.push(path.clone());
@@ -79,7 +73,7 @@ impl UploadSink {
     /// No more entries: waits until everything is written.
     pub(super) async fn finish(self) -> Result<(), Refusal> {
         self.check_complete()?;
-        self.send_all(&header(END, 0, &[], &[], 0)).await?;
+        self.send_all(&header(entry::END, 0, &[], &[], 0)).await?;
         let mut answer = [0; ANSWER_BYTES];
         let mut have = 0;
         while have < ANSWER_BYTES {
