@@ -3,14 +3,17 @@
 //! Plain values that every other room may name. No I/O, no clock, no wire types; it names no room but
 //! `limits`.
 
+mod finding;
 mod id;
 mod outcome;
 mod refusal;
 mod role;
 mod spec;
 mod state;
+mod usage;
 mod view;
 
+pub use finding::{Finding, Verdict};
 pub use id::{IdError, JobId, ShardIndex};
 pub use outcome::{LogTotals, Outcome, Reason};
 pub use refusal::{Refusal, RefusalCode};
@@ -19,4 +22,5 @@ pub use spec::{
     ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
 };
 pub use state::{State, Transition};
+pub use usage::{Caveat, LimitKind, Limits, Sample, Stall, Usage};
 pub use view::{Chunk, JobView, NodeView, WorkKind};

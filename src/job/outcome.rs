@@ -1,5 +1,7 @@
 //! Why a job ended: one typed record a job.
 
+use super::Usage;
+
 /// Our reading of how a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -9,12 +11,12 @@ pub struct Outcome {
     pub exit_code: Option<i32>,
     /// Signal that ended the command, when one did.
     pub signal: Option<i32>,
-    /// CPU time in user mode, microseconds.
-    pub cpu_user_us: u64,
-    /// CPU time in the kernel, microseconds.
-    pub cpu_system_us: u64,
+    /// What the job used in all.
+    pub usage: Usage,
     /// From `execve` to the end, milliseconds; zero when the command never started.
     pub wall_ms: u64,
+    /// From the arrival of the submit until its sandbox began to be made, milliseconds.
+    pub queued_ms: u64,
     /// From the arrival of the submit to the command's `execve`, microseconds.
     pub start_micros: Option<u64>,
 }
@@ -26,6 +28,8 @@ pub enum Reason {
     Exited,
     /// A signal that was not ours ended the command.
     Signaled,
+    /// It used more memory than it may.
+    OutOfMemory,
     /// Its timeout.
     Timeout,
     /// Somebody asked for it.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Limits;
+
 /// Bytes that came from a user and need not be text.
 pub type ByteString = Vec<u8>;
 
@@ -22,6 +24,8 @@ pub struct Spec {
     pub user: User,
     /// Size of `/work`, bytes.
     pub work_bytes: u64,
+    /// What it may use.
+    pub limits: Limits,
     /// Wall-clock limit.
     pub timeout: Option<Duration>,
     /// Time between SIGTERM and SIGKILL.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{JobId, LogTotals, Outcome, Spec, State, Stream, Transition};
+use super::{Caveat, JobId, LogTotals, Outcome, Spec, State, Stream, Transition};
 
 /// Everything a peer may know about one job. `Send`, so that it may cross shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct JobView {
     pub spec: std::sync::Arc<Spec>,
     /// What its `/work` is made of.
     pub work: WorkKind,
+    /// Which of its limits do not hold in every case on this host.
+    pub caveats: Vec<Caveat>,
     /// Every state entered, oldest first.
     pub transitions: Vec<Transition>,
     /// Why it ended, when it has.
