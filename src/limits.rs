@@ -124,6 +124,10 @@ pub const NAMESPACES_WAIT: Duration = Duration::from_secs(10);
 /// Fresh namespace pairs a shard keeps ready.
 pub const NAMESPACES_READY: usize = 64;
 const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
+/// Cgroups of version 1 that a shard keeps ready for jobs, where there are such.
+pub const SEATS_READY: usize = 64;
+/// So many of them are made in one go, on the blocking pool.
+pub const SEATS_AT_ONCE: usize = 8;
 /// A plan: what a submit may carry, its own arguments and steps.
 pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
 /// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.
@@ -195,9 +199,11 @@ pub const OPEN_FILES_ASSUMED: u64 = 1_024;
 /// Descriptors of a running job in the daemon: its two pipes.
 pub const DAEMON_FILES_PER_JOB: usize = 2;
 /// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts
-/// in flight (14 each), log files that are open.
+/// in flight (17 each), log files that are open.
 pub const DAEMON_FILES_RESERVE: usize = 4_096;
-const _: () = assert!(14 * STARTS_IN_FLIGHT_MAX + 2 * NAMESPACES_READY < DAEMON_FILES_RESERVE);
+const _: () = assert!(
+    17 * STARTS_IN_FLIGHT_MAX + 2 * NAMESPACES_READY + 3 * SEATS_READY < DAEMON_FILES_RESERVE
+);
 /// Descriptors of a running job in its keeper: two pipes, control socket, pidfd.
 pub const KEEPER_FILES_PER_JOB: usize = 4;
 /// Descriptors of a keeper that jobs may not use.

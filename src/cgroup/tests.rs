@@ -1,6 +1,14 @@
 //! Real cgroups, in trees of instances that only these tests have.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs::File,
+    io::Write,
+    os::fd::OwnedFd,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::fcntl::OFlag;
 
 use super::*;
 
@@ -49,7 +57,9 @@ fn join(procs: OwnedFd, child: &Child) {
 }
 
 fn procs(tree: &Tree, job: JobId) -> OwnedFd {
-    tree.open_at(&format!("{job}/cgroup.procs"), OFlag::O_WRONLY)
+    Dir::open(tree.path().to_owned())
+        .unwrap()
+        .open_at(&format!("{job}/cgroup.procs"), OFlag::O_WRONLY)
         .unwrap()
 }
 
@@ -57,8 +67,10 @@ fn procs(tree: &Tree, job: JobId) -> OwnedFd {
 fn a_leaf_is_made_filled_killed_emptied_and_removed() {
     let grove = Grove::new();
     let (tree, job) = (grove.tree(), JobId::random());
-    drop(tree.create(job).unwrap());
-    assert!(matches!(tree.create(job), Err(CgroupError::Exists(same)) if same == job));
+    drop(tree.create(job, &Limits::default(), None).unwrap());
+    assert!(
+        matches!(tree.create(job, &Limits::default(), None), Err(CgroupError::Exists(same)) if same == job)
+    );
     assert_eq!(tree.leaves().unwrap(), [job]);
     assert!(!tree.populated(job).unwrap());
 
@@ -98,7 +110,7 @@ fn what_is_asked_of_a_job_without_a_leaf_is_missing() {
 fn a_tree_is_found_again_with_all_that_is_in_it_and_killed_as_a_whole() {
     let grove = Grove::new();
     let (tree, job) = (grove.tree(), JobId::random());
-    drop(tree.create(job).unwrap());
+    drop(tree.create(job, &Limits::default(), None).unwrap());
     let mut children = [sleeper(), sleeper()];
     join(procs(tree, job), &children[0]);
     join(tree.helpers_procs().unwrap(), &children[1]);
@@ -124,7 +136,7 @@ fn a_tree_is_found_again_with_all_that_is_in_it_and_killed_as_a_whole() {
 fn another_instance_is_not_touched() {
     let (ours, theirs) = (Grove::new(), Grove::new());
     let job = JobId::random();
-    drop(theirs.tree().create(job).unwrap());
+    drop(theirs.tree().create(job, &Limits::default(), None).unwrap());
     let mut child = sleeper();
     join(procs(theirs.tree(), job), &child);
     ours.tree().kill_all().unwrap();

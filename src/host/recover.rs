@@ -111,6 +111,7 @@ fn recover_from(
         }
         tree.remove_all()?;
     }
+    Tree::remove_remains(instance)?;
     report.mounts = unmount(base_dir)?;
     let cleaned = volume::clean(base_dir)?;
     (report.loop_devices, report.images) = (cleaned.devices, cleaned.images);
@@ -214,7 +215,10 @@ mod tests {
         let ruin = Ruin::new();
         let tree = Tree::open(&ruin.instance).unwrap();
         let job = JobId::random();
-        drop(tree.create(job).unwrap());
+        drop(
+            tree.create(job, &crate::job::Limits::default(), None)
+                .unwrap(),
+        );
         let procs = File::options()
             .write(true)
             .open(tree.path().join(format!("{job}/cgroup.procs")));

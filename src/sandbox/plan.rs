@@ -82,6 +82,8 @@ pub struct PlanSpec<'a> {
     pub rlimits: &'a [Rlimit],
     /// Whether an upload socket comes with the start.
     pub has_uploads: bool,
+    /// How many cgroups of version 1 come with the start.
+    pub joins: u16,
 }
 
 /// Why there is no plan for a request.
@@ -215,8 +217,10 @@ impl Plan {
             .flat_map(|word| word.to_ne_bytes())
             .collect();
 
-        let mut steps = vec![
-            Step::CgroupNamespace, // after the birth in the cgroup, or the job would see its path
+        let mut steps = Vec::with_capacity(32);
+        steps.extend((spec.joins > 0).then_some(Step::JoinCgroups(spec.joins)));
+        steps.extend([
+            Step::CgroupNamespace, // after the cgroups are joined, or the job would see their paths
             Step::MountProc,
             Step::MountTmp { options: &tmp },
             Step::MountShm { options: &shm },
@@ -224,7 +228,7 @@ impl Plan {
             work.as_deref()
                 .map_or(Step::AttachWork, |options| Step::MountWork { options }),
             Step::EnterNet,
-        ];
+        ]);
         steps.extend(spec.rlimits.iter().copied().map(Step::Rlimit));
         steps.extend([
             Step::Affinity { mask: &mask },
@@ -461,6 +465,15 @@ impl<'a> DecodedPlan<'a> {
         self.steps.contains(&Step::AttachWork)
     }
 
+    /// How many cgroups of version 1 have to come with the start.
+    #[must_use]
+    pub fn wants_joins(&self) -> usize {
+        match self.steps.first() {
+            Some(Step::JoinCgroups(count)) => usize::from(*count),
+            _ => 0,
+        }
+    }
+
     /// Whether an upload socket has to come with the start.
     #[must_use]
     pub fn wants_upload(&self) -> bool {
@@ -468,7 +481,7 @@ impl<'a> DecodedPlan<'a> {
     }
 }
 
-/// Tags that every plan has, in order. Beside them: `/work` one way or the other, limits, the upload socket.
+/// Tags that every plan has, in order. Beside them: cgroups to join, `/work` one way or the other, limits, the upload socket.
 const MANDATORY: [u16; 18] = [
     10, 20, 22, 24, 26, 40, 52, 60, 62, 64, 66, 80, 82, 84, 86, 88, 90, 100,
 ];

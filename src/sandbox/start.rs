@@ -1,7 +1,8 @@
 //! The message that starts a job: daemon → spawner, one SEQPACKET message with the job's descriptors.
 //!
 //! ```text
-//! version u16 · flags u16 (1: mount for /work, 2: upload socket) · job id 16 bytes      descriptors: see StartFds
+//! version u16 · flags u16 (1: mount for /work, 2: upload socket) · joins u16 · job id 16 bytes
+//! descriptors: see StartFds
 //! ```
 
 use std::{
@@ -14,13 +15,18 @@ use thiserror::Error;
 use crate::{job::JobId, sys::scm};
 
 const VERSION: u16 = 1;
-const MESSAGE_BYTES: usize = 20;
+const MESSAGE_BYTES: usize = 22;
 const FLAG_TREE: u16 = 1;
 const FLAG_UPLOAD: u16 = 2;
 /// Descriptors that every start carries.
 const FDS: usize = 10;
 
-const _: () = assert!(FDS + 2 <= scm::FDS_MAX);
+/// Cgroups of version 1 that a start can carry: one for each controller that bounds a job.
+pub const JOINS_MAX: usize = 5;
+/// The most descriptors of one start.
+const FDS_MOST: usize = FDS + 2 + JOINS_MAX;
+
+const _: () = assert!(FDS_MOST <= scm::FDS_MAX);
 
 /// What the spawner is given for one job, in the order of travel. The sender keeps its own.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +55,8 @@ pub struct StartFds<'a> {
     pub work_tree: Option<BorrowedFd<'a>>,
     /// Init's end of the upload stream, exactly when the plan says so.
     pub upload: Option<BorrowedFd<'a>>,
+    /// `tasks` files of the job's cgroups of version 1, open for writing, exactly as many as the plan says.
+    pub joins: &'a [OwnedFd],
 }
 
 /// A start as the spawner has received it; fields as in [`StartFds`].
@@ -68,6 +76,7 @@ pub struct Start {
     pub control_keeper: OwnedFd,
     pub work_tree: Option<OwnedFd>,
     pub upload: Option<OwnedFd>,
+    pub joins: Vec<OwnedFd>,
 }
 
 /// Why there is no start.
@@ -89,9 +98,10 @@ pub enum StartError {
 /// Asks the spawner to start job `id`. Blocks only if the socket does.
 ///
 /// # Errors
-/// As [`scm::send`]: `EAGAIN` when the spawner is that far behind, `EPIPE` when it has gone.
+/// As [`scm::send`]: `EAGAIN` when the spawner is that far behind, `EPIPE` when it has gone. `InvalidInput` for
+/// more than [`JOINS_MAX`] cgroups.
 pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result<()> {
-    let mut all = [fds.plan; FDS + 2];
+    let mut all = [fds.plan; FDS_MOST];
     let fixed = [
         fds.plan,
         fds.stdout_write,
@@ -104,9 +114,17 @@ pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result
         fds.stderr_read,
         fds.control_keeper,
     ];
+    let joins = u16::try_from(fds.joins.len())
+        .ok()
+        .filter(|_| fds.joins.len() <= JOINS_MAX)
+        .ok_or(io::ErrorKind::InvalidInput)?;
     let optional = [fds.work_tree, fds.upload].into_iter().flatten();
+    let joined = fds.joins.iter().map(AsFd::as_fd);
     let mut count = 0;
-    for (slot, fd) in all.iter_mut().zip(fixed.into_iter().chain(optional)) {
+    for (slot, fd) in all
+        .iter_mut()
+        .zip(fixed.into_iter().chain(optional).chain(joined))
+    {
         *slot = fd;
         count += 1;
     }
@@ -119,7 +137,8 @@ pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result
     let mut message = [0; MESSAGE_BYTES];
     message[..2].copy_from_slice(&VERSION.to_le_bytes());
     message[2..4].copy_from_slice(&(tree | upload).to_le_bytes());
-    message[4..].copy_from_slice(&id.to_bytes());
+    message[4..6].copy_from_slice(&joins.to_le_bytes());
+    message[6..].copy_from_slice(&id.to_bytes());
     scm::send(socket, &message, &all[..count])
 }
 
@@ -129,7 +148,7 @@ pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result
 /// [`StartError`]; the descriptors of a malformed message are closed.
 pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Start>, StartError> {
     let mut message = [0; MESSAGE_BYTES];
-    let mut fds = Vec::with_capacity(FDS + 2);
+    let mut fds = Vec::with_capacity(FDS_MOST);
     let bytes = scm::recv(socket, &mut message, &mut fds).map_err(StartError::Receive)?;
     if bytes == 0 && fds.is_empty() {
         return Ok(None);
@@ -138,10 +157,11 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Start>, StartError> {
         bytes,
         fds: fds.len(),
     };
-    let [v0, v1, f0, f1, id @ ..] = message;
+    let [v0, v1, f0, f1, j0, j1, id @ ..] = message;
     let flags = u16::from_le_bytes([f0, f1]);
+    let joins = usize::from(u16::from_le_bytes([j0, j1]));
     let (tree, upload) = (flags & FLAG_TREE != 0, flags & FLAG_UPLOAD != 0);
-    let expected = FDS + usize::from(tree) + usize::from(upload);
+    let expected = FDS + usize::from(tree) + usize::from(upload) + joins;
     let known = flags & !(FLAG_TREE | FLAG_UPLOAD) == 0;
     if bytes != MESSAGE_BYTES
         || u16::from_le_bytes([v0, v1]) != VERSION
@@ -166,6 +186,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Start>, StartError> {
         control_keeper: next(),
         work_tree: tree.then(&mut next),
         upload: upload.then(&mut next),
+        joins: fds.collect(),
     }))
 }
 
@@ -217,12 +238,17 @@ mod tests {
             control_keeper: at(9),
             work_tree: None,
             upload: Some(at(11)),
+            joins: &fds[..2],
         };
         send(daemon.as_fd(), id, &start).unwrap();
         let got = receive(spawner.as_fd()).unwrap().unwrap();
         assert_eq!(got.id, id);
         assert!(got.work_tree.is_none());
         assert_eq!(inode(&got.upload.unwrap()), inode(&fds[11]));
+        assert_eq!(
+            got.joins.iter().map(inode).collect::<Vec<_>>(),
+            [inode(&fds[0]), inode(&fds[1])]
+        );
         assert_eq!(inode(&got.control_keeper), inode(&fds[9]));
         start.work_tree = Some(at(10));
         send(daemon.as_fd(), id, &start).unwrap();
@@ -237,7 +263,7 @@ mod tests {
         scm::send(daemon.as_fd(), &[1; MESSAGE_BYTES], &[]).unwrap();
         assert!(matches!(
             receive(spawner.as_fd()),
-            Err(StartError::Malformed { bytes: 20, fds: 0 })
+            Err(StartError::Malformed { bytes: 22, fds: 0 })
         ));
         scm::send(daemon.as_fd(), &[0; 1], &[daemon.as_fd()]).unwrap();
         assert!(matches!(

@@ -17,6 +17,10 @@ pub(super) struct Body {
     pub(super) capture: Option<Rc<Capture>>,
     /// Whether it has a cgroup.
     pub(super) has_leaf: bool,
+    /// Whether memory can run out in it alone.
+    pub(super) has_memory_limit: bool,
+    /// The name that its cgroups of version 1 still have; empty once they have the job's.
+    pub(super) seat: Option<String>,
     pub(super) ids: Option<IdRange>,
     pub(super) image: Option<WorkImage>,
     /// Our end of init's control socket, until the go is given.
@@ -35,6 +39,8 @@ impl Body {
             progress: Rc::default(),
             capture: None,
             has_leaf: false,
+            has_memory_limit: false,
+            seat: None,
             ids: None,
             image: None,
             control: None,

@@ -4,20 +4,41 @@ use super::{
     core::{Alive, Cause},
     effect::{Exit, ExitStatus, Moment},
 };
-use crate::job::{Outcome, Reason, State};
+use crate::job::{Outcome, Reason, State, Usage};
 
-/// What a job's end means. `arrived_mono_ns` is when its submit came in.
+/// When what came before the command's execve, CLOCK_MONOTONIC nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Beginning {
+    /// Its submit came in.
+    pub(super) arrived: u64,
+    /// Its sandbox began to be made, if it ever did.
+    pub(super) made: Option<u64>,
+}
+
+/// What a job's end means. `usage` is what its cgroup counted, where that could be read.
 ///
 /// The cause we wrote down before we acted decides; what the kernel said fills in code and signal. A job
 /// that died without an exit record and without a cause of ours was killed as a whole from outside, init
 /// first, and that takes every process with SIGKILL.
-pub(super) fn conclude(alive: &Alive, arrived_mono_ns: u64, now: Moment) -> (State, Outcome) {
+pub(super) fn conclude(
+    alive: &Alive,
+    usage: Option<Usage>,
+    beginning: Beginning,
+    now: Moment,
+) -> (State, Outcome) {
     let status = match (alive.exit, alive.started_mono_ns, &alive.cause) {
         (Some(Exit { status, .. }), _, _) => Some(status),
         (None, Some(_), Some(Cause::HostLost)) | (None, None, _) => None,
         (None, Some(_), _) => Some(ExitStatus::Signal(libc::SIGKILL)),
     };
-    let (state, reason) = read(alive, status);
+    // Without a cgroup that told, what init saw of the command.
+    let usage = usage.unwrap_or_else(|| Usage {
+        cpu_user_us: alive.exit.map_or(0, |exit| exit.cpu_user_us),
+        cpu_system_us: alive.exit.map_or(0, |exit| exit.cpu_system_us),
+        ..Usage::default()
+    });
+    let is_out_of_memory = usage.oom_kills.is_some_and(|kills| kills > 0);
+    let (state, reason) = read(alive, status, is_out_of_memory);
     let outcome = Outcome {
         reason,
         exit_code: status.and_then(|status| match status {
@@ -28,22 +49,27 @@ pub(super) fn conclude(alive: &Alive, arrived_mono_ns: u64, now: Moment) -> (Sta
             ExitStatus::Signal(signal) => Some(signal),
             ExitStatus::Code(_) => None,
         }),
-        cpu_user_us: alive.exit.map_or(0, |exit| exit.cpu_user_us),
-        cpu_system_us: alive.exit.map_or(0, |exit| exit.cpu_system_us),
+        usage,
         wall_ms: alive
             .started_mono_ns
             .map_or(0, |at| now.mono_ns.saturating_sub(at) / 1_000_000),
+        queued_ms: beginning
+            .made
+            .unwrap_or(now.mono_ns)
+            .saturating_sub(beginning.arrived)
+            / 1_000_000,
         start_micros: alive
             .started_mono_ns
-            .map(|at| at.saturating_sub(arrived_mono_ns) / 1_000),
+            .map(|at| at.saturating_sub(beginning.arrived) / 1_000),
     };
     (state, outcome)
 }
 
-fn read(alive: &Alive, status: Option<ExitStatus>) -> (State, Reason) {
+fn read(alive: &Alive, status: Option<ExitStatus>, is_out_of_memory: bool) -> (State, Reason) {
     match &alive.cause {
         Some(Cause::Timeout) => (State::Timeout, Reason::Timeout),
         Some(Cause::Stopped { by }) => (State::Stopped, Reason::Stopped { by: by.clone() }),
+        Some(Cause::OutOfMemory) => (State::Failed, Reason::OutOfMemory),
         Some(Cause::LogLimit) => (State::Failed, Reason::LogLimit),
         Some(Cause::DaemonDown) => (State::Stopped, Reason::DaemonDown),
         Some(Cause::HostLost) => (State::Failed, Reason::HostLost),
@@ -60,6 +86,8 @@ fn read(alive: &Alive, status: Option<ExitStatus>) -> (State, Reason) {
                 errno: failure.errno,
             },
         ),
+        // The kernel was faster than the word of it.
+        None if is_out_of_memory => (State::Failed, Reason::OutOfMemory),
         None => match status {
             Some(ExitStatus::Code(0)) => (State::Completed, Reason::Exited),
             Some(ExitStatus::Code(_)) => (State::Failed, Reason::Exited),

@@ -31,6 +31,8 @@ pub struct Core {
     /// Ended jobs, oldest first.
     pub(super) history: VecDeque<JobId>,
     pub(super) is_down: bool,
+    /// CLOCK_MONOTONIC of the event that is being taken.
+    pub(super) now_mono_ns: u64,
 }
 
 /// One job.
@@ -40,6 +42,8 @@ pub(super) struct Job {
     pub(super) spec: Arc<Spec>,
     pub(super) work: WorkKind,
     pub(super) arrived_mono_ns: u64,
+    /// When its sandbox began to be made.
+    pub(super) made_mono_ns: Option<u64>,
     pub(super) transitions: Vec<Transition>,
     /// The client has given everything and was, or is being, told so.
     pub(super) accepted: bool,
@@ -85,6 +89,7 @@ pub(super) enum Cause {
     Timeout,
     Stopped { by: String },
     LogLimit,
+    OutOfMemory,
     DaemonDown,
     HostLost,
     Abandoned,
@@ -104,6 +109,7 @@ impl Core {
             starting: 0,
             history: VecDeque::new(),
             is_down: false,
+            now_mono_ns: 0,
         }
     }
 
@@ -115,6 +121,7 @@ impl Core {
             spec: view.spec,
             work: view.work,
             arrived_mono_ns: 0,
+            made_mono_ns: None,
             transitions: view.transitions,
             accepted: true,
             has_slot: false,

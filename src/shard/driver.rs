@@ -29,6 +29,7 @@ use super::{
     reactor,
     remote::Remote,
     retire::Kept,
+    seats::Seats,
     timers::Timers,
     topology::Host,
 };
@@ -60,6 +61,7 @@ pub(crate) struct Shard {
     all_ended: Notify,
     has_all_ended: Cell<bool>,
     pub(super) kept: Kept,
+    pub(super) seats: Seats,
     pub(super) front: FrontDoor,
 }
 
@@ -73,6 +75,7 @@ pub(super) struct ShardParts {
     pub(super) desk: Desk,
     pub(super) recorder: Rc<Recorder>,
     pub(super) journal: JournalWriter,
+    pub(super) seats: Seats,
     /// Ended jobs of former daemons that this shard owns, oldest first.
     pub(super) history: Vec<JobView>,
 }
@@ -102,6 +105,7 @@ impl Shard {
             all_ended: Notify::default(),
             has_all_ended: Cell::new(false),
             kept: Kept::default(),
+            seats: parts.seats,
             front: FrontDoor::default(),
         })
     }

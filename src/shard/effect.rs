@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use crate::job::{JobId, LogTotals, Spec, StopSignal, WorkKind};
+use crate::job::{JobId, LogTotals, Spec, StopSignal, Usage, WorkKind};
 
 /// When something happened, on the three clocks that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,10 @@ pub enum Event {
     Gone(JobId),
     /// The keeper died: nobody will tell how the job ends, and its processes have been killed.
     Orphaned(JobId),
-    /// All output is in the files.
-    Drained(JobId, LogTotals),
+    /// All output is in the files; this is what the job used, where that could be read.
+    Drained(JobId, LogTotals, Option<Usage>),
+    /// A process of the job was killed because memory was out.
+    OutOfMemory(JobId),
     /// Output reached its limit under the policy `stop`.
     LogLimit(JobId),
     /// A peer asks the job to stop.

@@ -14,7 +14,7 @@ use nix::{
     fcntl::OFlag,
     sys::{
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
-        stat::{Mode, fchmod},
+        stat::{Mode, fchmod, fstat},
     },
     unistd::{Gid, fchown, pipe2},
 };
@@ -26,7 +26,7 @@ use super::{
     effect::{Event, StartFailure},
 };
 use crate::{
-    cgroup::CgroupError,
+    cgroup::{CgroupError, Device, Leaf},
     job::{JobId, Refusal, RefusalCode, Spec, WorkKind},
     log::{Capture, Pipes, Policy, Recovered},
     rt::{self, Either},
@@ -37,6 +37,7 @@ use crate::{
         start::StartFds,
         wire::{GO, KeeperCommand},
     },
+    sys::affinity::CpuMask,
     volume::{WorkImage, WorkOptions},
 };
 
@@ -109,7 +110,7 @@ impl Shard {
             body.link = Some(Rc::clone(&link));
         })?;
         let work = self.make_work(id, &spec, work, namespaces.ids).await?;
-        let leaf = self.make_leaf(id)?;
+        let leaf = self.make_leaf(id, &spec).await?;
         self.send(id, &spec, &link, &leaf, &namespaces, work).await
     }
 
@@ -119,11 +120,11 @@ impl Shard {
         id: JobId,
         spec: &Spec,
         link: &Rc<Link>,
-        leaf: &OwnedFd,
+        leaf: &Leaf,
         namespaces: &Namespaces,
         work: Option<OwnedFd>,
     ) -> Result<(), Unmade> {
-        let plan = self.plan(id, spec, namespaces.ids, work.is_some())?;
+        let plan = self.plan(id, spec, namespaces.ids, (work.is_some(), leaf.joins.len()))?;
         let gid = namespaces.ids.base() + spec.user.gid;
         let stdout = pipe(gid).map_err(|errno| failure("make the stdout pipe", errno))?;
         let stderr = pipe(gid).map_err(|errno| failure("make the stderr pipe", errno))?;
@@ -143,7 +144,7 @@ impl Shard {
             stdout_write: stdout.write.as_fd(),
             stderr_write: stderr.write.as_fd(),
             control_init: control_init.as_fd(),
-            cgroup: leaf.as_fd(),
+            cgroup: leaf.dir.as_fd(),
             user_ns: namespaces.user.as_fd(),
             net_ns: namespaces.net.as_fd(),
             stdout_read: stdout.read.as_fd(),
@@ -151,6 +152,7 @@ impl Shard {
             control_keeper: control.as_fd(),
             work_tree: work.as_ref().map(AsFd::as_fd),
             upload: upload.as_ref().map(AsFd::as_fd),
+            joins: &leaf.joins,
         };
         match link.send_start(id, &fds).await {
             Ok(()) => {}
@@ -160,6 +162,7 @@ impl Shard {
             }
             Err(error) => return Err(failure_io("send the plan to the spawner", &error).into()),
         }
+        self.bound(id, spec, work.as_ref())?;
         let progress = self.with_body(id, |body| {
             body.control = Some(control);
             Rc::clone(&body.progress)
@@ -207,8 +210,12 @@ impl Shard {
         id: JobId,
         spec: &Spec,
         ids: IdRange,
-        has_disk: bool,
+        (has_disk, joins): (bool, usize),
     ) -> Result<OwnedFd, StartFailure> {
+        let chosen = spec.limits.cores.as_ref().map(|cores| {
+            let cores = cores.iter().filter_map(|core| usize::try_from(*core).ok());
+            CpuMask::from_cpus(cores)
+        });
         let plan = Plan::new(&PlanSpec {
             user: spec.user,
             ids_base: ids.base(),
@@ -224,9 +231,10 @@ impl Shard {
             shm_bytes: self.host.shm_bytes,
             argv: &spec.argv,
             env: &environment(id, spec),
-            cpus: &self.host.cpus,
+            cpus: chosen.as_ref().unwrap_or(&self.host.cpus),
             rlimits: &self.host.rlimits,
             has_uploads: spec.uploads.is_some(),
+            joins: u16::try_from(joins).unwrap_or(u16::MAX),
         })
         .map_err(|error| StartFailure {
             step: format!("plan: {error}"),
@@ -236,15 +244,40 @@ impl Shard {
             .map_err(|error| failure_io("seal the plan", &error))
     }
 
-    /// The job's cgroup; its directory is open only until the job is born in it.
-    fn make_leaf(&self, id: JobId) -> Result<OwnedFd, StartFailure> {
+    /// The job's cgroups; their descriptors are open only until the job is born in them.
+    async fn make_leaf(self: &Rc<Self>, id: JobId, spec: &Spec) -> Result<Leaf, StartFailure> {
+        let seat = self
+            .take_seat()
+            .await
+            .map_err(|error| cgroup_failure(&error))?;
         let leaf = self
             .host
             .cgroups
-            .create(id)
+            .create(id, &spec.limits, seat)
             .map_err(|error| cgroup_failure(&error))?;
-        self.with_body(id, |body| body.has_leaf = true)?;
+        self.with_body(id, |body| {
+            body.has_leaf = true;
+            body.has_memory_limit = spec.limits.memory_bytes.is_some();
+            body.seat.clone_from(&leaf.seat);
+        })?;
         Ok(leaf)
+    }
+
+    /// Puts the job's limits in force. Its sandbox is being made meanwhile; its command waits for the go, which
+    /// comes after this.
+    fn bound(&self, id: JobId, spec: &Spec, work: Option<&OwnedFd>) -> Result<(), StartFailure> {
+        let seat = self.with_body(id, |body| body.seat.take())?;
+        let mut devices = Vec::new();
+        if spec.limits.io_bytes_per_second.is_some() {
+            devices.extend_from_slice(&self.host.devices);
+            if let Some(image) = work.and_then(|tree| fstat(tree).ok()) {
+                devices.extend(Device::of(image.st_dev));
+            }
+        }
+        self.host
+            .cgroups
+            .bound(id, seat.as_deref(), &spec.limits, &devices)
+            .map_err(|error| cgroup_failure(&error))
     }
 
     /// The disk image for `/work`, when it is not in memory.
@@ -303,17 +336,17 @@ impl Shard {
             body.control = None;
             (
                 body.capture.take(),
-                std::mem::take(&mut body.has_leaf),
+                (std::mem::take(&mut body.has_leaf), body.seat.take()),
                 body.ids.take(),
                 body.image.take(),
             )
         });
-        if let Some((capture, had_leaf, ids, image)) = former {
+        if let Some((capture, (had_leaf, seat), ids, image)) = former {
             if let Some(capture) = capture {
                 let _ = capture.drain().await;
             }
             if had_leaf {
-                self.remove_leaf(id).await;
+                self.remove_leaf(id, seat).await;
             }
             if let Some(ids) = ids {
                 self.desk.free_ids(ids);

@@ -28,6 +28,7 @@ mod output;
 pub mod reactor;
 mod remote;
 mod retire;
+mod seats;
 mod timers;
 pub mod topology;
 mod tree;

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use super::{
-    conclude::conclude,
+    conclude::{Beginning, conclude},
     core::{Alive, Cause, Core, Job, Phase},
     effect::{Effect, Event, ExecFailure, Exit, Moment, NewJob, StartFailure, Timer},
 };
-use crate::job::{JobId, LogTotals, Refusal, RefusalCode, State, StopSignal};
+use crate::job::{JobId, LogTotals, Refusal, RefusalCode, State, StopSignal, Usage};
 
 /// Takes one event. Effects are pushed in the order in which they must be performed.
 ///
@@ -22,6 +22,7 @@ pub fn on(
     event: Event,
     out: &mut Vec<Effect>,
 ) -> Result<(), Refusal> {
+    core.now_mono_ns = now.mono_ns;
     match event {
         Event::Submit(job) => return on_submit(core, now, *job, out),
         Event::Accept(id) => on_accept(core, id, out),
@@ -36,9 +37,10 @@ pub fn on(
         Event::Exited(id, exit) => on_exited(core, id, exit),
         Event::Gone(id) => on_gone(core, id, out),
         Event::Orphaned(id) => on_orphaned(core, now, id, out),
-        Event::Drained(id, log) => on_drained(core, now, id, log, out),
+        Event::Drained(id, log, usage) => on_drained(core, now, id, (log, usage), out),
         // Output can be heard of before its job's birth is.
         Event::LogLimit(id) => end_at_once(core, now, id, Cause::LogLimit, out),
+        Event::OutOfMemory(id) => end_at_once(core, now, id, Cause::OutOfMemory, out),
         Event::Stop { id, by, signal } => {
             on_stop(core, now, id, Cause::Stopped { by }, signal, out)
         }
@@ -76,6 +78,7 @@ fn on_submit(
         spec: Arc::new(new.spec),
         work: new.work,
         arrived_mono_ns: new.arrived_mono_ns,
+        made_mono_ns: None,
         transitions: Vec::with_capacity(3),
         accepted: false,
         has_slot: false,
@@ -103,6 +106,7 @@ fn fill_slots(core: &mut Core, out: &mut Vec<Effect>) {
             cause: None,
         };
         job.has_slot = true;
+        job.made_mono_ns = Some(core.now_mono_ns);
         core.starting += 1;
         out.push(Effect::Prepare(id));
     }
@@ -200,7 +204,7 @@ fn on_unsent(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
                 cause: Some(cause),
                 ..Alive::default()
             },
-            LogTotals::default(),
+            Default::default(),
             out,
         ),
     }
@@ -356,7 +360,7 @@ fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Ve
                     cause: Some(why),
                     ..Alive::default()
                 },
-                LogTotals::default(),
+                Default::default(),
                 out,
             );
         }
@@ -389,7 +393,13 @@ fn on_grace_over(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     }
 }
 
-fn on_drained(core: &mut Core, now: Moment, id: JobId, log: LogTotals, out: &mut Vec<Effect>) {
+fn on_drained(
+    core: &mut Core,
+    now: Moment,
+    id: JobId,
+    totals: (LogTotals, Option<Usage>),
+    out: &mut Vec<Effect>,
+) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
@@ -397,7 +407,7 @@ fn on_drained(core: &mut Core, now: Moment, id: JobId, log: LogTotals, out: &mut
         return;
     };
     let alive = std::mem::take(alive);
-    finish(core, now, id, &alive, log, out);
+    finish(core, now, id, &alive, totals, out);
 }
 
 fn finish(
@@ -405,7 +415,7 @@ fn finish(
     now: Moment,
     id: JobId,
     alive: &Alive,
-    log: LogTotals,
+    (log, usage): (LogTotals, Option<Usage>),
     out: &mut Vec<Effect>,
 ) {
     free_slot(core, id, out);
@@ -417,7 +427,11 @@ fn finish(
         core.jobs.remove(&id);
         out.push(Effect::DeleteOutput(id));
     } else {
-        let (state, outcome) = conclude(alive, job.arrived_mono_ns, now);
+        let beginning = Beginning {
+            arrived: job.arrived_mono_ns,
+            made: job.made_mono_ns,
+        };
+        let (state, outcome) = conclude(alive, usage, beginning, now);
         if let Some(at) = alive.started_mono_ns
             && !job
                 .transitions

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::R
 use super::{desk::chain, driver::Shard, effect::Event, handle::unknown};
 use crate::{
     cgroup::CgroupError,
-    job::{JobId, LogTotals, Refusal, RefusalCode, WorkKind},
+    job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
     limits,
     log::JobFiles,
     rt::{self, Notify},
@@ -38,8 +38,22 @@ impl Shard {
             if let Some(body) = shard.bodies.borrow().get(&id) {
                 body.progress.end();
             }
-            shard.feed(Event::Drained(id, totals));
+            shard.feed(Event::Drained(id, totals, shard.usage(id)));
         });
+    }
+
+    /// What a job's cgroup has counted.
+    fn usage(&self, id: JobId) -> Option<Usage> {
+        if !self.bodies.borrow().get(&id)?.has_leaf {
+            return None;
+        }
+        match self.host.cgroups.usage(id) {
+            Ok(usage) => Some(usage),
+            Err(error) => {
+                tracing::warn!(job_id = %id, %error, "what a job used is not known");
+                None
+            }
+        }
     }
 
     /// Waits until no process is left in a job's cgroup, killing what is.
@@ -81,7 +95,7 @@ impl Shard {
         let shard = Rc::clone(self);
         rt::spawn(async move {
             if body.has_leaf {
-                shard.remove_leaf(id).await;
+                shard.remove_leaf(id, body.seat).await;
             }
             if let Some(ids) = body.ids {
                 shard.desk.free_ids(ids);
@@ -93,10 +107,11 @@ impl Shard {
     }
 
     /// Removes a leaf. Its processes are dead; the kernel may need a moment to let go of them.
-    pub(super) async fn remove_leaf(&self, id: JobId) {
+    /// `seat` is the name that its cgroups of version 1 still have, if they do not have the job's.
+    pub(super) async fn remove_leaf(&self, id: JobId, seat: Option<String>) {
         let mut pause = limits::LEAF_RETRY_FIRST;
         for _ in 0..limits::LEAF_RETRIES {
-            match self.host.cgroups.remove(id) {
+            match self.remove_cgroups(id, seat.clone()).await {
                 Ok(()) | Err(CgroupError::Missing(_)) => return,
                 Err(CgroupError::Busy { .. }) => {
                     let _ = self.host.cgroups.kill(id);

@@ -7,7 +7,7 @@ use std::{
     io,
     net::UdpSocket,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     rc::Rc,
     sync::{
         Arc,
@@ -27,6 +27,7 @@ use super::{
     handle::{Handle, Settings},
     journal::JournalWriter,
     remote::{Call, Remote},
+    seats::Seats,
 };
 use crate::{
     cgroup::{self, CgroupError},
@@ -67,6 +68,8 @@ pub(super) struct Host {
     pub(super) cpus: CpuMask,
     pub(super) rlimits: Vec<Rlimit>,
     pub(super) cgroups: cgroup::Tree,
+    /// Disks that an I/O limit is set on: those of the host's programs and of our own files.
+    pub(super) devices: Vec<cgroup::Device>,
     pub(super) loads: Loads,
     helpers_procs: OwnedFd,
     scratch_dir: PathBuf,
@@ -229,12 +232,24 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         shm_bytes: config.limits.shm_bytes,
         cpus: CpuMask::from_cpus(setup.cpus.iter().copied()),
         rlimits: rlimits(),
+        devices: devices(base.root()),
         helpers_procs: cgroups.helpers_procs()?,
         scratch_dir: base.run(),
         cgroups,
         loads: (0..shards).map(|_| AtomicU32::new(0)).collect(),
         ready: AtomicUsize::new(0),
     })
+}
+
+/// The disks behind everything on a disk that a job may read or write, but for a `/work` of its own.
+fn devices(base: &Path) -> Vec<cgroup::Device> {
+    let mut devices: Vec<cgroup::Device> = [base, Path::new("/usr"), Path::new("/etc")]
+        .into_iter()
+        .flat_map(cgroup::Device::behind)
+        .collect();
+    devices.sort_unstable_by_key(|device| (device.major, device.minor));
+    devices.dedup();
+    devices
 }
 
 /// Host ids of each shard's jobs: every shard leases slices of its own, more as it needs them.
@@ -449,12 +464,15 @@ impl ThreadParts {
             desk: Desk::new(self.ids),
             recorder,
             journal: JournalWriter::new(),
+            seats: Seats::new().map_err(io("a counter"))?,
             history: self.history,
         });
         rt::spawn(shard.journal.clone().serve(journal_file));
         rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
         rt::spawn(Rc::clone(&shard).serve_timers());
         rt::spawn(Rc::clone(&shard).serve_kept());
+        rt::spawn(Rc::clone(&shard).serve_seats());
+        rt::spawn(Rc::clone(&shard).serve_memory());
         shard
             .employ(self.crew)
             .await

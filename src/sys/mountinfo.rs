@@ -15,6 +15,8 @@ pub struct Mount {
     pub kind: String,
     /// What is mounted, as the mounter named it.
     pub source: OsString,
+    /// Options of the file system itself, comma between them: for cgroups of version 1 their controllers.
+    pub options: String,
 }
 
 /// The mounts this process sees, in the kernel's order: what covers comes after what is covered.
@@ -43,12 +45,17 @@ fn parse(line: &[u8]) -> Option<Mount> {
     words.find(|word| *word == b"-")?;
     let kind = String::from_utf8_lossy(words.next()?).into_owned();
     let source = path(words.next()?).into_os_string();
+    let options = words
+        .next()
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .unwrap_or_default();
     Some(Mount {
         root,
         point,
         read_only,
         kind,
         source,
+        options,
     })
 }
 
@@ -87,6 +94,7 @@ mod tests {
             read_only: true,
             kind: "ext4".to_owned(),
             source: "/dev/root".into(),
+            options: "rw".to_owned(),
         };
         assert_eq!(parse(line), Some(expected));
         assert_eq!(parse(b""), None);

@@ -8,7 +8,7 @@ use std::{
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 /// Most descriptors in one message of ours.
-pub const FDS_MAX: usize = 16;
+pub const FDS_MAX: usize = 20;
 
 /// Sends one message and duplicates of `fds`. Never raises SIGPIPE; blocks only if the socket does.
 ///

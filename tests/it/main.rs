@@ -22,6 +22,8 @@ mod harness;
 mod hostile;
 /// One file per promise, looked at from inside a job.
 mod isolation;
+/// What a job may use, tried by one that wants more.
+mod limits;
 /// Output: every byte, in order, once.
 mod log;
 /// Running a command: arguments, environment, streams, exit codes.

@@ -23,6 +23,8 @@ pub struct Rlimit {
 /// One step of the child between its birth and the execve of init.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step<'a> {
+    /// The cgroups of version 1 that came with the start, this many.
+    JoinCgroups(u16),
     /// The cgroup it was born in becomes the root of what it sees.
     CgroupNamespace,
     /// Its own `/proc`.
@@ -111,6 +113,7 @@ impl<'a> Step<'a> {
     #[must_use]
     pub const fn tag(&self) -> u16 {
         match self {
+            Self::JoinCgroups(_) => 5,
             Self::CgroupNamespace => 10,
             Self::MountProc => 20,
             Self::MountTmp { .. } => 22,
@@ -143,6 +146,7 @@ impl<'a> Step<'a> {
         match tag {
             tag::PLAN => "read the plan",
             tag::CLONE => "clone",
+            5 => "join the cgroups",
             10 => "enter a cgroup namespace",
             20 => "mount /proc",
             22 => "mount /tmp",
@@ -194,6 +198,7 @@ impl<'a> Step<'a> {
                 put(out, &contents);
             }
             Self::Affinity { mask } => put(out, mask),
+            Self::JoinCgroups(count) => put(out, &count.to_le_bytes()),
             Self::Gid(id) | Self::Uid(id) => put(out, &id.to_le_bytes()),
             Self::Capabilities(set) => put(out, &set.to_le_bytes()),
             Self::CgroupNamespace
@@ -234,6 +239,12 @@ impl<'a> Step<'a> {
                 .map_err(|_| wrong)
         };
         let step = match tag {
+            5 => Self::JoinCgroups(
+                contents
+                    .try_into()
+                    .map(u16::from_le_bytes)
+                    .map_err(|_| wrong)?,
+            ),
             10 => Self::CgroupNamespace,
             20 => Self::MountProc,
             22 => Self::MountTmp {
@@ -274,7 +285,7 @@ impl<'a> Step<'a> {
             52 => return Err(wrong),
             _ => return Err(StepError::Tag(tag)),
         };
-        let takes_none = !matches!(tag, 22..=28 | 50 | 52 | 84..=88);
+        let takes_none = !matches!(tag, 5 | 22..=28 | 50 | 52 | 84..=88);
         if takes_none && !contents.is_empty() {
             Err(wrong)
         } else {

@@ -40,6 +40,7 @@ fn plan(change: impl FnOnce(&mut PlanSpec<'_>)) -> Result<Plan, PlanError> {
         cpus: &cpus,
         rlimits: ALL,
         has_uploads: false,
+        joins: 0,
     };
     change(&mut spec);
     Plan::new(&spec)
@@ -47,13 +48,18 @@ fn plan(change: impl FnOnce(&mut PlanSpec<'_>)) -> Result<Plan, PlanError> {
 
 #[test]
 fn the_order_is_mounts_then_inheritance_then_the_user_namespace_and_init() {
-    let plan = plan(|spec| spec.has_uploads = true).unwrap();
+    let plan = plan(|spec| {
+        spec.has_uploads = true;
+        spec.joins = 3;
+    })
+    .unwrap();
     let decoded = DecodedPlan::read(plan.bytes()).unwrap();
     let tags: Vec<u16> = decoded.steps.iter().map(Step::tag).collect();
     let expected = [
-        10, 20, 22, 24, 26, 28, 40, 50, 50, 52, 60, 62, 64, 66, 68, 80, 82, 84, 86, 88, 90, 100,
+        5, 10, 20, 22, 24, 26, 28, 40, 50, 50, 52, 60, 62, 64, 66, 68, 80, 82, 84, 86, 88, 90, 100,
     ];
     assert_eq!(tags, expected);
+    assert_eq!(decoded.wants_joins(), 3);
     assert!(tags.iter().all(|tag| Step::name(*tag) != "unknown step"));
     assert_eq!(Step::name(7), "unknown step");
     assert_eq!(decoded.arguments[1].to_bytes(), b"1000 1000 1");
@@ -140,6 +146,7 @@ fn what_cannot_be_is_refused_by_name() {
         cpus: &none,
         rlimits: &[],
         has_uploads: false,
+        joins: 0,
     };
     assert_eq!(Plan::new(&spec), Err(PlanError::NoProcessor));
     let one = CpuMask::from_cpus([0]);
@@ -173,6 +180,7 @@ fn the_longest_argument_and_the_last_user_fit() {
         cpus: &cpus,
         rlimits: &[ALL[0]; 16],
         has_uploads: false,
+        joins: 0,
     };
     let plan = Plan::new(&spec).unwrap();
     let decoded = DecodedPlan::read(plan.bytes()).unwrap();
@@ -238,6 +246,7 @@ proptest! {
         uid in 0_u32..65_536,
         cpu in 0_usize..1000,
         has_uploads: bool,
+        joins: 0,
         tree: bool,
     ) {
         let cpus = CpuMask::from_cpus([cpu]);

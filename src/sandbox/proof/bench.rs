@@ -243,6 +243,7 @@ impl Request {
             cpus: &cpus,
             rlimits: &[],
             has_uploads: self.upload.is_some(),
+            joins: 0,
         })
         .unwrap()
     }

@@ -201,6 +201,7 @@ impl Spawner {
         let plan = DecodedPlan::read(&self.buffer).map_err(|_| unreadable(libc::EINVAL))?;
         if plan.wants_tree() != start.work_tree.is_some()
             || plan.wants_upload() != start.upload.is_some()
+            || plan.wants_joins() != start.joins.len()
         {
             return Err(unreadable(libc::EINVAL));
         }

@@ -74,6 +74,10 @@ impl Walk<'_> {
         let tmpfs = |target: &CStr, options| child::mount(c"tmpfs", target, PLAIN, Some(options));
         let start = self.start;
         match *step {
+            Step::JoinCgroups(_) => start
+                .joins
+                .iter()
+                .try_for_each(|tasks| child::join_cgroup(tasks.as_fd())),
             Step::CgroupNamespace => child::unshare(Namespace::Cgroup),
             Step::MountProc => child::mount(c"proc", c"/proc", PROC, None),
             Step::MountTmp { options } => tmpfs(c"/tmp", options),

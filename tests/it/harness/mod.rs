@@ -27,16 +27,8 @@ pub(crate) enum Host {
     /// Every host the product supports.
     Any,
     /// Controllers in v1 hierarchies, cgroup2 beside them.
-    #[expect(
-        dead_code,
-        reason = "tests of limits will name it; the vocabulary is complete from the start"
-    )]
     Hybrid,
     /// Controllers in cgroup2.
-    #[expect(
-        dead_code,
-        reason = "tests of limits will name it; the vocabulary is complete from the start"
-    )]
     V2,
 }
 
