@@ -4,7 +4,7 @@ use super::{
     core::{Alive, Cause},
     effect::{Exit, ExitStatus, Moment},
 };
-use crate::job::{Outcome, Reason, State};
+use crate::job::{Outcome, Reason, State, Usage};
 
 /// What a job's end means. `arrived_mono_ns` is when its submit came in.
 ///
@@ -28,11 +28,15 @@ pub(super) fn conclude(alive: &Alive, arrived_mono_ns: u64, now: Moment) -> (Sta
             ExitStatus::Signal(signal) => Some(signal),
             ExitStatus::Code(_) => None,
         }),
-        cpu_user_us: alive.exit.map_or(0, |exit| exit.cpu_user_us),
-        cpu_system_us: alive.exit.map_or(0, |exit| exit.cpu_system_us),
+        usage: Usage {
+            cpu_user_us: alive.exit.map_or(0, |exit| exit.cpu_user_us),
+            cpu_system_us: alive.exit.map_or(0, |exit| exit.cpu_system_us),
+            ..Usage::default()
+        },
         wall_ms: alive
             .started_mono_ns
             .map_or(0, |at| now.mono_ns.saturating_sub(at) / 1_000_000),
+        queued_ms: 0,
         start_micros: alive
             .started_mono_ns
             .map(|at| at.saturating_sub(arrived_mono_ns) / 1_000),

@@ -91,6 +91,7 @@ impl Handle {
             owner: owner.name.clone(),
             spec,
             work,
+            caveats: Vec::new(),
             arrived_mono_ns,
         };
         let submit = move |shard: Rc<Shard>| -> Result<_, Refusal> {
@@ -372,6 +373,7 @@ fn start_failure(view: &JobView) -> Option<Refusal> {
         }
         Reason::Exited
         | Reason::Signaled
+        | Reason::OutOfMemory
         | Reason::Timeout
         | Reason::Stopped { .. }
         | Reason::Canceled

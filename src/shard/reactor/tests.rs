@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{Outcome, Reason, Spec, User, WorkKind},
+    job::{Limits, Outcome, Reason, Spec, User, WorkKind},
     shard::{core::CoreLimits, effect::ExitStatus},
 };
 
@@ -35,6 +35,7 @@ fn spec(timeout: Option<Duration>) -> Spec {
             gid: 1000,
         },
         work_bytes: 64 << 20,
+        limits: Limits::default(),
         timeout,
         grace: Duration::from_secs(10),
         uploads: None,
@@ -47,6 +48,7 @@ fn new_job(n: u8, timeout: Option<Duration>) -> Event {
         owner: "alice".to_owned(),
         spec: spec(timeout),
         work: WorkKind::Memory,
+        caveats: Vec::new(),
         arrived_mono_ns: 1_000,
     }))
 }
