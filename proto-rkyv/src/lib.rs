@@ -19,9 +19,9 @@ pub use bulk::{BulkError, count, join, split};
 pub use frame::{FrameError, HEADER_BYTES, Header, Kind, Piece, Reader, encode, header_bytes};
 // By name: the derives also make `Archived*` and `*Resolver` types, which are nobody's business.
 pub use message::{
-    After, Copy, Id, Job, JobRef, List, Log, LogTotals, Node, Outcome, Reason, Refusal,
-    RefusalCode, Reply, Request, State, Stop, StopSignal, Streams, Submit, Transition, Upload,
-    Work,
+    After, Caveat, Copy, Id, Job, JobRef, LimitKind, Limits, List, Log, LogTotals, Node, Outcome,
+    Reason, Refusal, RefusalCode, Reply, Request, State, Stop, StopSignal, Streams, Submit,
+    Transition, Upload, Usage, Work,
 };
 
 /// ALPN of version 1, the only one there is.

@@ -59,6 +59,16 @@ pub struct Submit {
     pub grace_ms: Option<u64>,
     /// Sum of the sizes of all files that will be uploaded, and whether uploads follow at all.
     pub uploads: Option<u64>,
+    /// CPU time, percent of one core. As with the next three, 0 is unlimited and absent the server's default.
+    pub max_cpu: Option<u32>,
+    /// Memory.
+    pub max_memory_bytes: Option<u64>,
+    /// Bytes a second, read and written each.
+    pub max_iobps: Option<u64>,
+    /// Processes and threads.
+    pub max_pids: Option<u64>,
+    /// Cores of the server to run on, as ranges with both ends in them; every core for jobs when absent.
+    pub cpu_cores: Option<Vec<(u32, u32)>>,
     /// What the stream carries once the job is accepted.
     pub after: After,
 }
@@ -282,12 +292,85 @@ pub struct Job {
     pub timeout_ms: Option<u64>,
     /// Time between SIGTERM and SIGKILL.
     pub grace_ms: u64,
+    /// What it may use.
+    pub limits: Limits,
+    /// Which of its limits do not hold in every case on this host.
+    pub caveats: Vec<Caveat>,
     /// Every state entered, oldest first.
     pub transitions: Vec<Transition>,
     /// Why it ended, when it has.
     pub outcome: Option<Outcome>,
     /// Output so far.
     pub log: LogTotals,
+}
+
+/// What a job may use. `None` is unlimited.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// CPU time, percent of one core.
+    pub cpu_percent: Option<u32>,
+    /// Memory.
+    pub memory_bytes: Option<u64>,
+    /// Bytes a second, read and written each.
+    pub io_bytes_per_second: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Cores of the server it may run on, as ascending ranges with both ends in them; absent is every core
+    /// for jobs.
+    pub cores: Option<Vec<(u32, u32)>>,
+}
+
+/// One of a job's [`Limits`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LimitKind {
+    /// CPU time.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// Bytes a second.
+    Io,
+    /// Processes and threads.
+    Pids,
+    /// Cores.
+    Cores,
+}
+
+/// A limit that the host does not enforce, or not in every case.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Caveat {
+    /// Which.
+    pub limit: LimitKind,
+    /// It holds in most cases; otherwise in none.
+    pub is_partly: bool,
+    /// What does not hold, and why.
+    pub note: String,
+}
+
+/// What a job has used. `None` is what the host does not count.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// CPU time in user mode.
+    pub cpu_user_us: u64,
+    /// CPU time in the kernel.
+    pub cpu_system_us: u64,
+    /// Time that processes were ready and held back by the CPU limit.
+    pub throttled_us: Option<u64>,
+    /// Memory now.
+    pub memory_bytes: Option<u64>,
+    /// The most memory at any time.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes that were killed because memory was out.
+    pub oom_kills: Option<u64>,
+    /// Bytes read from block devices.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes written to block devices.
+    pub io_write_bytes: Option<u64>,
+    /// Processes and threads now.
+    pub pids: Option<u64>,
+    /// The most processes and threads at any time.
+    pub pids_peak: Option<u64>,
+    /// Times that a process or thread was refused because of the limit.
+    pub pids_refused: Option<u64>,
 }
 
 /// What a job's `/work` is made of.
@@ -319,13 +402,13 @@ pub struct Outcome {
     pub exit_code: Option<i32>,
     /// Signal that ended the command, when one did.
     pub signal: Option<i32>,
-    /// CPU time of the job in user mode.
-    pub cpu_user_us: u64,
-    /// CPU time of the job in the kernel.
-    pub cpu_system_us: u64,
+    /// What the job used in all.
+    pub usage: Usage,
     /// From `execve` to the end; zero when the command never started.
     pub wall_ms: u64,
-    /// From the submit's acceptance to the command's `execve`.
+    /// From the submit's arrival until its sandbox began to be made.
+    pub queued_ms: u64,
+    /// From the submit's arrival to the command's `execve`.
     pub start_micros: Option<u64>,
 }
 
@@ -336,6 +419,8 @@ pub enum Reason {
     Exited,
     /// A signal that was not ours ended the command.
     Signaled,
+    /// It used more memory than it may.
+    OutOfMemory,
     /// Its timeout.
     Timeout,
     /// Somebody asked for it.

@@ -3,9 +3,9 @@
 //! `golden/v1.txt` holds a line per frame, `name hex`. A frame that differs prints the line it would be.
 
 use proto_rkyv::{
-    After, Copy, HEADER_BYTES, Header, Job, Kind, List, Log, LogTotals, Node, Outcome, Piece,
-    Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Stop, StopSignal, Streams, Submit,
-    Transition, Upload, Work, encode, header_bytes,
+    After, Caveat, Copy, HEADER_BYTES, Header, Job, Kind, LimitKind, Limits, List, Log, LogTotals,
+    Node, Outcome, Piece, Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Stop,
+    StopSignal, Streams, Submit, Transition, Upload, Usage, Work, encode, header_bytes,
 };
 
 const GOLDEN: &str = include_str!("golden/v1.txt");
@@ -40,6 +40,14 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
         work: Work::Memory,
         timeout_ms: Some(5_000),
         grace_ms: 10_000,
+        limits: Limits {
+            cpu_percent: Some(150),
+            memory_bytes: Some(512 << 20),
+            io_bytes_per_second: Some(1 << 20),
+            pids: Some(4_096),
+            cores: Some(vec![(0, 1), (4, 4)]),
+        },
+        caveats: vec![caveat(LimitKind::Io, true), caveat(LimitKind::Cores, false)],
         transitions: vec![
             Transition {
                 state: State::Initializing,
@@ -61,14 +69,38 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
     })
 }
 
+fn caveat(limit: LimitKind, is_partly: bool) -> Caveat {
+    Caveat {
+        limit,
+        is_partly,
+        note: "for direct input and output".into(),
+    }
+}
+
+fn usage() -> Usage {
+    Usage {
+        cpu_user_us: 10,
+        cpu_system_us: 11,
+        throttled_us: Some(12),
+        memory_bytes: Some(13),
+        memory_peak_bytes: Some(14),
+        oom_kills: Some(15),
+        io_read_bytes: Some(16),
+        io_write_bytes: Some(17),
+        pids: Some(18),
+        pids_peak: Some(19),
+        pids_refused: None,
+    }
+}
+
 fn ended(reason: Reason) -> Reply {
     Reply::Ended(job(Some(Outcome {
         reason,
         exit_code: Some(7),
         signal: Some(9),
-        cpu_user_us: 10,
-        cpu_system_us: 11,
+        usage: usage(),
         wall_ms: 12,
+        queued_ms: 13,
         start_micros: Some(640),
     })))
 }
@@ -83,6 +115,11 @@ fn requests() -> Vec<(&'static str, Request)> {
         timeout_ms: Some(1),
         grace_ms: Some(2),
         uploads: Some(3),
+        max_cpu: Some(150),
+        max_memory_bytes: Some(512 << 20),
+        max_iobps: Some(1 << 20),
+        max_pids: Some(0),
+        cpu_cores: Some(vec![(0, 1), (4, 4)]),
         after: After::Follow,
     };
     vec![
@@ -162,6 +199,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("node-reply", Reply::Node(Box::new(node))),
         ("ended-exited", ended(Reason::Exited)),
         ("ended-signaled", ended(Reason::Signaled)),
+        ("ended-out-of-memory", ended(Reason::OutOfMemory)),
         ("ended-timeout", ended(Reason::Timeout)),
         ("ended-stopped", ended(Reason::Stopped { by: "bob".into() })),
         ("ended-canceled", ended(Reason::Canceled)),

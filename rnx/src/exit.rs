@@ -255,6 +255,7 @@ pub(crate) fn outcome_code(outcome: &Outcome) -> u8 {
         Reason::StartFailed { .. } | Reason::Canceled => code::NOT_STARTED,
         Reason::Exited
         | Reason::Signaled
+        | Reason::OutOfMemory
         | Reason::Stopped { .. }
         | Reason::LogLimit
         | Reason::HostLost
@@ -285,6 +286,10 @@ pub(crate) fn outcome_message(job: &Job, ours: bool) -> Option<String> {
         Reason::Exited => return None,
         Reason::Stopped { .. } if ours => return None,
         Reason::Signaled => ended(),
+        Reason::OutOfMemory => match job.limits.memory_bytes {
+            Some(limit) => format!("ran out of memory at {}", crate::text::bytes(limit)),
+            None => "ran out of memory".into(),
+        },
         Reason::Timeout => match job.timeout_ms {
             Some(limit) => format!("ran out of time after {}", crate::text::millis(limit)),
             None => "ran out of time".into(),

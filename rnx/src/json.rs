@@ -11,22 +11,27 @@
 //! workdir, user        directory; {uid, gid}
 //! work                 {kind: "memory" | "disk", bytes}
 //! timeout_seconds      or null; grace_seconds
+//! limits               {cpu_percent, memory_bytes, io_bytes_per_second, pids, cores: [number]}, each null when
+//!                      there is no such limit
+//! caveats              [{limit, enforced: "partly" | "no", note}]: limits that do not hold in every case here
 //! created_time, start_time, end_time     RFC 3339 in UTC, or null
 //! transitions          [{status, time, monotonic_ns}], oldest first
 //! exit_code            of the command, or null (also in outcome)
 //! outcome              null until the job has ended: {reason, exit_code, signal, signal_name, by, step, errno,
-//!                      cpu_seconds: {user, system}, wall_seconds, start_micros}
+//!                      cpu_seconds: {user, system}, memory_peak_bytes, io_read_bytes, io_write_bytes,
+//!                      pids_peak, pids_refused, oom_kills, throttled_seconds, wall_seconds, queued_seconds,
+//!                      start_micros}; what the host does not count is null
 //! log                  {stdout_bytes, stderr_bytes, stored_bytes, dropped_bytes, produced_bytes}
 //! args, env            only `job status`: list of strings; {NAME: value}, secrets as "***"
 //! ```
-//! `reason` is one of exited, signaled, timeout, stopped, canceled, log_limit, start_failed,
+//! `reason` is one of exited, signaled, out_of_memory, timeout, stopped, canceled, log_limit, start_failed,
 //! command_not_found, command_not_executable, host_lost, daemon_down. Bytes that are not UTF-8 are shown as
 //! `{"base64": "…"}`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rnx::{
     Output, Status, Stream,
-    proto::{Job, Node, Outcome, Reason, Work},
+    proto::{Caveat, Job, Limits, Node, Outcome, Reason, Usage, Work},
 };
 use serde_json::{Map, Value, json};
 
@@ -62,6 +67,8 @@ pub(crate) fn job(job: &Job) -> Value {
         "work": {"kind": work(job.work), "bytes": job.work_bytes},
         "timeout_seconds": job.timeout_ms.map(|ms| seconds(ms, 1_000)),
         "grace_seconds": seconds(job.grace_ms, 1_000),
+        "limits": limits(&job.limits),
+        "caveats": job.caveats.iter().map(caveat).collect::<Vec<_>>(),
         "created_time": time(times.created),
         "start_time": time(times.started),
         "end_time": time(times.ended),
@@ -136,6 +143,7 @@ pub(crate) fn reason(reason: &Reason) -> &'static str {
     match reason {
         Reason::Exited => "exited",
         Reason::Signaled => "signaled",
+        Reason::OutOfMemory => "out_of_memory",
         Reason::Timeout => "timeout",
         Reason::Stopped { .. } => "stopped",
         Reason::Canceled => "canceled",
@@ -156,6 +164,33 @@ pub(crate) fn work(work: Work) -> &'static str {
     }
 }
 
+fn limits(limits: &Limits) -> Value {
+    json!({
+        "cpu_percent": limits.cpu_percent,
+        "memory_bytes": limits.memory_bytes,
+        "io_bytes_per_second": limits.io_bytes_per_second,
+        "pids": limits.pids,
+        "cores": limits.cores.as_deref().map(|ranges| {
+            ranges.iter().flat_map(|(first, last)| *first..=*last).collect::<Vec<_>>()
+        }),
+    })
+}
+
+fn caveat(caveat: &Caveat) -> Value {
+    json!({
+        "limit": text::limit(caveat.limit),
+        "enforced": if caveat.is_partly { "partly" } else { "no" },
+        "note": caveat.note,
+    })
+}
+
+fn cpu_seconds(usage: &Usage) -> Value {
+    json!({
+        "user": seconds(usage.cpu_user_us, 1_000_000),
+        "system": seconds(usage.cpu_system_us, 1_000_000),
+    })
+}
+
 fn outcome(outcome: &Outcome) -> Value {
     let (mut by, mut step, mut number) = (None, None, None);
     match &outcome.reason {
@@ -164,6 +199,7 @@ fn outcome(outcome: &Outcome) -> Value {
         Reason::CommandNotExecutable { errno } => number = Some(*errno),
         Reason::Exited
         | Reason::Signaled
+        | Reason::OutOfMemory
         | Reason::Timeout
         | Reason::Canceled
         | Reason::LogLimit
@@ -171,6 +207,7 @@ fn outcome(outcome: &Outcome) -> Value {
         | Reason::HostLost
         | Reason::DaemonDown => {}
     }
+    let usage = &outcome.usage;
     json!({
         "reason": reason(&outcome.reason),
         "exit_code": outcome.exit_code,
@@ -179,8 +216,16 @@ fn outcome(outcome: &Outcome) -> Value {
         "by": by,
         "step": step,
         "errno": number.filter(|errno| *errno != 0),
-        "cpu_seconds": {"user": seconds(outcome.cpu_user_us, 1_000_000), "system": seconds(outcome.cpu_system_us, 1_000_000)},
+        "cpu_seconds": cpu_seconds(usage),
+        "memory_peak_bytes": usage.memory_peak_bytes,
+        "io_read_bytes": usage.io_read_bytes,
+        "io_write_bytes": usage.io_write_bytes,
+        "pids_peak": usage.pids_peak,
+        "pids_refused": usage.pids_refused,
+        "oom_kills": usage.oom_kills,
+        "throttled_seconds": usage.throttled_us.map(|us| seconds(us, 1_000_000)),
         "wall_seconds": seconds(outcome.wall_ms, 1_000),
+        "queued_seconds": seconds(outcome.queued_ms, 1_000),
         "start_micros": outcome.start_micros,
     })
 }

@@ -1,7 +1,7 @@
 //! Values as people read them.
 
 use jiff::{Timestamp, tz::TimeZone};
-use rnx::proto::{Id, Job, State};
+use rnx::proto::{Id, Job, LimitKind, State};
 use uuid::Uuid;
 
 /// A job id as it is typed.
@@ -23,6 +23,26 @@ pub(crate) fn state(state: State) -> &'static str {
         State::Timeout => "TIMEOUT",
         State::Canceled => "CANCELED",
     }
+}
+
+/// A limit as one word.
+pub(crate) fn limit(limit: LimitKind) -> &'static str {
+    match limit {
+        LimitKind::Cpu => "cpu",
+        LimitKind::Memory => "memory",
+        LimitKind::Io => "io",
+        LimitKind::Pids => "pids",
+        LimitKind::Cores => "cores",
+    }
+}
+
+/// Core ranges as they are typed: `0-1,4`.
+pub(crate) fn cores(ranges: &[(u32, u32)]) -> String {
+    let range = |(first, last): &(u32, u32)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(",")
 }
 
 /// Whether a job in this state has ended.

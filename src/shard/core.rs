@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::effect::{Exit, Moment, StartFailure};
-use crate::job::{JobId, JobView, LogTotals, Outcome, Spec, State, Transition, WorkKind};
+use crate::job::{Caveat, JobId, JobView, LogTotals, Outcome, Spec, State, Transition, WorkKind};
 
 /// Bounds that the reactor enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub(super) struct Job {
     pub(super) owner: String,
     pub(super) spec: Arc<Spec>,
     pub(super) work: WorkKind,
+    pub(super) caveats: Vec<Caveat>,
     pub(super) arrived_mono_ns: u64,
     /// When its sandbox began to be made.
     pub(super) made_mono_ns: Option<u64>,
@@ -120,6 +121,7 @@ impl Core {
             owner: view.owner,
             spec: view.spec,
             work: view.work,
+            caveats: view.caveats,
             arrived_mono_ns: 0,
             made_mono_ns: None,
             transitions: view.transitions,
@@ -231,6 +233,7 @@ impl Job {
             state: self.state(),
             spec: Arc::clone(&self.spec),
             work: self.work,
+            caveats: self.caveats.clone(),
             transitions: self.transitions.clone(),
             outcome,
             log,

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use crate::job::{JobId, LogTotals, Spec, StopSignal, Usage, WorkKind};
+use crate::job::{Caveat, JobId, LogTotals, Spec, StopSignal, Usage, WorkKind};
 
 /// When something happened, on the three clocks that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct NewJob {
     pub spec: Spec,
     /// What its `/work` will be made of.
     pub work: WorkKind,
+    /// Which of its limits do not hold in every case on this host.
+    pub caveats: Vec<Caveat>,
     /// When the request arrived, CLOCK_MONOTONIC nanoseconds.
     pub arrived_mono_ns: u64,
 }

@@ -8,6 +8,7 @@ use std::{
 use hdrhistogram::Histogram;
 
 use super::{
+    admission::admit,
     driver::Shard,
     effect::{Event, NewJob},
     output::Output,
@@ -70,7 +71,7 @@ impl Handle {
     /// [`Submission::accept`]. `arrived` is when the request came in, for `start_micros`.
     ///
     /// # Errors
-    /// `Busy` when no more jobs fit or the daemon goes down.
+    /// `Busy` when no more jobs fit or the daemon goes down; `Unsupported` for a limit that this host cannot keep.
     pub async fn submit(
         &self,
         owner: &Peer,
@@ -85,12 +86,17 @@ impl Handle {
         } else {
             WorkKind::Disk
         };
+        let host = &self.shard.host;
+        let caveats = admit(&spec.limits, host.best_effort, |limit| {
+            host.cgroups.enforcement(limit)
+        })?;
         let arrived_mono_ns = self.shard.mono_ns_of(arrived);
         let new = NewJob {
             id,
             owner: owner.name.clone(),
             spec,
             work,
+            caveats,
             arrived_mono_ns,
         };
         let submit = move |shard: Rc<Shard>| -> Result<_, Refusal> {
@@ -372,6 +378,7 @@ fn start_failure(view: &JobView) -> Option<Refusal> {
         }
         Reason::Exited
         | Reason::Signaled
+        | Reason::OutOfMemory
         | Reason::Timeout
         | Reason::Stopped { .. }
         | Reason::Canceled

@@ -14,6 +14,7 @@
 //! ```
 //! It knows no wire type and no front by name.
 
+mod admission;
 mod body;
 mod conclude;
 pub mod core;

@@ -77,6 +77,7 @@ fn on_submit(
         owner: new.owner,
         spec: Arc::new(new.spec),
         work: new.work,
+        caveats: new.caveats,
         arrived_mono_ns: new.arrived_mono_ns,
         made_mono_ns: None,
         transitions: Vec::with_capacity(3),

@@ -68,6 +68,8 @@ pub(super) struct Host {
     pub(super) cpus: CpuMask,
     pub(super) rlimits: Vec<Rlimit>,
     pub(super) cgroups: cgroup::Tree,
+    /// Accept limits that this host does not keep.
+    pub(super) best_effort: bool,
     /// Disks that an I/O limit is set on: those of the host's programs and of our own files.
     pub(super) devices: Vec<cgroup::Device>,
     pub(super) loads: Loads,
@@ -232,6 +234,7 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         shm_bytes: config.limits.shm_bytes,
         cpus: CpuMask::from_cpus(setup.cpus.iter().copied()),
         rlimits: rlimits(),
+        best_effort: false,
         devices: devices(base.root()),
         helpers_procs: cgroups.helpers_procs()?,
         scratch_dir: base.run(),

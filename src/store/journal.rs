@@ -24,7 +24,7 @@ use super::{
     record::{Ended, Record},
 };
 use crate::{
-    job::{JobId, JobView, Outcome, Reason, ShardIndex, State, Transition},
+    job::{JobId, JobView, Outcome, Reason, ShardIndex, State, Transition, Usage},
     sys::durable,
 };
 
@@ -282,9 +282,9 @@ fn lose(view: &mut JobView, now: Moment) {
         reason: Reason::HostLost,
         exit_code: None,
         signal: None,
-        cpu_user_us: 0,
-        cpu_system_us: 0,
+        usage: Usage::default(),
         wall_ms: 0,
+        queued_ms: 0,
         start_micros: None,
     });
 }

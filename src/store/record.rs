@@ -12,8 +12,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::job::{
-    ByteString, EnvEntry, JobId, JobView, LogTotals, Outcome, Reason, Spec, State, Transition,
-    User, WorkKind,
+    ByteString, Caveat, EnvEntry, JobId, JobView, LimitKind, Limits, LogTotals, Outcome, Reason,
+    Spec, State, Transition, Usage, User, WorkKind,
 };
 
 /// Version of both records.
@@ -92,6 +92,9 @@ pub(super) struct Accepted {
     work_bytes: u64,
     #[serde(with = "WorkKindMirror")]
     work: WorkKind,
+    #[serde(with = "LimitsMirror")]
+    limits: Limits,
+    caveats: Vec<CaveatRecord>,
     timeout_ns: Option<u64>,
     grace_ns: u64,
     uploads: Option<u64>,
@@ -131,6 +134,8 @@ impl Accepted {
             user: spec.user,
             work_bytes: spec.work_bytes,
             work: view.work,
+            limits: spec.limits.clone(),
+            caveats: view.caveats.iter().cloned().map(CaveatRecord).collect(),
             timeout_ns: spec.timeout.map(to_ns),
             grace_ns: to_ns(spec.grace),
             uploads: spec.uploads,
@@ -161,6 +166,7 @@ impl Accepted {
             workdir: self.workdir.into_bytes()?,
             user: self.user,
             work_bytes: self.work_bytes,
+            limits: self.limits,
             timeout: self.timeout_ns.map(Duration::from_nanos),
             grace: Duration::from_nanos(self.grace_ns),
             uploads: self.uploads,
@@ -171,6 +177,7 @@ impl Accepted {
             state: self.state,
             spec: Arc::new(spec),
             work: self.work,
+            caveats: self.caveats.into_iter().map(|record| record.0).collect(),
             transitions: self
                 .transitions
                 .into_iter()
@@ -306,6 +313,39 @@ struct UserMirror {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(remote = "Limits")]
+struct LimitsMirror {
+    cpu_percent: Option<u32>,
+    memory_bytes: Option<u64>,
+    io_bytes_per_second: Option<u64>,
+    pids: Option<u64>,
+    cores: Option<Vec<u32>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct CaveatRecord(#[serde(with = "CaveatMirror")] Caveat);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Caveat")]
+struct CaveatMirror {
+    #[serde(with = "LimitKindMirror")]
+    limit: LimitKind,
+    is_partly: bool,
+    note: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "LimitKind", rename_all = "snake_case")]
+enum LimitKindMirror {
+    Cpu,
+    Memory,
+    Io,
+    Pids,
+    Cores,
+}
+
+#[derive(Serialize, Deserialize)]
 #[serde(remote = "LogTotals")]
 struct LogTotalsMirror {
     stdout_bytes: u64,
@@ -320,10 +360,27 @@ struct OutcomeMirror {
     reason: Reason,
     exit_code: Option<i32>,
     signal: Option<i32>,
+    #[serde(with = "UsageMirror")]
+    usage: Usage,
+    wall_ms: u64,
+    queued_ms: u64,
+    start_micros: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Usage")]
+struct UsageMirror {
     cpu_user_us: u64,
     cpu_system_us: u64,
-    wall_ms: u64,
-    start_micros: Option<u64>,
+    throttled_us: Option<u64>,
+    memory_bytes: Option<u64>,
+    memory_peak_bytes: Option<u64>,
+    oom_kills: Option<u64>,
+    io_read_bytes: Option<u64>,
+    io_write_bytes: Option<u64>,
+    pids: Option<u64>,
+    pids_peak: Option<u64>,
+    pids_refused: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -331,6 +388,7 @@ struct OutcomeMirror {
 enum ReasonMirror {
     Exited,
     Signaled,
+    OutOfMemory,
     Timeout,
     Stopped { by: String },
     Canceled,

@@ -48,7 +48,12 @@ fn a_job_gets_no_more_cpu_time_than_its_share() {
     };
     let id = daemon.submit(&["--max-cpu=50"], &["python3", "-c", SPIN]);
     let status = daemon.ended(&id);
-    let seconds: f64 = daemon.rnx(["job", "log", &id]).text().trim().parse().unwrap();
+    let seconds: f64 = daemon
+        .rnx(["job", "log", &id])
+        .text()
+        .trim()
+        .parse()
+        .unwrap();
     let wall = number(&status, "wall_seconds");
     // A period that has begun may be used up after the clock was read.
     assert!(seconds < wall * 0.5 + 0.3, "{seconds} s in {wall} s");
@@ -64,9 +69,22 @@ fn limits_larger_than_the_host_are_accepted() {
     };
     let flags = ["job", "run", "--max-cpu=800", "--max-memory=16384", "true"];
     daemon.rnx(flags).assert_code(0);
-    let flags = ["job", "run", "--max-cpu=10000", "--max-memory=1000000G", "true"];
+    let flags = [
+        "job",
+        "run",
+        "--max-cpu=10000",
+        "--max-memory=1000000G",
+        "true",
+    ];
     daemon.rnx(flags).assert_code(0);
-    let flags = ["job", "run", "--max-cpu=0", "--max-memory=0", "--max-pids=0", "true"];
+    let flags = [
+        "job",
+        "run",
+        "--max-cpu=0",
+        "--max-memory=0",
+        "--max-pids=0",
+        "true",
+    ];
     daemon.rnx(flags).assert_code(0);
 }
 
@@ -136,7 +154,10 @@ fn synced_writes_and_direct_reads_keep_to_their_rate() {
     // The first bytes of a period go at once.
     assert!(written < 1.5 * megabyte, "{written}");
     let read = rate(
-        &format!("dd if={} of=/dev/null bs=64k count=64 iflag=direct", large_file()),
+        &format!(
+            "dd if={} of=/dev/null bs=64k count=64 iflag=direct",
+            large_file()
+        ),
         4.0 * megabyte,
     );
     assert!(read < 1.5 * megabyte, "{read}");
@@ -167,7 +188,10 @@ fn what_holds_partly_is_said_in_the_status() {
     let status = daemon.ended(&id);
     let caveats = status["caveats"].as_array().unwrap();
     assert_eq!(caveats.len(), 1, "{status}");
-    assert!(caveats[0]["note"].as_str().unwrap().contains("buffered"), "{status}");
+    assert!(
+        caveats[0]["note"].as_str().unwrap().contains("buffered"),
+        "{status}"
+    );
     let id = daemon.submit(&["--max-memory=64"], &["true"]);
     assert_eq!(daemon.ended(&id)["caveats"].as_array().unwrap().len(), 0);
 }
@@ -271,7 +295,10 @@ fn a_cgroup_that_somebody_removed_changes_nothing_of_the_jobs_end() {
     let pids = daemon.pids(&id);
     let leaf = own_leaf("pids", pids[0].pid);
     let parent = Path::new(&leaf).parent().unwrap().to_owned();
-    for pid in fs::read_to_string(format!("{leaf}/cgroup.procs")).unwrap().lines() {
+    for pid in fs::read_to_string(format!("{leaf}/cgroup.procs"))
+        .unwrap()
+        .lines()
+    {
         fs::write(parent.join("cgroup.procs"), pid).unwrap();
     }
     fs::remove_dir(&leaf).unwrap();

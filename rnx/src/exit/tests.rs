@@ -2,7 +2,7 @@
 
 use rnx::{
     Unreachable,
-    proto::{FrameError, LogTotals, State, Work},
+    proto::{FrameError, Limits, LogTotals, State, Usage, Work},
 };
 
 use super::*;
@@ -21,14 +21,19 @@ fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -> Job {
         work: Work::Memory,
         timeout_ms: Some(2_000),
         grace_ms: 10_000,
+        limits: Limits {
+            memory_bytes: Some(64 << 20),
+            ..Limits::default()
+        },
+        caveats: Vec::new(),
         transitions: Vec::new(),
         outcome: Some(Outcome {
             reason,
             exit_code,
             signal,
-            cpu_user_us: 0,
-            cpu_system_us: 0,
+            usage: Usage::default(),
             wall_ms: 0,
+            queued_ms: 0,
             start_micros: None,
         }),
         log: LogTotals::default(),
@@ -67,6 +72,13 @@ fn an_attached_run_exits_like_its_job() {
         Some(9),
         137,
         Some("job J ended by SIGKILL"),
+    );
+    check(
+        Reason::OutOfMemory,
+        None,
+        Some(9),
+        137,
+        Some("job J ran out of memory at 64 MB"),
     );
     check(
         Reason::Timeout,

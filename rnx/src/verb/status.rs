@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use rnx::{
     Status,
-    proto::{Job, Outcome},
+    proto::{Job, Limits, Outcome, Usage},
 };
 
 use super::Session;
@@ -65,6 +65,7 @@ fn sections(status: &Status, now_ns: i64) -> String {
     page.line("Directory", &job.workdir);
     page.line("User", &format!("{}:{}", job.user.0, job.user.1));
     page.section("Limits");
+    limits(&job.limits, &mut page);
     page.line(
         "Work",
         &format!("{} ({})", text::bytes(job.work_bytes), json::work(job.work)),
@@ -74,6 +75,15 @@ fn sections(status: &Status, now_ns: i64) -> String {
         &job.timeout_ms.map_or_else(|| "none".into(), text::millis),
     );
     page.line("Grace", &text::millis(job.grace_ms));
+    for caveat in &job.caveats {
+        let holds = if caveat.is_partly {
+            "partly enforced"
+        } else {
+            "not enforced"
+        };
+        let limit = text::limit(caveat.limit);
+        page.line("Caveat", &format!("{limit}: {holds}: {}", caveat.note));
+    }
     times(job, now_ns, &mut page);
     if let Some(found) = &job.outcome {
         outcome(job, found, &mut page);
@@ -92,6 +102,30 @@ fn sections(status: &Status, now_ns: i64) -> String {
         }
     }
     page.0
+}
+
+fn limits(limits: &Limits, page: &mut Page) {
+    let unlimited = || "unlimited".to_owned();
+    let percent = |percent: u32| format!("{percent}% of a core");
+    page.line("CPU", &limits.cpu_percent.map_or_else(unlimited, percent));
+    page.line(
+        "Memory",
+        &limits.memory_bytes.map_or_else(unlimited, text::bytes),
+    );
+    let rate = |bytes| format!("{} a second", text::bytes(bytes));
+    page.line(
+        "I/O",
+        &limits.io_bytes_per_second.map_or_else(unlimited, rate),
+    );
+    page.line(
+        "Processes",
+        &limits.pids.map_or_else(unlimited, |pids| pids.to_string()),
+    );
+    let cores = limits.cores.as_deref();
+    page.line(
+        "Cores",
+        &cores.map_or_else(|| "all for jobs".into(), text::cores),
+    );
 }
 
 fn times(job: &Job, now_ns: i64, page: &mut Page) {
@@ -133,19 +167,54 @@ fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
             &format!("{signal} ({})", crate::signal::name(signal)),
         );
     }
-    let cpu = |us: u64| text::millis(us / 1_000);
-    page.line(
-        "CPU",
-        &format!(
-            "{} user, {} system",
-            cpu(outcome.cpu_user_us),
-            cpu(outcome.cpu_system_us)
-        ),
-    );
     page.line("Wall", &text::millis(outcome.wall_ms));
+    page.line("Queued", &text::millis(outcome.queued_ms));
     if let Some(micros) = outcome.start_micros {
         page.line("Start", &format!("{micros} µs from submit to the command"));
     }
+    used(&outcome.usage, page);
+}
+
+/// What a job used in all; a dash is what the host does not count.
+fn used(usage: &Usage, page: &mut Page) {
+    let time = |us: u64| text::millis(us / 1_000);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let count = |count: Option<u64>| or_dash(count.map(|count| count.to_string()));
+    let bytes = |bytes: Option<u64>| or_dash(bytes.map(text::bytes));
+    page.section("Used");
+    page.line(
+        "CPU",
+        &format!(
+            "{} user, {} system, {} held back by the limit",
+            time(usage.cpu_user_us),
+            time(usage.cpu_system_us),
+            or_dash(usage.throttled_us.map(time))
+        ),
+    );
+    page.line(
+        "Memory",
+        &format!(
+            "{} at most, {} killed for it",
+            bytes(usage.memory_peak_bytes),
+            count(usage.oom_kills)
+        ),
+    );
+    page.line(
+        "I/O",
+        &format!(
+            "{} read, {} written",
+            bytes(usage.io_read_bytes),
+            bytes(usage.io_write_bytes)
+        ),
+    );
+    page.line(
+        "Processes",
+        &format!(
+            "{} at most, {} refused",
+            count(usage.pids_peak),
+            count(usage.pids_refused)
+        ),
+    );
 }
 
 /// The command as it could be typed in a shell.

@@ -12,8 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use proto_rkyv::{
-    HEADER_BYTES, Header, Id, Job, Kind, LogTotals, Outcome, Piece, Reader, Reason, Refusal,
-    RefusalCode, Reply, Request, State, Transition, Upload, Work, encode, header_bytes, split,
+    Caveat, HEADER_BYTES, Header, Id, Job, Kind, LimitKind, Limits, LogTotals, Outcome, Piece,
+    Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Transition, Upload, Usage, Work,
+    encode, header_bytes, split,
 };
 use quinn::{Endpoint, RecvStream, SendStream, crypto::rustls::QuicServerConfig};
 use rcgen::{
@@ -302,6 +303,18 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
         work: Work::Memory,
         timeout_ms: None,
         grace_ms: 10_000,
+        limits: Limits {
+            cpu_percent: Some(150),
+            memory_bytes: Some(64 << 20),
+            io_bytes_per_second: Some(1 << 20),
+            pids: None,
+            cores: Some(vec![(0, 1), (4, 4)]),
+        },
+        caveats: vec![Caveat {
+            limit: LimitKind::Io,
+            is_partly: true,
+            note: "direct and synced I/O only".into(),
+        }],
         transitions: vec![
             at(State::Initializing, 0),
             at(State::Running, 1),
@@ -311,9 +324,21 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
             reason,
             exit_code,
             signal,
-            cpu_user_us: 1_500_000,
-            cpu_system_us: 0,
+            usage: Usage {
+                cpu_user_us: 1_500_000,
+                cpu_system_us: 0,
+                throttled_us: Some(250_000),
+                memory_bytes: Some(0),
+                memory_peak_bytes: Some(48 << 20),
+                oom_kills: Some(0),
+                io_read_bytes: Some(4_096),
+                io_write_bytes: None,
+                pids: Some(0),
+                pids_peak: Some(3),
+                pids_refused: Some(1),
+            },
             wall_ms: 2_000,
+            queued_ms: 40,
             start_micros: Some(700),
         }),
         log: LogTotals {

@@ -1,12 +1,15 @@
 //! A submit becomes a [`Spec`]: defaults filled in, every range checked.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use proto_rkyv::{BulkError, Kind, Submit};
 
 use super::{invalid, too_large, tree::check_components};
 use crate::{
-    job::{ByteString, EnvEntry, Refusal, Spec, User},
+    job::{ByteString, EnvEntry, Limits, Refusal, Spec, User},
     limits,
     shard::Settings,
 };
@@ -69,6 +72,7 @@ pub(in crate::front) fn spec(
     if argv.len() + env.len() > limits::SUBMIT_ENTRIES_MAX {
         return Err(too_many_entries());
     }
+    let limits = job_limits(&submit);
     Ok(Spec {
         name: submit.name.map(name).transpose()?,
         labels: labels(submit.labels)?,
@@ -77,6 +81,7 @@ pub(in crate::front) fn spec(
         workdir: workdir(submit.workdir)?,
         user: user(submit.user)?,
         work_bytes: work_bytes(submit.work_bytes, submit.uploads, settings)?,
+        limits,
         timeout: submit.timeout_ms.map(timeout).transpose()?,
         grace: submit.grace_ms.map_or(Ok(settings.grace), grace)?,
         uploads: submit.uploads,
@@ -276,6 +281,21 @@ fn work_bytes(
     Ok(work_bytes)
 }
 
+fn job_limits(submit: &Submit) -> Limits {
+    let ranges = submit.cpu_cores.as_ref();
+    let cores = ranges.map(|ranges| {
+        let cores = ranges.iter().flat_map(|(first, last)| *first..=*last);
+        cores.collect::<BTreeSet<_>>().into_iter().collect()
+    });
+    Limits {
+        cpu_percent: submit.max_cpu.filter(|percent| *percent > 0),
+        memory_bytes: submit.max_memory_bytes.filter(|bytes| *bytes > 0),
+        io_bytes_per_second: submit.max_iobps.filter(|bytes| *bytes > 0),
+        pids: submit.max_pids.filter(|count| *count > 0),
+        cores,
+    }
+}
+
 fn timeout(ms: u64) -> Result<Duration, Refusal> {
     let timeout = Duration::from_millis(ms);
     if ms == 0 || timeout > limits::TIMEOUT_MAX {
@@ -335,6 +355,7 @@ mod tests {
                 gid: 1_000,
             },
             work_bytes: 64 << 20,
+            limits: Limits::default(),
             timeout: None,
             grace: Duration::from_secs(10),
             uploads: None,

@@ -3,7 +3,10 @@
 use proto_rkyv::{Job, Node};
 
 use crate::{
-    job::{JobView, NodeView, Outcome, Peer, Reason, Spec, State, WorkKind},
+    job::{
+        Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Spec, State, Usage,
+        WorkKind,
+    },
     shard::Settings,
 };
 
@@ -30,6 +33,8 @@ pub(in crate::front) fn job(view: &JobView) -> Job {
         },
         timeout_ms: spec.timeout.map(milliseconds),
         grace_ms: milliseconds(spec.grace),
+        limits: job_limits(&spec.limits),
+        caveats: view.caveats.iter().map(caveat).collect(),
         transitions: view
             .transitions
             .iter()
@@ -119,10 +124,62 @@ fn outcome(outcome: &Outcome) -> proto_rkyv::Outcome {
         reason: reason(&outcome.reason),
         exit_code: outcome.exit_code,
         signal: outcome.signal,
-        cpu_user_us: outcome.cpu_user_us,
-        cpu_system_us: outcome.cpu_system_us,
+        usage: usage(&outcome.usage),
         wall_ms: outcome.wall_ms,
+        queued_ms: outcome.queued_ms,
         start_micros: outcome.start_micros,
+    }
+}
+
+fn job_limits(limits: &Limits) -> proto_rkyv::Limits {
+    proto_rkyv::Limits {
+        cpu_percent: limits.cpu_percent,
+        memory_bytes: limits.memory_bytes,
+        io_bytes_per_second: limits.io_bytes_per_second,
+        pids: limits.pids,
+        cores: limits.cores.as_deref().map(ranges),
+    }
+}
+
+/// Ascending numbers as ranges with both ends in them.
+fn ranges(ascending: &[u32]) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for core in ascending {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*core) => *last = *core,
+            Some(_) | None => ranges.push((*core, *core)),
+        }
+    }
+    ranges
+}
+
+fn caveat(caveat: &Caveat) -> proto_rkyv::Caveat {
+    proto_rkyv::Caveat {
+        limit: match caveat.limit {
+            LimitKind::Cpu => proto_rkyv::LimitKind::Cpu,
+            LimitKind::Memory => proto_rkyv::LimitKind::Memory,
+            LimitKind::Io => proto_rkyv::LimitKind::Io,
+            LimitKind::Pids => proto_rkyv::LimitKind::Pids,
+            LimitKind::Cores => proto_rkyv::LimitKind::Cores,
+        },
+        is_partly: caveat.is_partly,
+        note: caveat.note.clone(),
+    }
+}
+
+const fn usage(usage: &Usage) -> proto_rkyv::Usage {
+    proto_rkyv::Usage {
+        cpu_user_us: usage.cpu_user_us,
+        cpu_system_us: usage.cpu_system_us,
+        throttled_us: usage.throttled_us,
+        memory_bytes: usage.memory_bytes,
+        memory_peak_bytes: usage.memory_peak_bytes,
+        oom_kills: usage.oom_kills,
+        io_read_bytes: usage.io_read_bytes,
+        io_write_bytes: usage.io_write_bytes,
+        pids: usage.pids,
+        pids_peak: usage.pids_peak,
+        pids_refused: usage.pids_refused,
     }
 }
 
@@ -130,6 +187,7 @@ fn reason(reason: &Reason) -> proto_rkyv::Reason {
     match reason {
         Reason::Exited => proto_rkyv::Reason::Exited,
         Reason::Signaled => proto_rkyv::Reason::Signaled,
+        Reason::OutOfMemory => proto_rkyv::Reason::OutOfMemory,
         Reason::Timeout => proto_rkyv::Reason::Timeout,
         Reason::Stopped { by } => proto_rkyv::Reason::Stopped { by: by.clone() },
         Reason::Canceled => proto_rkyv::Reason::Canceled,
@@ -200,6 +258,14 @@ pub(in crate::front) mod tests {
             workdir: [b"/".as_slice(), &[0xff; 4_094]].concat(),
             user: User { uid: 1, gid: 2 },
             work_bytes: 3,
+            limits: Limits {
+                cpu_percent: Some(1),
+                memory_bytes: Some(2),
+                io_bytes_per_second: Some(3),
+                pids: Some(4),
+                // No two beside each other: a range for each.
+                cores: Some((0..8_192).step_by(2).collect()),
+            },
             timeout: Some(Duration::from_millis(4)),
             grace: Duration::from_millis(5),
             uploads: None,
@@ -214,6 +280,14 @@ pub(in crate::front) mod tests {
             state: State::Failed,
             spec: Arc::new(spec),
             work: WorkKind::Disk,
+            caveats: vec![
+                Caveat {
+                    limit: LimitKind::Io,
+                    is_partly: true,
+                    note: "n".repeat(512),
+                };
+                5
+            ],
             transitions: vec![
                 Transition {
                     state: State::Running,
@@ -226,9 +300,9 @@ pub(in crate::front) mod tests {
                 reason,
                 exit_code: None,
                 signal: None,
-                cpu_user_us: 0,
-                cpu_system_us: 0,
+                usage: Usage::default(),
                 wall_ms: 0,
+                queued_ms: 0,
                 start_micros: None,
             }),
             log: LogTotals {

@@ -246,7 +246,7 @@ proptest! {
         uid in 0_u32..65_536,
         cpu in 0_usize..1000,
         has_uploads: bool,
-        joins: 0,
+        joins in 0_u16..6,
         tree: bool,
     ) {
         let cpus = CpuMask::from_cpus([cpu]);
@@ -263,6 +263,7 @@ proptest! {
             cpus: &cpus,
             rlimits: &[],
             has_uploads,
+            joins,
         };
         let plan = Plan::new(&spec).unwrap();
         let decoded = DecodedPlan::read(plan.bytes()).unwrap();
@@ -271,6 +272,7 @@ proptest! {
         prop_assert!(same(&decoded.variables, &env));
         prop_assert_eq!(decoded.wants_tree(), tree);
         prop_assert_eq!(decoded.wants_upload(), has_uploads);
+        prop_assert_eq!(decoded.wants_joins(), usize::from(joins));
     }
 
     #[test]

@@ -175,6 +175,7 @@ impl Bench {
             control_keeper: control_keeper.as_fd(),
             work_tree: request.tree.as_ref().map(AsFd::as_fd),
             upload: request.upload.as_ref().map(AsFd::as_fd),
+            joins: &[],
         };
         start::send(self.daemon.as_fd(), id, &fds).unwrap();
         let (birth, fds) = birth::receive(self.keeper.as_fd())

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{Outcome, Reason, Spec, User, WorkKind},
+    job::{Limits, Outcome, Reason, Spec, User, WorkKind},
     shard::{core::CoreLimits, effect::ExitStatus},
 };
 
@@ -35,6 +35,7 @@ fn spec(timeout: Option<Duration>) -> Spec {
             gid: 1000,
         },
         work_bytes: 64 << 20,
+        limits: Limits::default(),
         timeout,
         grace: Duration::from_secs(10),
         uploads: None,
@@ -47,6 +48,7 @@ fn new_job(n: u8, timeout: Option<Duration>) -> Event {
         owner: "alice".to_owned(),
         spec: spec(timeout),
         work: WorkKind::Memory,
+        caveats: Vec::new(),
         arrived_mono_ns: 1_000,
     }))
 }
@@ -98,7 +100,7 @@ impl Story {
     fn end(&mut self) -> (State, Outcome) {
         assert_eq!(self.feed(Event::Gone(id(1))), [Effect::Drain(id(1))]);
         assert_eq!(
-            self.feed(Event::Drained(id(1), LogTotals::default())),
+            self.feed(Event::Drained(id(1), LogTotals::default(), None)),
             [Effect::Release(id(1)), Effect::RecordEnded(id(1))]
         );
         self.outcome()
@@ -283,7 +285,7 @@ fn a_failed_step_ends_the_job_with_its_name_and_frees_the_slot() {
         story.feed(Event::StepFailed(id(1), failure.clone())),
         [Effect::Drain(id(1)), Effect::Prepare(id(3))]
     );
-    story.feed(Event::Drained(id(1), LogTotals::default()));
+    story.feed(Event::Drained(id(1), LogTotals::default(), None));
     let (state, outcome) = story.outcome();
     assert_eq!(state, State::Failed);
     assert_eq!(
@@ -330,7 +332,7 @@ fn an_abandoned_upload_leaves_no_trace() {
     assert_eq!(story.feed(Event::Abandon(id(1))), [Effect::Kill(id(1))]);
     story.feed(Event::Gone(id(1)));
     assert_eq!(
-        story.feed(Event::Drained(id(1), LogTotals::default())),
+        story.feed(Event::Drained(id(1), LogTotals::default(), None)),
         [Effect::Release(id(1)), Effect::DeleteOutput(id(1))]
     );
     assert!(story.core.jobs.is_empty());
@@ -362,7 +364,7 @@ fn the_history_is_bounded_and_what_is_forgotten_is_deleted() {
         ));
         deleted.extend(
             story
-                .feed(Event::Drained(id(n), LogTotals::default()))
+                .feed(Event::Drained(id(n), LogTotals::default(), None))
                 .into_iter()
                 .filter(|effect| matches!(effect, Effect::DeleteOutput(_))),
         );
@@ -432,7 +434,7 @@ fn event() -> impl Strategy<Value = Event> {
         job.clone().prop_map(Event::Gone),
         job.clone().prop_map(Event::Orphaned),
         job.clone()
-            .prop_map(|id| Event::Drained(id, LogTotals::default())),
+            .prop_map(|id| Event::Drained(id, LogTotals::default(), None)),
         job.clone().prop_map(Event::LogLimit),
         job.clone().prop_map(|id| Event::Stop {
             id,

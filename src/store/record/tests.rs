@@ -31,6 +31,7 @@ fn reason() -> impl Strategy<Value = Reason> {
     prop_oneof![
         Just(Reason::Exited),
         Just(Reason::Signaled),
+        Just(Reason::OutOfMemory),
         Just(Reason::Timeout),
         any::<String>().prop_map(|by| Reason::Stopped { by }),
         Just(Reason::Canceled),
@@ -45,27 +46,84 @@ fn reason() -> impl Strategy<Value = Reason> {
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
-    let numbers = (any::<u64>(), any::<u64>(), any::<u64>());
     (
         reason(),
         any::<Option<i32>>(),
         any::<Option<i32>>(),
-        numbers,
+        usage(),
+        any::<(u64, u64)>(),
         any::<Option<u64>>(),
     )
         .prop_map(
-            |(reason, exit_code, signal, (cpu_user_us, cpu_system_us, wall_ms), start_micros)| {
-                Outcome {
-                    reason,
-                    exit_code,
-                    signal,
-                    cpu_user_us,
-                    cpu_system_us,
-                    wall_ms,
-                    start_micros,
-                }
+            |(reason, exit_code, signal, usage, (wall_ms, queued_ms), start_micros)| Outcome {
+                reason,
+                exit_code,
+                signal,
+                usage,
+                wall_ms,
+                queued_ms,
+                start_micros,
             },
         )
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    (any::<(u64, u64)>(), any::<[Option<u64>; 9]>()).prop_map(
+        |((cpu_user_us, cpu_system_us), counts)| {
+            let [
+                throttled_us,
+                memory_bytes,
+                memory_peak_bytes,
+                oom_kills,
+                io_read_bytes,
+                io_write_bytes,
+                pids,
+                pids_peak,
+                pids_refused,
+            ] = counts;
+            Usage {
+                cpu_user_us,
+                cpu_system_us,
+                throttled_us,
+                memory_bytes,
+                memory_peak_bytes,
+                oom_kills,
+                io_read_bytes,
+                io_write_bytes,
+                pids,
+                pids_peak,
+                pids_refused,
+            }
+        },
+    )
+}
+
+fn job_limits() -> impl Strategy<Value = Limits> {
+    let cores = option::of(vec(any::<u32>(), 1..5));
+    (any::<Option<u32>>(), any::<[Option<u64>; 3]>(), cores).prop_map(
+        |(cpu_percent, [memory_bytes, io_bytes_per_second, pids], cores)| Limits {
+            cpu_percent,
+            memory_bytes,
+            io_bytes_per_second,
+            pids,
+            cores,
+        },
+    )
+}
+
+fn caveat() -> impl Strategy<Value = Caveat> {
+    let limit = prop_oneof![
+        Just(LimitKind::Cpu),
+        Just(LimitKind::Memory),
+        Just(LimitKind::Io),
+        Just(LimitKind::Pids),
+        Just(LimitKind::Cores),
+    ];
+    (limit, any::<bool>(), any::<String>()).prop_map(|(limit, is_partly, note)| Caveat {
+        limit,
+        is_partly,
+        note,
+    })
 }
 
 /// Text and bytes that are none, in equal parts.
@@ -96,11 +154,12 @@ fn spec() -> impl Strategy<Value = Spec> {
         any::<u64>(),
         any::<Option<u64>>(),
     );
-    (words, bytes(), numbers).prop_map(
+    (words, bytes(), numbers, job_limits()).prop_map(
         |(
             (name, labels, argv, env),
             workdir,
             ((uid, gid), work_bytes, timeout, grace, uploads),
+            limits,
         )| Spec {
             name,
             labels,
@@ -109,6 +168,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             workdir,
             user: User { uid, gid },
             work_bytes,
+            limits,
             timeout: timeout.map(Duration::from_nanos),
             grace: Duration::from_nanos(grace),
             uploads,
@@ -126,23 +186,24 @@ pub(in crate::store) fn ended_job() -> impl Strategy<Value = JobView> {
         }
     });
     let work = prop_oneof![Just(WorkKind::Memory), Just(WorkKind::Disk)];
+    let made = (spec(), work, vec(caveat(), 0..3));
     (
         any::<[u8; 16]>(),
         any::<String>(),
         state(),
-        spec(),
-        work,
+        made,
         vec(transition(), 1..6),
         outcome(),
         log,
     )
         .prop_map(
-            |(id, owner, state, spec, work, transitions, outcome, log)| JobView {
+            |(id, owner, state, (spec, work, caveats), transitions, outcome, log)| JobView {
                 id: JobId::from_bytes(id),
                 owner,
                 state,
                 spec: Arc::new(spec),
                 work,
+                caveats,
                 transitions,
                 outcome: Some(outcome),
                 log,
@@ -201,11 +262,23 @@ fn example() -> JobView {
                 gid: 1000,
             },
             work_bytes: 64 << 20,
+            limits: Limits {
+                cpu_percent: Some(50),
+                memory_bytes: None,
+                io_bytes_per_second: Some(1 << 20),
+                pids: Some(4_096),
+                cores: Some(vec![0, 2]),
+            },
             timeout: Some(Duration::from_secs(1)),
             grace: Duration::from_secs(10),
             uploads: None,
         }),
         work: WorkKind::Memory,
+        caveats: vec![Caveat {
+            limit: LimitKind::Io,
+            is_partly: true,
+            note: "direct only".into(),
+        }],
         transitions: vec![Transition {
             state: State::Stopped,
             wall_ns: 5,
@@ -215,9 +288,21 @@ fn example() -> JobView {
             reason: Reason::Stopped { by: "bob".into() },
             exit_code: None,
             signal: Some(15),
-            cpu_user_us: 1,
-            cpu_system_us: 2,
+            usage: Usage {
+                cpu_user_us: 1,
+                cpu_system_us: 2,
+                throttled_us: None,
+                memory_bytes: Some(0),
+                memory_peak_bytes: Some(5),
+                oom_kills: Some(6),
+                io_read_bytes: Some(7),
+                io_write_bytes: Some(8),
+                pids: Some(0),
+                pids_peak: Some(9),
+                pids_refused: Some(10),
+            },
             wall_ms: 3,
+            queued_ms: 11,
             start_micros: Some(4),
         }),
         log: LogTotals {
@@ -235,15 +320,19 @@ fn the_lines_of_version_1_do_not_change() {
         r#"{"accepted":{"v":1,"id":"01234567-89ab-4def-8123-456789abcdef","owner":"ann","state":"stopped","#,
         r#""name":"nightly","labels":[["team","a"]],"argv":["echo",{"base64":"/2E="}],"#,
         r#""env":[{"name":"A","value":"1"},{"name":"TOKEN","value":"***","secret":true}],"workdir":"/work","#,
-        r#""user":{"uid":1000,"gid":1000},"work_bytes":67108864,"work":"memory","timeout_ns":1000000000,"#,
+        r#""user":{"uid":1000,"gid":1000},"work_bytes":67108864,"work":"memory","#,
+        r#""limits":{"cpu_percent":50,"memory_bytes":null,"io_bytes_per_second":1048576,"pids":4096,"cores":[0,2]},"#,
+        r#""caveats":[{"limit":"io","is_partly":true,"note":"direct only"}],"timeout_ns":1000000000,"#,
         r#""grace_ns":10000000000,"uploads":null,"transitions":[{"state":"stopped","wall_ns":5,"mono_ns":7}]}}"#,
         "\n"
     );
     let ended = concat!(
         r#"{"ended":{"v":1,"id":"01234567-89ab-4def-8123-456789abcdef","state":"stopped","#,
         r#""transitions":[{"state":"stopped","wall_ns":5,"mono_ns":7}],"#,
-        r#""outcome":{"reason":{"stopped":{"by":"bob"}},"exit_code":null,"signal":15,"cpu_user_us":1,"#,
-        r#""cpu_system_us":2,"wall_ms":3,"start_micros":4},"#,
+        r#""outcome":{"reason":{"stopped":{"by":"bob"}},"exit_code":null,"signal":15,"#,
+        r#""usage":{"cpu_user_us":1,"cpu_system_us":2,"throttled_us":null,"memory_bytes":0,"#,
+        r#""memory_peak_bytes":5,"oom_kills":6,"io_read_bytes":7,"io_write_bytes":8,"pids":0,"pids_peak":9,"#,
+        r#""pids_refused":10},"wall_ms":3,"queued_ms":11,"start_micros":4},"#,
         r#""log":{"stdout_bytes":1,"stderr_bytes":2,"dropped_bytes":3}}}"#,
         "\n"
     );

@@ -34,6 +34,11 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         timeout_ms: flags.timeout,
         grace_ms: flags.grace,
         uploads: None,
+        max_cpu: None,
+        max_memory_bytes: None,
+        max_iobps: None,
+        max_pids: None,
+        cpu_cores: None,
         after,
     };
     let argv = flags
