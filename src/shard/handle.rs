@@ -2,6 +2,7 @@
 
 use std::{
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,9 +16,10 @@ use super::{
     upload::UploadSink,
 };
 use crate::{
+    config::{Config, JobLimits},
     job::{
-        JobId, JobView, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex, Spec,
-        State, StopSignal, WorkKind,
+        JobId, JobView, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex,
+        Spec, State, StopSignal, WorkKind,
     },
     limits,
 };
@@ -29,7 +31,7 @@ pub struct Handle {
 }
 
 /// Configured values that the front needs to complete a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// `/work` in memory when a submit asks for no size, bytes.
     pub work_memory_bytes: u64,
@@ -37,6 +39,45 @@ pub struct Settings {
     pub work_disk_bytes: u64,
     /// Time between SIGTERM and SIGKILL when a submit asks for none.
     pub grace: Duration,
+    /// Limits of a job that asked for none.
+    pub default_limits: Limits,
+    /// What no job may exceed; `cores` is not used.
+    pub max_limits: Limits,
+    /// Cores of the host that jobs run on, ascending.
+    pub cores: Arc<[u32]>,
+    /// Cores of the host that are kept for the daemon, ascending.
+    pub reserved_cores: Arc<[u32]>,
+}
+
+impl Settings {
+    /// What `config` says on a host where the daemon may use `cpus`, ascending.
+    pub(super) fn new(config: &Config, cpus: &[usize]) -> Self {
+        let reserved = config.jobs.reserved_core_count(cpus.len());
+        let numbers = |cpus: &[usize]| {
+            cpus.iter()
+                .map(|cpu| u32::try_from(*cpu).expect("the kernel numbers cores with 32 bits"))
+                .collect()
+        };
+        Self {
+            work_memory_bytes: config.limits.work_memory_bytes,
+            work_disk_bytes: config.limits.work_bytes,
+            grace: config.jobs.grace,
+            default_limits: job_limits(&config.jobs.default),
+            max_limits: job_limits(&config.jobs.max),
+            cores: numbers(&cpus[reserved..]),
+            reserved_cores: numbers(&cpus[..reserved]),
+        }
+    }
+}
+
+const fn job_limits(limits: &JobLimits) -> Limits {
+    Limits {
+        cpu_percent: limits.cpu_percent,
+        memory_bytes: limits.memory_bytes,
+        io_bytes_per_second: limits.io_bytes_per_second,
+        pids: limits.pids,
+        cores: None,
+    }
 }
 
 impl Handle {
@@ -62,7 +103,7 @@ impl Handle {
 
     /// Configured values.
     #[must_use]
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> &Settings {
         self.shard.settings()
     }
 

@@ -3,6 +3,7 @@
 //! A message that decoded is only well-formed. Every range is checked here, and each refusal names the object
 //! and what to do about it. Nothing here waits, and nothing here trusts a length.
 
+mod limit;
 mod spec;
 mod tree;
 mod view;

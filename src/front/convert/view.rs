@@ -2,6 +2,7 @@
 
 use proto_rkyv::{Job, Node};
 
+use super::limit::ranges_of;
 use crate::{
     job::{
         Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Spec, State, Usage,
@@ -137,20 +138,8 @@ fn job_limits(limits: &Limits) -> proto_rkyv::Limits {
         memory_bytes: limits.memory_bytes,
         io_bytes_per_second: limits.io_bytes_per_second,
         pids: limits.pids,
-        cores: limits.cores.as_deref().map(ranges),
+        cores: limits.cores.as_deref().map(ranges_of),
     }
-}
-
-/// Ascending numbers as ranges with both ends in them.
-fn ranges(ascending: &[u32]) -> Vec<(u32, u32)> {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for core in ascending {
-        match ranges.last_mut() {
-            Some((_, last)) if last.checked_add(1) == Some(*core) => *last = *core,
-            Some(_) | None => ranges.push((*core, *core)),
-        }
-    }
-    ranges
 }
 
 fn caveat(caveat: &Caveat) -> proto_rkyv::Caveat {

@@ -222,7 +222,7 @@ impl Session {
     async fn node(&mut self) -> Result<(), Broken> {
         authorise(self.peer.role, Operation::Node, OwnerRelation::Own)?;
         let view = self.handle.node().await;
-        let node = convert::node(view, &self.peer, &self.handle.settings());
+        let node = convert::node(view, &self.peer, self.handle.settings());
         self.outgoing.reply(&Reply::Node(Box::new(node))).await
     }
 
