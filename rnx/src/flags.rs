@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::amount::{self, Since};
+use crate::amount::{self, Cores, Since};
 
 /// Runs Linux jobs on a joblet server.
 #[derive(Parser, Debug)]
@@ -215,6 +215,21 @@ pub(crate) struct RunFlags {
     /// Time between SIGTERM and SIGKILL, 10s by default
     #[arg(long, value_name = "DURATION", value_parser = amount::millis)]
     pub(crate) grace: Option<u64>,
+    /// CPU time in percent, 100 is one core; 0 is unlimited
+    #[arg(long, value_name = "PERCENT", value_parser = amount::percent)]
+    pub(crate) max_cpu: Option<u32>,
+    /// Memory in MiB, or for example 512M or 2G; 0 is unlimited
+    #[arg(long, value_name = "SIZE", value_parser = amount::memory)]
+    pub(crate) max_memory: Option<u64>,
+    /// Bytes a second, read and written each, for example 10MB; 0 is unlimited
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub(crate) max_iobps: Option<u64>,
+    /// Processes and threads; 0 is unlimited
+    #[arg(long, value_name = "COUNT", value_parser = amount::count)]
+    pub(crate) max_pids: Option<u64>,
+    /// Cores to run on, for example 0-3 or 0-1,4
+    #[arg(long, value_name = "CORES", value_parser = amount::cores)]
+    pub(crate) cpu_cores: Option<Cores>,
     /// Do not escape control sequences of the job on a terminal
     #[arg(long)]
     pub(crate) raw: bool,
@@ -245,11 +260,6 @@ macro_rules! later {
     };
 }
 later!(
-    max_cpu,
-    max_memory,
-    max_iobps,
-    max_pids,
-    cpu_cores,
     volume,
     network,
     runtime,

@@ -164,6 +164,50 @@ fn values_follow_a_space_or_an_equals_sign() {
 }
 
 #[test]
+fn limits_follow_a_space_or_an_equals_sign() {
+    for words in [
+        &[
+            "--max-cpu=800",
+            "--max-memory=16384",
+            "--max-iobps=10MB",
+            "--max-pids=0",
+            "--cpu-cores=0-1,4",
+            "c",
+        ][..],
+        &[
+            "--max-cpu",
+            "800",
+            "--max-memory",
+            "16G",
+            "--max-iobps",
+            "10485760",
+            "--max-pids",
+            "0",
+            "--cpu-cores",
+            "0-1,4",
+            "c",
+        ],
+    ] {
+        let flags = run(words).1;
+        assert_eq!(
+            (
+                flags.max_cpu,
+                flags.max_memory,
+                flags.max_iobps,
+                flags.max_pids
+            ),
+            (Some(800), Some(16 << 30), Some(10 << 20), Some(0))
+        );
+        assert_eq!(flags.cpu_cores, Some(Cores(vec![(0, 1), (4, 4)])));
+    }
+    let none = run(&["c", "--max-cpu=1"]).1;
+    assert_eq!(
+        (none.max_cpu, none.max_memory, none.cpu_cores),
+        (None, None, None)
+    );
+}
+
+#[test]
 fn global_flags_stand_anywhere_before_a_command() {
     for words in [
         &["--json", "job", "list"][..],
@@ -197,6 +241,16 @@ fn what_cannot_be_meant_is_a_usage_error() {
         &["job", "run", "--label", "novalue", "ls"],
         &["job", "run", "--label", "=v", "ls"],
         &["job", "run", "-d", "--wait", "ls"],
+        &["job", "run", "--max-cpu=10001", "ls"],
+        &["job", "run", "--max-cpu=-1", "ls"],
+        &["job", "run", "--max-cpu", "-1", "ls"],
+        &["job", "run", "--max-memory=5X", "ls"],
+        &["job", "run", "--max-memory=", "ls"],
+        &["job", "run", "--max-iobps=fast", "ls"],
+        &["job", "run", "--max-pids=18446744073709551616", "ls"],
+        &["job", "run", "--cpu-cores=3-1", "ls"],
+        &["job", "run", "--cpu-cores=", "ls"],
+        &["job", "run", "--cpu-cores", "--", "ls"],
         &["job", "list", "--status", "NONE"],
         &["job", "status"],
         &["job", "stop"],
@@ -215,11 +269,6 @@ fn what_cannot_be_meant_is_a_usage_error() {
 #[test]
 fn flags_of_later_versions_are_recognised_by_name() {
     for flag in [
-        "max-cpu",
-        "max-memory",
-        "max-iobps",
-        "max-pids",
-        "cpu-cores",
         "volume",
         "network",
         "runtime",

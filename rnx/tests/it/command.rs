@@ -116,6 +116,13 @@ fn answer(asked: &Asked) -> Vec<bytes::Bytes> {
                 "invalid" => {
                     return vec![refused(RefusalCode::Invalid, "user 70000 is out of range")];
                 }
+                "limits" => {
+                    assert_eq!((submit.max_cpu, submit.max_pids), (Some(800), Some(0)));
+                    assert_eq!(submit.max_memory_bytes, Some(16 << 30));
+                    assert_eq!(submit.max_iobps, Some(1 << 20));
+                    assert_eq!(submit.cpu_cores, Some(vec![(0, 1), (4, 4)]));
+                    job(Reason::OutOfMemory, None, Some(9))
+                }
                 "flood" => {
                     let chunk = vec![b'y'; 64 << 10];
                     let output = (0..200).map(|at| data(Kind::Stdout, at * (64 << 10), &chunk));
@@ -228,6 +235,18 @@ fn an_attached_run_keeps_streams_apart_and_exits_like_its_job() {
     check(&["--wait", "exit", "3"], 3, "");
     check(&["signal", "6"], 134, "error: job J ended by SIGABRT\n");
     check(&["signal", "9"], 137, "error: job J ended by SIGKILL\n");
+    let limits = [
+        "--max-cpu=800",
+        "--max-memory=16384",
+        "--max-iobps=1M",
+        "--max-pids=0",
+        "--cpu-cores=0-1,4",
+    ];
+    check(
+        &[&limits[..], &["limits"]].concat(),
+        137,
+        "error: job J ran out of memory at 64 MB\n",
+    );
     check(&["timeout"], 124, "error: job J ran out of time\n");
     check(&["stopped"], 143, "error: job J was stopped by bob\n");
     check(&["missing"], 127, "error: sh: command not found\n");
@@ -386,6 +405,17 @@ fn a_status_has_sections_and_a_stable_object() {
         "exited",
         "TOKEN=***",
         "INITIALIZING → RUNNING → COMPLETED",
+        "  CPU:         150% of a core\n",
+        "  Memory:      64 MB\n",
+        "  I/O:         1 MB a second\n",
+        "  Processes:   unlimited\n",
+        "  Cores:       0-1,4\n",
+        "  Caveat:      io: partly enforced: direct and synced I/O only\n",
+        "  CPU:         1.5s user, 0s system, 0.25s held back by the limit\n",
+        "  Memory:      48 MB at most, 0 killed for it\n",
+        "  I/O:         4 KB read, - written\n",
+        "  Processes:   3 at most, 1 refused\n",
+        "  Queued:      0.04s\n",
     ] {
         assert!(stdout.contains(part), "{part}\n{stdout}");
     }
@@ -400,6 +430,7 @@ fn a_status_has_sections_and_a_stable_object() {
     keys.sort_unstable();
     let expected = [
         "args",
+        "caveats",
         "command",
         "created_time",
         "end_time",
@@ -409,6 +440,7 @@ fn a_status_has_sections_and_a_stable_object() {
         "id",
         "job_uuid",
         "labels",
+        "limits",
         "log",
         "name",
         "outcome",
@@ -423,6 +455,22 @@ fn a_status_has_sections_and_a_stable_object() {
         "workdir",
     ];
     assert_eq!(keys, expected);
+    let expected = serde_json::json!({
+        "cpu_percent": 150, "memory_bytes": 64 << 20, "io_bytes_per_second": 1 << 20, "pids": null,
+        "cores": [0, 1, 4],
+    });
+    assert_eq!(object["limits"], expected);
+    let caveat = serde_json::json!([{
+        "limit": "io", "enforced": "partly", "note": "direct and synced I/O only",
+    }]);
+    assert_eq!(object["caveats"], caveat);
+    let outcome = serde_json::json!({
+        "reason": "exited", "exit_code": 0, "signal": null, "signal_name": null, "by": null, "step": null,
+        "errno": null, "cpu_seconds": {"user": 1.5, "system": 0.0}, "memory_peak_bytes": 48 << 20,
+        "io_read_bytes": 4_096, "io_write_bytes": null, "pids_peak": 3, "pids_refused": 1, "oom_kills": 0,
+        "throttled_seconds": 0.25, "wall_seconds": 2.0, "queued_seconds": 0.04, "start_micros": 700,
+    });
+    assert_eq!(object["outcome"], outcome);
     assert_eq!(object["args"], serde_json::json!(["sh", "-c", "exit 0"]));
     assert_eq!(object["env"], serde_json::json!({"A": "1", "TOKEN": "***"}));
     let (stdout, stderr) = rnx.check(&["job", "status", "none"], 3);
