@@ -129,6 +129,18 @@ pub const JOB_IOBPS_RANGE: RangeInclusive<u64> = 4_096..=1 << 50;
 pub const JOB_PIDS_RANGE: RangeInclusive<u64> = 2..=4 << 20;
 /// Processes and threads of a job unless configured.
 pub const JOB_PIDS_DEFAULT: u64 = 4_096;
+/// Looks at a job that are kept with it, two minutes of them by default: some 30 KiB, and only of jobs that
+/// somebody looked at.
+pub const SAMPLES_KEPT: usize = 120;
+/// Time between two looks at a job for one who follows, unless asked for.
+pub const SAMPLE_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// Shortest such time: a look is a dozen reads of files that the kernel makes up.
+pub const SAMPLE_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Longest such time.
+pub const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(3_600);
+/// A look that is not older is given again, so that many readers of one job cost no more than two.
+pub const SAMPLE_AGE_MAX: Duration = Duration::from_millis(50);
+const _: () = assert!(SAMPLE_AGE_MAX.as_millis() < SAMPLE_INTERVAL_MIN.as_millis());
 /// Hosts with so many cores keep one of them for the daemon; below that it would be too much.
 pub const RESERVED_CORES_FROM: usize = 4;
 /// Most cores that may be kept for the daemon: CPU_SETSIZE.

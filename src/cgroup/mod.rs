@@ -10,6 +10,7 @@
 
 mod member;
 mod place;
+mod usage;
 
 use std::{
     fs::{self, File},

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     config::{Config, JobLimits},
     job::{
-        JobId, JobView, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex,
-        Spec, State, StopSignal, WorkKind,
+        Finding, JobId, JobView, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode,
+        Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
     },
     limits,
 };
@@ -288,6 +288,41 @@ impl Handle {
             })
             .await??;
         Tree::open(root, path.to_vec()).await
+    }
+
+    /// What a job uses now, or, when it has ended, used in all.
+    ///
+    /// # Errors
+    /// Not found; a cgroup that cannot be read.
+    pub async fn sample(&self, id: JobId) -> Result<Sample, Refusal> {
+        self.at_owner(id, move |shard| {
+            Box::pin(async move { shard.sample(id).await })
+        })
+        .await?
+    }
+
+    /// What a job was lately seen to use and what it uses now, oldest first; when it has ended only what it
+    /// used in all.
+    ///
+    /// # Errors
+    /// Not found; a cgroup that cannot be read.
+    pub async fn samples(&self, id: JobId) -> Result<Vec<Sample>, Refusal> {
+        self.at_owner(id, move |shard| {
+            Box::pin(async move { shard.samples(id).await })
+        })
+        .await?
+    }
+
+    /// What this host keeps of the promises, tried out in jobs that are thrown away.
+    ///
+    /// # Errors
+    /// `Unsupported`: nothing is tried out yet.
+    #[expect(clippy::unused_async, reason = "trying out waits for jobs")]
+    pub async fn doctor(&self) -> Result<Vec<Finding>, Refusal> {
+        Err(Refusal::new(
+            RefusalCode::Unsupported,
+            "this version of joblet cannot try out what its host enforces yet",
+        ))
     }
 
     /// What this daemon is.

@@ -5,8 +5,8 @@ use proto_rkyv::{Job, Node};
 use super::limit::ranges_of;
 use crate::{
     job::{
-        Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Spec, State, Usage,
-        WorkKind,
+        Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Sample, Spec, State,
+        Usage, WorkKind,
     },
     shard::Settings,
 };
@@ -153,6 +153,21 @@ fn caveat(caveat: &Caveat) -> proto_rkyv::Caveat {
         },
         is_partly: caveat.is_partly,
         note: caveat.note.clone(),
+    }
+}
+
+/// One look at a job.
+pub(in crate::front) fn sample(sample: &Sample) -> proto_rkyv::Sample {
+    proto_rkyv::Sample {
+        wall_ns: sample.wall_ns,
+        usage: usage(&sample.usage),
+        pressure: sample.pressure.map(|stalls| {
+            let [cpu, memory, io] = stalls.map(|stall| proto_rkyv::Stall {
+                avg10_centi: stall.avg10_centi,
+                total_us: stall.total_us,
+            });
+            proto_rkyv::Pressure { cpu, memory, io }
+        }),
     }
 }
 
