@@ -116,8 +116,8 @@ pub(crate) enum Verb {
     Node(Rest),
     #[command(hide = true)]
     Monitor(Rest),
-    #[command(hide = true)]
-    Doctor(Rest),
+    /// Try out what the server's machine enforces
+    Doctor,
     /// Becomes the server of `--local`: leaves the caller's session, then executes the program.
     #[command(name = crate::local::DETACH_VERB, hide = true)]
     Detach {
@@ -140,12 +140,12 @@ pub(crate) enum JobVerb {
     Stop(StopFlags),
     /// Wait until jobs have ended and exit like the first that failed
     Wait(JobIds),
+    /// Show what a job uses
+    Metrics(MetricsFlags),
     /// Copy a file or directory out of a job's /work
     Cp(CpFlags),
     #[command(hide = true)]
     Cancel(Rest),
-    #[command(hide = true)]
-    Metrics(Rest),
     #[command(hide = true)]
     Delete(Rest),
     #[command(hide = true)]
@@ -308,6 +308,18 @@ pub(crate) struct LogFlags {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct MetricsFlags {
+    #[command(flatten)]
+    pub(crate) job: JobId,
+    /// Go on until the job has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// With --follow: time between two samples, 100ms to 1h; 1s by default
+    #[arg(long, value_name = "DURATION", value_parser = interval, requires = "follow")]
+    pub(crate) interval: Option<u64>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct StopFlags {
     #[command(flatten)]
     pub(crate) jobs: JobIds,
@@ -346,6 +358,15 @@ pub(crate) enum StateName {
     Stopped,
     Timeout,
     Canceled,
+}
+
+fn interval(text: &str) -> Result<u64, String> {
+    let ms = amount::millis(text)?;
+    if (100..=3_600_000).contains(&ms) {
+        Ok(ms)
+    } else {
+        Err(format!("{text} is not between 100ms and 1h"))
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -256,7 +256,13 @@ fn what_cannot_be_meant_is_a_usage_error() {
         &["job", "stop"],
         &["job", "wait"],
         &["job", "cp", "1234:/work/x"],
+        &["job", "metrics"],
+        &["job", "metrics", "1234", "--interval=1s"],
+        &["job", "metrics", "1234", "--follow", "--interval=99ms"],
+        &["job", "metrics", "1234", "--follow", "--interval=3601s"],
+        &["job", "metrics", "1234", "--follow", "--interval=1"],
         &["job", "frobnicate"],
+        &["doctor", "1234"],
         &["frobnicate"],
         &["--local", "--node", "x", "job", "list"],
         &["completions", "tcsh9"],
@@ -295,7 +301,7 @@ fn flags_of_later_versions_are_recognised_by_name() {
 #[test]
 fn commands_of_later_versions_take_anything() {
     for verb in [
-        "schedule", "volume", "network", "runtime", "node", "monitor", "doctor",
+        "schedule", "volume", "network", "runtime", "node", "monitor",
     ] {
         assert!(
             parse(&[verb, "create", "x", "--size=1GB", "--help"]).is_ok(),
@@ -303,7 +309,7 @@ fn commands_of_later_versions_take_anything() {
         );
         assert!(parse(&[verb]).is_ok(), "{verb}");
     }
-    for verb in ["cancel", "metrics", "delete", "delete-all"] {
+    for verb in ["cancel", "delete", "delete-all"] {
         assert!(parse(&["job", verb, "1234", "--follow"]).is_ok(), "{verb}");
     }
 }

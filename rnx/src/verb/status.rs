@@ -144,12 +144,17 @@ fn times(job: &Job, now_ns: i64, page: &mut Page) {
             .duration_ms(now_ns)
             .map_or_else(|| "-".into(), text::millis),
     );
-    let states: Vec<_> = job
-        .transitions
-        .iter()
-        .map(|t| text::state(t.state))
-        .collect();
-    page.line("States", &states.join(" → "));
+    page.section("States");
+    let first = job.transitions.first().map_or(0, |first| first.mono_ns);
+    for entered in &job.transitions {
+        let after = entered.mono_ns.saturating_sub(first) / 1_000_000;
+        let value = format!(
+            "{}, after {}",
+            text::local_time(entered.wall_ns),
+            text::millis(after)
+        );
+        page.line(text::state(entered.state), &value);
+    }
 }
 
 fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
