@@ -317,7 +317,6 @@ impl Handle {
     ///
     /// # Errors
     /// `Unsupported`: nothing is tried out yet.
-    #[expect(clippy::unused_async, reason = "trying out waits for jobs")]
     pub async fn doctor(&self) -> Result<Vec<Finding>, Refusal> {
         Err(Refusal::new(
             RefusalCode::Unsupported,
