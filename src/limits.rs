@@ -115,6 +115,37 @@ pub const JOB_STACK_BYTES: u64 = 8 << 20;
 /// Of jobs, and of the spawners they are cloned from: they go before the daemon when memory is short.
 pub const OOM_SCORE_ADJ_JOB: i32 = 500;
 
+/// CPU time that may be asked for, percent of one core: cpu.max takes a millisecond in a tenth of a second, and
+/// 100 cores are enough.
+pub const JOB_CPU_PERCENT_RANGE: RangeInclusive<u64> = 1..=10_000;
+/// Memory that may be asked for, bytes. What is made for a job before its command starts, mounts and page tables
+/// included, is charged to it: with less the sandbox itself would be out of memory. The most is more than any
+/// host has.
+pub const JOB_MEMORY_BYTES_RANGE: RangeInclusive<u64> = 6 << 20..=1 << 50;
+/// Bytes a second that may be asked for: at least a page.
+pub const JOB_IOBPS_RANGE: RangeInclusive<u64> = 4_096..=1 << 50;
+/// Processes and threads that may be asked for: init and the command are two, and PID_MAX_LIMIT is the most that
+/// pids.max takes.
+pub const JOB_PIDS_RANGE: RangeInclusive<u64> = 2..=4 << 20;
+/// Processes and threads of a job unless configured.
+pub const JOB_PIDS_DEFAULT: u64 = 4_096;
+/// Looks at a job that are kept with it, two minutes of them by default: some 30 KiB, and only of jobs that
+/// somebody looked at.
+pub const SAMPLES_KEPT: usize = 120;
+/// Time between two looks at a job for one who follows, unless asked for.
+pub const SAMPLE_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// Shortest such time: a look is a dozen reads of files that the kernel makes up.
+pub const SAMPLE_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Longest such time.
+pub const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(3_600);
+/// A look that is not older is given again, so that many readers of one job cost no more than two.
+pub const SAMPLE_AGE_MAX: Duration = Duration::from_millis(50);
+const _: () = assert!(SAMPLE_AGE_MAX.as_millis() < SAMPLE_INTERVAL_MIN.as_millis());
+/// Hosts with so many cores keep one of them for the daemon; below that it would be too much.
+pub const RESERVED_CORES_FROM: usize = 4;
+/// Most cores that may be kept for the daemon: CPU_SETSIZE.
+pub const RESERVED_CORES_MAX: u64 = 1_024;
+
 // ---- making sandboxes -------------------------------------------------------------------------------
 
 /// Jobs of one shard whose sandbox is being made at once; more wait their turn in the order of arrival.

@@ -19,9 +19,9 @@ pub use bulk::{BulkError, count, join, split};
 pub use frame::{FrameError, HEADER_BYTES, Header, Kind, Piece, Reader, encode, header_bytes};
 // By name: the derives also make `Archived*` and `*Resolver` types, which are nobody's business.
 pub use message::{
-    After, Caveat, Copy, Id, Job, JobRef, LimitKind, Limits, List, Log, LogTotals, Node, Outcome,
-    Reason, Refusal, RefusalCode, Reply, Request, State, Stop, StopSignal, Streams, Submit,
-    Transition, Upload, Usage, Work,
+    After, Caveat, Copy, Finding, Id, Job, JobRef, LimitKind, Limits, List, Log, LogTotals,
+    Metrics, Node, Outcome, Pressure, Reason, Refusal, RefusalCode, Reply, Request, Sample, Stall,
+    State, Stop, StopSignal, Streams, Submit, Transition, Upload, Usage, Verdict, Work,
 };
 
 /// ALPN of version 1, the only one there is.

@@ -35,6 +35,13 @@ pub enum Request {
     Copy(Copy),
     /// What the server is. Answered by [`Reply::Node`].
     Node,
+    /// What one job uses. Answered by [`Reply::Sample`]s, oldest first, then the stream ends: those that were
+    /// kept and one of now, or, when following, one of now and one after each interval. The last sample of a
+    /// job that has ended is what it used in all.
+    Metrics(Metrics),
+    /// What the server's machine keeps of the promises, tried out. Answered by any number of
+    /// [`Reply::Findings`], then the stream ends.
+    Doctor,
 }
 
 /// A job by its id or a unique prefix of at least four characters (hex digits and dashes, lower case).
@@ -172,6 +179,17 @@ pub enum StopSignal {
     Int,
 }
 
+/// Which samples of a job to send.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// The job.
+    pub job: JobRef,
+    /// Go on until the job has ended.
+    pub follow: bool,
+    /// Time between two samples when following; the server's default when absent.
+    pub interval_ms: Option<u64>,
+}
+
 /// A path below a job's `/work`.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Copy {
@@ -206,6 +224,10 @@ pub enum Reply {
     Done(Box<Job>),
     /// What the server is.
     Node(Box<Node>),
+    /// One look at a job.
+    Sample(Box<Sample>),
+    /// Some promises and what stands behind them.
+    Findings(Vec<Finding>),
 }
 
 /// Why a request was refused, for people and for programs.
@@ -371,6 +393,63 @@ pub struct Usage {
     pub pids_peak: Option<u64>,
     /// Times that a process or thread was refused because of the limit.
     pub pids_refused: Option<u64>,
+}
+
+/// One look at a job.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// When, nanoseconds since the epoch.
+    pub wall_ns: i64,
+    /// What it had used.
+    pub usage: Usage,
+    /// How much of the time some of its processes waited, where the kernel tells.
+    pub pressure: Option<Pressure>,
+}
+
+/// How much of the time work waited, for each resource.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pressure {
+    /// For a processor.
+    pub cpu: Stall,
+    /// For memory.
+    pub memory: Stall,
+    /// For block devices.
+    pub io: Stall,
+}
+
+/// How much of the time work waited for one resource.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stall {
+    /// Hundredths of a percent of the last ten seconds.
+    pub avg10_centi: u32,
+    /// In total, microseconds.
+    pub total_us: u64,
+}
+
+/// One promise and what stands behind it on the server's machine.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Short name of the promise, stable.
+    pub promise: String,
+    /// Whether it holds.
+    pub verdict: Verdict,
+    /// What enforces it there.
+    pub mechanism: String,
+    /// What was measured, or why it does not hold.
+    pub detail: String,
+    /// What to do about it, when it does not hold.
+    pub remedy: Option<String>,
+}
+
+/// Whether a promise holds.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was tried and holds.
+    Enforced,
+    /// It holds in the cases that `detail` names.
+    Partly,
+    /// It does not hold.
+    NotEnforced,
 }
 
 /// What a job's `/work` is made of.

@@ -3,9 +3,10 @@
 //! `golden/v1.txt` holds a line per frame, `name hex`. A frame that differs prints the line it would be.
 
 use proto_rkyv::{
-    After, Caveat, Copy, HEADER_BYTES, Header, Job, Kind, LimitKind, Limits, List, Log, LogTotals,
-    Node, Outcome, Piece, Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Stop,
-    StopSignal, Streams, Submit, Transition, Upload, Usage, Work, encode, header_bytes,
+    After, Caveat, Copy, Finding, HEADER_BYTES, Header, Job, Kind, LimitKind, Limits, List, Log,
+    LogTotals, Metrics, Node, Outcome, Piece, Pressure, Reader, Reason, Refusal, RefusalCode,
+    Reply, Request, Sample, Stall, State, Stop, StopSignal, Streams, Submit, Transition, Upload,
+    Usage, Verdict, Work, encode, header_bytes,
 };
 
 const GOLDEN: &str = include_str!("golden/v1.txt");
@@ -93,6 +94,36 @@ fn usage() -> Usage {
     }
 }
 
+fn sample(pressure: Option<Pressure>) -> Sample {
+    Sample {
+        wall_ns: -1,
+        usage: usage(),
+        pressure,
+    }
+}
+
+fn pressure() -> Pressure {
+    let stall = |avg10_centi| Stall {
+        avg10_centi,
+        total_us: 1 << 40,
+    };
+    Pressure {
+        cpu: stall(1),
+        memory: stall(2),
+        io: stall(10_000),
+    }
+}
+
+fn finding(verdict: Verdict, remedy: Option<&str>) -> Finding {
+    Finding {
+        promise: "max-memory".into(),
+        verdict,
+        mechanism: "cgroup v2 memory".into(),
+        detail: "200 MiB touched under 64 MiB".into(),
+        remedy: remedy.map(Into::into),
+    }
+}
+
 fn ended(reason: Reason) -> Reply {
     Reply::Ended(job(Some(Outcome {
         reason,
@@ -167,6 +198,15 @@ fn requests() -> Vec<(&'static str, Request)> {
             }),
         ),
         ("node", Request::Node),
+        (
+            "metrics",
+            Request::Metrics(Metrics {
+                job: "0001".into(),
+                follow: true,
+                interval_ms: Some(250),
+            }),
+        ),
+        ("doctor", Request::Doctor),
     ]
 }
 
@@ -197,6 +237,19 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("log-end", Reply::LogEnd { dropped: 99 }),
         ("done", Reply::Done(job(None))),
         ("node-reply", Reply::Node(Box::new(node))),
+        ("sample", Reply::Sample(Box::new(sample(Some(pressure()))))),
+        (
+            "sample-without-pressure",
+            Reply::Sample(Box::new(sample(None))),
+        ),
+        (
+            "findings",
+            Reply::Findings(vec![
+                finding(Verdict::Enforced, None),
+                finding(Verdict::Partly, None),
+                finding(Verdict::NotEnforced, Some("load the module")),
+            ]),
+        ),
         ("ended-exited", ended(Reason::Exited)),
         ("ended-signaled", ended(Reason::Signaled)),
         ("ended-out-of-memory", ended(Reason::OutOfMemory)),

@@ -77,6 +77,66 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(refused)
 }
 
+/// CPU time in percent of one core, up to 100 cores.
+pub(crate) fn percent(text: &str) -> Result<u32, String> {
+    let number = plain_number(text).filter(|percent| *percent <= 10_000);
+    number
+        .and_then(|percent| u32::try_from(percent).ok())
+        .ok_or_else(|| {
+            format!("{text:?} is not a percentage from 0 to 10000; 100 is one core, 0 is unlimited")
+        })
+}
+
+/// Memory in bytes: a number of MiB, or a size with a unit.
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
+    let refused =
+        || format!("{text:?} is no amount of memory; write 512 for MiB, or for example 512M or 2G");
+    match plain_number(text) {
+        Some(mebibytes) => mebibytes.checked_mul(1 << 20).ok_or_else(refused),
+        None if text.ends_with(|c: char| c.is_ascii_alphabetic()) => {
+            size(text).map_err(|_| refused())
+        }
+        None => Err(refused()),
+    }
+}
+
+/// How many; 0 is unlimited.
+pub(crate) fn count(text: &str) -> Result<u64, String> {
+    plain_number(text).ok_or_else(|| format!("{text:?} is not a whole number; 0 is unlimited"))
+}
+
+fn plain_number(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok()).flatten()
+}
+
+/// Cores as ranges with both ends in them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cores(pub(crate) Vec<(u32, u32)>);
+
+/// `0-3`, `1,3,5`, `0-1,4`. Whether there are such cores only the server knows.
+pub(crate) fn cores(text: &str) -> Result<Cores, String> {
+    let number = |digits: &str| plain_number(digits).and_then(|core| u32::try_from(core).ok());
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (Some(first), Some(last)) = (number(first), number(last)) else {
+            return Err(format!(
+                "{text:?} is no list of cores; write for example 0-3, 1,3,5 or 0-1,4"
+            ));
+        };
+        if first > last {
+            return Err(format!(
+                "{part} runs backwards; write {last}-{first} for the cores between"
+            ));
+        }
+        Ok((first, last))
+    };
+    text.split(',')
+        .map(range)
+        .collect::<Result<_, _>>()
+        .map(Cores)
+}
+
 fn split(text: &str, belongs: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(|c| !belongs(c)).unwrap_or(text.len()))
 }

@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
 use proto_rkyv::{
-    After, Copy, Id, Job, JobRef, Kind, List, Log, Node as ServerNode, Piece, Reply, Request,
-    SUBMIT_BYTES_MAX, State, Stop, StopSignal, Submit, join, split,
+    After, Copy, Finding, Id, Job, JobRef, Kind, List, Log, Metrics, Node as ServerNode, Piece,
+    Reply, Request, SUBMIT_BYTES_MAX, State, Stop, StopSignal, Submit, join, split,
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     connect::{self, ConnectError, Link},
     conversation::{self, Incoming, Outgoing, Sent, ask, push_frames},
     error::RequestError,
-    stream::{Arrivals, Logs, Run},
+    stream::{Arrivals, Logs, Run, Samples},
     upload::{self, Tree},
 };
 
@@ -263,6 +263,33 @@ impl Client {
         ask(&self.link, &Request::Copy(copy))
             .await
             .map(Arrivals::new)
+    }
+
+    /// What a job uses, once or until it has ended.
+    ///
+    /// # Errors
+    /// [`RequestError`]; a refusal comes out of the first [`Samples::next`].
+    pub async fn metrics(&self, metrics: Metrics) -> Result<Samples, RequestError> {
+        ask(&self.link, &Request::Metrics(metrics))
+            .await
+            .map(Samples::new)
+    }
+
+    /// What the server's machine keeps of the promises. The server tries it out, which takes seconds.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn doctor(&self) -> Result<Vec<Finding>, RequestError> {
+        let expected = "findings";
+        let mut incoming = ask(&self.link, &Request::Doctor).await?;
+        let mut findings = Vec::new();
+        while let Some(reply) = incoming.reply_or_end(expected).await? {
+            let Reply::Findings(some) = reply else {
+                return Err(RequestError::Unexpected { expected });
+            };
+            findings.extend(some);
+        }
+        Ok(findings)
     }
 
     /// What the server is and who it takes us for.

@@ -143,12 +143,22 @@ impl Incoming {
 
     /// The next control frame as a reply; a refusal becomes the error.
     pub(crate) async fn reply(&mut self, expected: &'static str) -> Result<Reply, RequestError> {
+        self.reply_or_end(expected)
+            .await?
+            .ok_or(RequestError::Truncated)
+    }
+
+    /// As [`Incoming::reply`], or `None` at the end of the stream. Cancel-safe.
+    pub(crate) async fn reply_or_end(
+        &mut self,
+        expected: &'static str,
+    ) -> Result<Option<Reply>, RequestError> {
         match self.piece().await? {
-            Some(Piece::Control(archive)) => reply(&archive),
+            Some(Piece::Control(archive)) => reply(&archive).map(Some),
             Some(Piece::Begin(_) | Piece::Data { .. }) => {
                 Err(RequestError::Unexpected { expected })
             }
-            None => Err(RequestError::Truncated),
+            None => Ok(None),
         }
     }
 }

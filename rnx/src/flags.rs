@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::amount::{self, Since};
+use crate::amount::{self, Cores, Since};
 
 /// Runs Linux jobs on a joblet server.
 #[derive(Parser, Debug)]
@@ -116,8 +116,8 @@ pub(crate) enum Verb {
     Node(Rest),
     #[command(hide = true)]
     Monitor(Rest),
-    #[command(hide = true)]
-    Doctor(Rest),
+    /// Try out what the server's machine enforces
+    Doctor,
     /// Becomes the server of `--local`: leaves the caller's session, then executes the program.
     #[command(name = crate::local::DETACH_VERB, hide = true)]
     Detach {
@@ -140,12 +140,12 @@ pub(crate) enum JobVerb {
     Stop(StopFlags),
     /// Wait until jobs have ended and exit like the first that failed
     Wait(JobIds),
+    /// Show what a job uses
+    Metrics(MetricsFlags),
     /// Copy a file or directory out of a job's /work
     Cp(CpFlags),
     #[command(hide = true)]
     Cancel(Rest),
-    #[command(hide = true)]
-    Metrics(Rest),
     #[command(hide = true)]
     Delete(Rest),
     #[command(hide = true)]
@@ -215,6 +215,21 @@ pub(crate) struct RunFlags {
     /// Time between SIGTERM and SIGKILL, 10s by default
     #[arg(long, value_name = "DURATION", value_parser = amount::millis)]
     pub(crate) grace: Option<u64>,
+    /// CPU time in percent, 100 is one core; 0 is unlimited
+    #[arg(long, value_name = "PERCENT", value_parser = amount::percent)]
+    pub(crate) max_cpu: Option<u32>,
+    /// Memory in MiB, or for example 512M or 2G; 0 is unlimited
+    #[arg(long, value_name = "SIZE", value_parser = amount::memory)]
+    pub(crate) max_memory: Option<u64>,
+    /// Bytes a second, read and written each, for example 10MB; 0 is unlimited
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub(crate) max_iobps: Option<u64>,
+    /// Processes and threads; 0 is unlimited
+    #[arg(long, value_name = "COUNT", value_parser = amount::count)]
+    pub(crate) max_pids: Option<u64>,
+    /// Cores to run on, for example 0-3 or 0-1,4
+    #[arg(long, value_name = "CORES", value_parser = amount::cores)]
+    pub(crate) cpu_cores: Option<Cores>,
     /// Do not escape control sequences of the job on a terminal
     #[arg(long)]
     pub(crate) raw: bool,
@@ -245,11 +260,6 @@ macro_rules! later {
     };
 }
 later!(
-    max_cpu,
-    max_memory,
-    max_iobps,
-    max_pids,
-    cpu_cores,
     volume,
     network,
     runtime,
@@ -298,6 +308,18 @@ pub(crate) struct LogFlags {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct MetricsFlags {
+    #[command(flatten)]
+    pub(crate) job: JobId,
+    /// Go on until the job has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// With --follow: time between two samples, 100ms to 1h; 1s by default
+    #[arg(long, value_name = "DURATION", value_parser = interval, requires = "follow")]
+    pub(crate) interval: Option<u64>,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct StopFlags {
     #[command(flatten)]
     pub(crate) jobs: JobIds,
@@ -336,6 +358,15 @@ pub(crate) enum StateName {
     Stopped,
     Timeout,
     Canceled,
+}
+
+fn interval(text: &str) -> Result<u64, String> {
+    let ms = amount::millis(text)?;
+    if (100..=3_600_000).contains(&ms) {
+        Ok(ms)
+    } else {
+        Err(format!("{text} is not between 100ms and 1h"))
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -24,6 +24,11 @@
 //! log                  {stdout_bytes, stderr_bytes, stored_bytes, dropped_bytes, produced_bytes}
 //! args, env            only `job status`: list of strings; {NAME: value}, secrets as "***"
 //! ```
+//! A line of `job metrics`: time, and of the time until then cpu_seconds, throttled_seconds, memory_bytes,
+//! memory_peak_bytes, oom_kills, io_read_bytes, io_write_bytes, pids, pids_peak, pids_refused as in an outcome;
+//! pressure is null or {cpu, memory, io}, each {avg10_percent, total_seconds}. `doctor` prints a list of
+//! {promise, verdict: "enforced" | "partly" | "not_enforced", mechanism, detail, remedy}.
+//!
 //! `reason` is one of exited, signaled, out_of_memory, timeout, stopped, canceled, log_limit, start_failed,
 //! command_not_found, command_not_executable, host_lost, daemon_down. Bytes that are not UTF-8 are shown as
 //! `{"base64": "…"}`.
@@ -31,7 +36,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rnx::{
     Output, Status, Stream,
-    proto::{Caveat, Job, Limits, Node, Outcome, Reason, Usage, Work},
+    proto::{Caveat, Finding, Job, Limits, Node, Outcome, Reason, Sample, Stall, Usage, Work},
 };
 use serde_json::{Map, Value, json};
 
@@ -119,6 +124,48 @@ pub(crate) fn record(output: &Output) -> Value {
         }
     }
     value
+}
+
+/// One look at a job.
+pub(crate) fn sample(sample: &Sample) -> Value {
+    let usage = &sample.usage;
+    let stall = |stall: Stall| {
+        json!({
+            "avg10_percent": seconds(stall.avg10_centi.into(), 100),
+            "total_seconds": seconds(stall.total_us, 1_000_000),
+        })
+    };
+    json!({
+        "time": text::utc_time(sample.wall_ns.into()),
+        "cpu_seconds": cpu_seconds(usage),
+        "throttled_seconds": usage.throttled_us.map(|us| seconds(us, 1_000_000)),
+        "memory_bytes": usage.memory_bytes,
+        "memory_peak_bytes": usage.memory_peak_bytes,
+        "oom_kills": usage.oom_kills,
+        "io_read_bytes": usage.io_read_bytes,
+        "io_write_bytes": usage.io_write_bytes,
+        "pids": usage.pids,
+        "pids_peak": usage.pids_peak,
+        "pids_refused": usage.pids_refused,
+        "pressure": sample.pressure.map(|pressure| {
+            json!({
+                "cpu": stall(pressure.cpu),
+                "memory": stall(pressure.memory),
+                "io": stall(pressure.io),
+            })
+        }),
+    })
+}
+
+/// One promise and what stands behind it.
+pub(crate) fn finding(finding: &Finding) -> Value {
+    json!({
+        "promise": finding.promise,
+        "verdict": text::verdict(finding.verdict).replace(' ', "_"),
+        "mechanism": finding.mechanism,
+        "detail": finding.detail,
+        "remedy": finding.remedy,
+    })
 }
 
 /// What a server is.

@@ -1,7 +1,7 @@
 //! Client of the joblet daemon: one connection, thousands of concurrent requests.
 //!
 //! ```text
-//! config ──► Node ──► connect ──► Client ──► one stream a request ──► Run · Output · Arrivals
+//! config ──► Node ──► connect ──► Client ──► one stream a request ──► Run · Output · Samples · Arrivals
 //!                                   │
 //!                        upload: Tree ──► frames        receive: Landing ◄── frames
 //! ```
@@ -48,6 +48,6 @@ pub use config::{Config, ConfigError, Node, Places, Warning};
 pub use connect::{ConnectError, Distrust, Side, Unreachable};
 pub use error::RequestError;
 pub use receive::{Landing, LandingError};
-pub use stream::{Arrival, Arrivals, LogEvent, Logs, Output, Run, RunEvent, Stream};
+pub use stream::{Arrival, Arrivals, LogEvent, Logs, Output, Run, RunEvent, Samples, Stream};
 pub use tls::{Credential, CredentialError};
 pub use upload::{Tree, UploadError};

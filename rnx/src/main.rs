@@ -67,7 +67,7 @@ fn run(flags: Flags, out: Out) -> Result<u8, Failure> {
         Verb::Runtime(rest) => Err(later("runtime", &rest)),
         Verb::Node(rest) => Err(later("node", &rest)),
         Verb::Monitor(rest) => Err(later("monitor", &rest)),
-        Verb::Doctor(rest) => Err(later("doctor", &rest)),
+        Verb::Doctor => block_on(verb::doctor::doctor(&session)),
     }
 }
 
@@ -81,7 +81,7 @@ fn job(verb: JobVerb, session: &Session) -> Result<u8, Failure> {
         JobVerb::Wait(jobs) => block_on(verb::wait::wait(&jobs, session)),
         JobVerb::Cp(flags) => block_on(verb::cp::cp(&flags, session)),
         JobVerb::Cancel(rest) => Err(later("job cancel", &rest)),
-        JobVerb::Metrics(rest) => Err(later("job metrics", &rest)),
+        JobVerb::Metrics(flags) => block_on(verb::metrics::metrics(&flags, session)),
         JobVerb::Delete(rest) => Err(later("job delete", &rest)),
         JobVerb::DeleteAll(rest) => Err(later("job delete-all", &rest)),
     }

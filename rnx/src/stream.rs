@@ -5,7 +5,7 @@
 //! the very slices that came in.
 
 use bytes::Bytes;
-use proto_rkyv::{Header, Id, Job, Kind, Piece, Reply, Upload};
+use proto_rkyv::{Header, Id, Job, Kind, Piece, Reply, Sample, Upload};
 
 use crate::{
     conversation::{self, Incoming},
@@ -257,6 +257,34 @@ impl Logs {
             Told::Reply(_) => Err(RequestError::Unexpected {
                 expected: "the end of a log",
             }),
+        }
+    }
+}
+
+/// Looks at one job, oldest first.
+#[derive(Debug)]
+pub struct Samples {
+    incoming: Incoming,
+}
+
+impl Samples {
+    pub(crate) fn new(incoming: Incoming) -> Self {
+        Self { incoming }
+    }
+
+    /// The next look, or `None` after the last one.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    ///
+    /// # Cancel
+    /// Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Result<Option<Sample>, RequestError> {
+        let expected = "a sample";
+        match self.incoming.reply_or_end(expected).await? {
+            None => Ok(None),
+            Some(Reply::Sample(sample)) => Ok(Some(*sample)),
+            Some(_) => Err(RequestError::Unexpected { expected }),
         }
     }
 }

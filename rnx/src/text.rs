@@ -1,7 +1,7 @@
 //! Values as people read them.
 
 use jiff::{Timestamp, tz::TimeZone};
-use rnx::proto::{Id, Job, LimitKind, State};
+use rnx::proto::{Id, Job, LimitKind, State, Verdict};
 use uuid::Uuid;
 
 /// A job id as it is typed.
@@ -22,6 +22,15 @@ pub(crate) fn state(state: State) -> &'static str {
         State::Stopped => "STOPPED",
         State::Timeout => "TIMEOUT",
         State::Canceled => "CANCELED",
+    }
+}
+
+/// A verdict in words.
+pub(crate) fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Enforced => "enforced",
+        Verdict::Partly => "partly",
+        Verdict::NotEnforced => "not enforced",
     }
 }
 

@@ -3,6 +3,7 @@
 //! What a verb gives goes to stdout; what it says goes to stderr.
 
 mod cert;
+mod doctor;
 mod down;
 mod init;
 mod serve;
@@ -52,8 +53,12 @@ enum Verb {
     /// Certificates of clients.
     #[command(subcommand)]
     Cert(CertVerb),
-    /// Say what this machine enforces (not in this version).
-    Doctor,
+    /// Ask the daemon what this machine enforces.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the version.
     Version,
     /// Hold the jobs of one shard; started by the daemon itself, with a socket on standard input.
@@ -112,9 +117,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Verb::Serve { drain: false } => serve::run(&cli.base),
         Verb::Down => down::run(&cli.base),
         Verb::Cert(CertVerb::Issue(flags)) => cert::issue(&cli.base, &flags),
-        Verb::Doctor => {
-            bail!("doctor is not in this version; joblet serve names what this machine lacks")
-        }
+        Verb::Doctor { json } => doctor::run(&cli.base, json),
         Verb::Version => give(concat!("joblet ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()),
         Verb::Keeper => wiring::keeper(),
     }

@@ -4,6 +4,7 @@
 //! full name, its value and what is allowed. The bounds stand in `limits`. A key that is not written has the
 //! default that the file made by `joblet init` documents.
 
+mod jobs;
 mod raw;
 mod template;
 mod units;
@@ -20,6 +21,7 @@ use std::{
 use thiserror::Error;
 
 use crate::limits;
+pub use jobs::{JobLimits, Jobs};
 use raw::{RawConfig, refuse};
 pub use template::default_file;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
@@ -36,8 +38,10 @@ pub struct Config {
     pub server: Server,
     /// Bounds on what jobs may take.
     pub limits: Limits,
-    /// What a job gets that did not ask.
+    /// What a job gets that did not ask, and what it may ask for.
     pub jobs: Jobs,
+    /// Whether jobs may ask for limits that this host does not enforce.
+    pub best_effort: bool,
     /// Host ids that jobs run as.
     pub ids: Ids,
 }
@@ -81,13 +85,6 @@ pub enum LogPolicy {
     Drop,
     /// It is stopped with the reason `log_limit`.
     Stop,
-}
-
-/// `jobs`: what a job gets that did not ask.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Jobs {
-    /// `jobs.grace`: time between SIGTERM and SIGKILL.
-    pub grace: Duration,
 }
 
 /// `ids`: the ranges of host ids that jobs run as, [`limits::IDS_PER_JOB`] ids each.
@@ -188,6 +185,7 @@ impl Config {
             server: Server::from_raw(raw.section("server")?)?,
             limits: Limits::from_raw(raw.section("limits")?)?,
             jobs: Jobs::from_raw(raw.section("jobs")?)?,
+            best_effort: raw.flag("best_effort", false)?,
             ids: Ids::from_raw(raw.section("ids")?)?,
         };
         raw.finish()?;
@@ -274,14 +272,6 @@ impl Limits {
     }
 }
 
-impl Jobs {
-    fn from_raw(mut raw: RawConfig) -> Result<Self, ConfigError> {
-        let grace = raw.duration("grace", Self::default().grace, limits::GRACE_MAX)?;
-        raw.finish()?;
-        Ok(Self { grace })
-    }
-}
-
 impl Ids {
     fn from_raw(mut raw: RawConfig) -> Result<Self, ConfigError> {
         let default = Self::default();
@@ -340,14 +330,6 @@ impl Default for Limits {
             history_jobs: limits::HISTORY_JOBS_DEFAULT,
             tmp_bytes: limits::TMP_BYTES_DEFAULT,
             shm_bytes: limits::SHM_BYTES_DEFAULT,
-        }
-    }
-}
-
-impl Default for Jobs {
-    fn default() -> Self {
-        Self {
-            grace: limits::GRACE_DEFAULT,
         }
     }
 }

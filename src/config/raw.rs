@@ -85,14 +85,7 @@ impl RawConfig {
         default: u64,
         allowed: &RangeInclusive<u64>,
     ) -> Result<u64, ConfigError> {
-        let parse = |value: &Value| {
-            let bytes = match value {
-                Value::Number(number) => number.as_u64(),
-                Value::String(text) => parse_size(text),
-                Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
-            };
-            bytes.filter(|bytes| allowed.contains(bytes))
-        };
+        let parse = |value: &Value| bytes(value).filter(|bytes| allowed.contains(bytes));
         let range = || {
             format!(
                 "a size from {} to {}",
@@ -101,6 +94,60 @@ impl RawConfig {
             )
         };
         self.read(key, default, parse, range)
+    }
+
+    /// An integer of `allowed`, or 0 for none.
+    pub(super) fn integer_or_none(
+        &mut self,
+        key: &'static str,
+        default: Option<u64>,
+        allowed: &RangeInclusive<u64>,
+    ) -> Result<Option<u64>, ConfigError> {
+        let (start, end) = (allowed.start(), allowed.end());
+        self.read(
+            key,
+            default,
+            |value| or_none(value.as_u64()?, allowed),
+            || format!("0 for none, or a whole number from {start} to {end}"),
+        )
+    }
+
+    /// A size in bytes of `allowed`, or 0 for none.
+    pub(super) fn size_or_none(
+        &mut self,
+        key: &'static str,
+        default: Option<u64>,
+        allowed: &RangeInclusive<u64>,
+    ) -> Result<Option<u64>, ConfigError> {
+        let range = || {
+            let (start, end) = (format_size(*allowed.start()), format_size(*allowed.end()));
+            format!("0 for none, or a size from {start} to {end}")
+        };
+        self.read(key, default, |value| or_none(bytes(value)?, allowed), range)
+    }
+
+    /// A number up to `most`, or `auto`: `None`.
+    pub(super) fn count_or_auto(
+        &mut self,
+        key: &'static str,
+        most: u64,
+    ) -> Result<Option<usize>, ConfigError> {
+        let parse = |value: &Value| match value.as_str() {
+            Some("auto") => Some(None),
+            Some(_) => None,
+            None => {
+                let number = value.as_u64().filter(|number| *number <= most)?;
+                usize::try_from(number).ok().map(Some)
+            }
+        };
+        self.read(key, None, parse, || {
+            format!("auto, or a whole number from 0 to {most}")
+        })
+    }
+
+    /// Yes or no.
+    pub(super) fn flag(&mut self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
+        self.read(key, default, Value::as_bool, || "true or false".to_owned())
     }
 
     /// A duration of at most `longest`: a number with its unit.
@@ -202,6 +249,21 @@ impl RawConfig {
         } else {
             format!("{}.{key}", self.path)
         }
+    }
+}
+
+fn bytes(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => parse_size(text),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+fn or_none(number: u64, allowed: &RangeInclusive<u64>) -> Option<Option<u64>> {
+    match number {
+        0 => Some(None),
+        number => allowed.contains(&number).then_some(Some(number)),
     }
 }
 

@@ -43,6 +43,24 @@ limits:
 jobs:
   # Time between SIGTERM and SIGKILL for a job that did not ask for another one.
   # grace: 10s
+  # Limits of a job that asked for none; 0 is unlimited. CPU in percent of one core, memory, bytes a second
+  # of input and of output, processes and threads. A default above its maximum below is the maximum.
+  # default_cpu: 0
+  # default_memory: 0
+  # default_iobps: 0
+  # default_pids: 4096
+  # What no job may exceed; 0 is no maximum. A job that asks for more, or for no limit, is refused.
+  # max_cpu: 0
+  # max_memory: 0
+  # max_iobps: 0
+  # max_pids: 0
+  # How many cores, the lowest ones, are kept for the daemon; jobs run on the others, at least on one. auto
+  # is none on a machine with fewer than four cores, else one.
+  # reserved_cores: auto
+
+# A job that asks for a limit which this machine cannot enforce is refused; with true it runs without that
+# limit, and its status says so. `rnx doctor` shows what is enforced.
+# best_effort: false
 
 ids:
   # Host user and group ids that jobs run as: `count` ranges of 65536 ids each, from `first` on. They
@@ -71,15 +89,16 @@ mod tests {
         let mut keys = 0;
         let mut text = String::new();
         for line in default_file(Config::default().server.listen).lines() {
-            match line.strip_prefix("  # ").filter(|rest| is_key(rest)) {
+            let (indent, bare) = line.split_at(line.len() - line.trim_start().len());
+            match bare.strip_prefix("# ").filter(|rest| is_key(rest)) {
                 Some(rest) => {
                     keys += 1;
-                    text += &format!("  {rest}\n");
+                    text += &format!("{indent}{rest}\n");
                 }
                 None => text += &format!("{line}\n"),
             }
         }
-        assert_eq!(keys, 13, "{text}");
+        assert_eq!(keys, 23, "{text}");
         assert_eq!(Config::parse(&text).unwrap(), Config::default());
     }
 }

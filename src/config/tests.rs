@@ -41,11 +41,12 @@ fn an_empty_file_means_the_defaults() {
 fn unknown_keys_are_refused_with_their_full_name() {
     refuses(
         "sever: {}",
-        "unknown key sever; known here: version, server, limits, jobs, ids",
+        "unknown key sever; known here: version, server, limits, jobs, best_effort, ids",
     );
     refuses(
         "jobs: {graze: 1s}",
-        "unknown key jobs.graze; known here: grace",
+        "unknown key jobs.graze; known here: grace, default_cpu, default_memory, default_iobps, \
+         default_pids, max_cpu, max_memory, max_iobps, max_pids, reserved_cores",
     );
     refuses(
         "server: {listen: \"0.0.0.0:1\", port: 5}",
@@ -255,6 +256,93 @@ fn both_sides_of_every_duration_and_word() {
     refuses(
         "limits: {log_policy: Drop}",
         "limits.log_policy is \"Drop\"; allowed is drop or stop",
+    );
+}
+
+#[test]
+fn limits_of_jobs_are_in_range_or_none() {
+    accepts(
+        "jobs: {default_cpu: 1, default_memory: 6MB, default_iobps: 4KB, default_pids: 2}",
+        |c| {
+            c.jobs.default = JobLimits {
+                cpu_percent: Some(1),
+                memory_bytes: Some(6 << 20),
+                io_bytes_per_second: Some(4_096),
+                pids: Some(2),
+            };
+        },
+    );
+    accepts(
+        "jobs: {max_cpu: 10000, max_memory: 1024TB, max_iobps: 1024TB, max_pids: 4194304}",
+        |c| {
+            c.jobs.max = JobLimits {
+                cpu_percent: Some(10_000),
+                memory_bytes: Some(1 << 50),
+                io_bytes_per_second: Some(1 << 50),
+                pids: Some(4_194_304),
+            };
+        },
+    );
+    accepts(
+        "jobs: {default_pids: 0, max_cpu: 0, max_memory: 0, max_iobps: 0}",
+        |c| c.jobs.default.pids = None,
+    );
+    for (key, bad, allowed) in [
+        ("cpu", "10001", "a whole number from 1 to 10000"),
+        ("cpu", "-1", "a whole number from 1 to 10000"),
+        ("memory", "6291455", "a size from 6MB to 1024TB"),
+        ("memory", "1125899906842625", "a size from 6MB to 1024TB"),
+        ("iobps", "4095", "a size from 4KB to 1024TB"),
+        ("pids", "1", "a whole number from 2 to 4194304"),
+        ("pids", "4194305", "a whole number from 2 to 4194304"),
+    ] {
+        for which in ["default", "max"] {
+            refuses(
+                &format!("jobs: {{{which}_{key}: {bad}}}"),
+                &format!("jobs.{which}_{key} is {bad}; allowed is 0 for none, or {allowed}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn cores_for_the_daemon_are_counted_or_follow_from_the_machine() {
+    accepts("jobs: {reserved_cores: auto}", |_| {});
+    accepts("jobs: {reserved_cores: 0}", |c| {
+        c.jobs.reserved_cores = Some(0)
+    });
+    accepts("jobs: {reserved_cores: 1024}", |c| {
+        c.jobs.reserved_cores = Some(1_024)
+    });
+    for bad in ["1025", "-1", "\"all\"", "1.5"] {
+        refuses(
+            &format!("jobs: {{reserved_cores: {bad}}}"),
+            &format!(
+                "jobs.reserved_cores is {bad}; allowed is auto, or a whole number from 0 to 1024"
+            ),
+        );
+    }
+    let count = |reserved_cores, cores| {
+        let jobs = Jobs {
+            reserved_cores,
+            ..Jobs::default()
+        };
+        jobs.reserved_core_count(cores)
+    };
+    let auto = [1, 2, 3, 4, 64].map(|cores| count(None, cores));
+    assert_eq!(auto, [0, 0, 0, 1, 1]);
+    let two = [1, 2, 3, 64].map(|cores| count(Some(2), cores));
+    assert_eq!(two, [0, 1, 2, 2], "one core is left to jobs");
+    assert_eq!(count(Some(0), 64), 0);
+}
+
+#[test]
+fn best_effort_is_said_in_so_many_words() {
+    accepts("best_effort: true", |c| c.best_effort = true);
+    accepts("best_effort: false", |_| {});
+    refuses(
+        "best_effort: maybe",
+        "best_effort is \"maybe\"; allowed is true or false",
     );
 }
 

@@ -13,6 +13,10 @@ pub enum Operation {
     Log,
     /// See what the server is.
     Node,
+    /// See what a job uses.
+    Metrics,
+    /// Try out what the server's machine enforces, in jobs that are thrown away.
+    Doctor,
     /// Start a job.
     Run,
     /// Stop a job.
@@ -62,7 +66,10 @@ impl Operation {
     /// The least role, for own objects and for others'.
     const fn needs(self) -> (Role, Role) {
         match self {
-            Self::List | Self::Status | Self::Log | Self::Node => (Role::Reader, Role::Reader),
+            Self::List | Self::Status | Self::Log | Self::Node | Self::Metrics => {
+                (Role::Reader, Role::Reader)
+            }
+            Self::Doctor => (Role::Developer, Role::Developer),
             Self::Run | Self::Stop | Self::Cancel | Self::Wait | Self::Delete | Self::Copy => {
                 (Role::Developer, Role::Admin)
             }
@@ -77,6 +84,8 @@ impl Operation {
             Self::Status => "see the status of jobs",
             Self::Log => "read the output of jobs",
             Self::Node => "see the server's status",
+            Self::Metrics => "see what jobs use",
+            Self::Doctor => "try out what the server enforces",
             Self::Run => "run jobs",
             Self::Stop => "stop jobs",
             Self::Cancel => "cancel jobs",
@@ -122,11 +131,13 @@ mod tests {
     const ROLES: [Role; 4] = [Role::Reader, Role::Developer, Role::Maintainer, Role::Admin];
 
     /// One letter a role that may, in the order of `ROLES`: own objects, then others'.
-    const TABLE: [(Operation, &str, &str); 15] = [
+    const TABLE: [(Operation, &str, &str); 17] = [
         (Operation::List, "rdma", "rdma"),
         (Operation::Status, "rdma", "rdma"),
         (Operation::Log, "rdma", "rdma"),
         (Operation::Node, "rdma", "rdma"),
+        (Operation::Metrics, "rdma", "rdma"),
+        (Operation::Doctor, "-dma", "-dma"),
         (Operation::Run, "-dma", "---a"),
         (Operation::Stop, "-dma", "---a"),
         (Operation::Cancel, "-dma", "---a"),

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
-use super::desk::Link;
+use super::{desk::Link, metrics::Samples};
 use crate::{
     log::{Capture, Progress},
     sandbox::identity::IdRange,
@@ -31,6 +31,8 @@ pub(super) struct Body {
     pub(super) link: Option<Rc<Link>>,
     /// init's process id, for printing and for `/proc`.
     pub(super) pid: Option<u32>,
+    /// What it was seen to use.
+    pub(super) samples: Samples,
 }
 
 impl Body {
@@ -47,6 +49,7 @@ impl Body {
             upload: None,
             link: None,
             pid: None,
+            samples: Samples::default(),
         }
     }
 }

@@ -289,8 +289,8 @@ impl Shard {
         Some((core.spec(id)?, core.work(id)?))
     }
 
-    pub(crate) fn settings(&self) -> Settings {
-        self.host.settings
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.host.settings
     }
 
     pub(super) fn log_dir(&self, id: JobId) -> PathBuf {

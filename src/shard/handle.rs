@@ -2,6 +2,7 @@
 
 use std::{
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,9 +17,10 @@ use super::{
     upload::UploadSink,
 };
 use crate::{
+    config::{Config, JobLimits},
     job::{
-        JobId, JobView, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, ShardIndex, Spec,
-        State, StopSignal, WorkKind,
+        Finding, JobId, JobView, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode,
+        Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
     },
     limits,
 };
@@ -30,7 +32,7 @@ pub struct Handle {
 }
 
 /// Configured values that the front needs to complete a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// `/work` in memory when a submit asks for no size, bytes.
     pub work_memory_bytes: u64,
@@ -38,6 +40,45 @@ pub struct Settings {
     pub work_disk_bytes: u64,
     /// Time between SIGTERM and SIGKILL when a submit asks for none.
     pub grace: Duration,
+    /// Limits of a job that asked for none.
+    pub default_limits: Limits,
+    /// What no job may exceed; `cores` is not used.
+    pub max_limits: Limits,
+    /// Cores of the host that jobs run on, ascending.
+    pub cores: Arc<[u32]>,
+    /// Cores of the host that are kept for the daemon, ascending.
+    pub reserved_cores: Arc<[u32]>,
+}
+
+impl Settings {
+    /// What `config` says on a host where the daemon may use `cpus`, ascending.
+    pub(super) fn new(config: &Config, cpus: &[usize]) -> Self {
+        let reserved = config.jobs.reserved_core_count(cpus.len());
+        let numbers = |cpus: &[usize]| {
+            cpus.iter()
+                .map(|cpu| u32::try_from(*cpu).expect("the kernel numbers cores with 32 bits"))
+                .collect()
+        };
+        Self {
+            work_memory_bytes: config.limits.work_memory_bytes,
+            work_disk_bytes: config.limits.work_bytes,
+            grace: config.jobs.grace,
+            default_limits: job_limits(&config.jobs.default),
+            max_limits: job_limits(&config.jobs.max),
+            cores: numbers(&cpus[reserved..]),
+            reserved_cores: numbers(&cpus[..reserved]),
+        }
+    }
+}
+
+const fn job_limits(limits: &JobLimits) -> Limits {
+    Limits {
+        cpu_percent: limits.cpu_percent,
+        memory_bytes: limits.memory_bytes,
+        io_bytes_per_second: limits.io_bytes_per_second,
+        pids: limits.pids,
+        cores: None,
+    }
 }
 
 impl Handle {
@@ -63,7 +104,7 @@ impl Handle {
 
     /// Configured values.
     #[must_use]
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> &Settings {
         self.shard.settings()
     }
 
@@ -252,6 +293,40 @@ impl Handle {
             })
             .await??;
         Tree::open(root, path.to_vec()).await
+    }
+
+    /// What a job uses now, or, when it has ended, used in all.
+    ///
+    /// # Errors
+    /// Not found; a cgroup that cannot be read.
+    pub async fn sample(&self, id: JobId) -> Result<Sample, Refusal> {
+        self.at_owner(id, move |shard| {
+            Box::pin(async move { shard.sample(id).await })
+        })
+        .await?
+    }
+
+    /// What a job was lately seen to use and what it uses now, oldest first; when it has ended only what it
+    /// used in all.
+    ///
+    /// # Errors
+    /// Not found; a cgroup that cannot be read.
+    pub async fn samples(&self, id: JobId) -> Result<Vec<Sample>, Refusal> {
+        self.at_owner(id, move |shard| {
+            Box::pin(async move { shard.samples(id).await })
+        })
+        .await?
+    }
+
+    /// What this host keeps of the promises, tried out in jobs that are thrown away.
+    ///
+    /// # Errors
+    /// `Unsupported`: nothing is tried out yet.
+    pub async fn doctor(&self) -> Result<Vec<Finding>, Refusal> {
+        Err(Refusal::new(
+            RefusalCode::Unsupported,
+            "this version of joblet cannot try out what its host enforces yet",
+        ))
     }
 
     /// What this daemon is.

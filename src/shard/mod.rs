@@ -9,6 +9,7 @@
 //!        ├─ launch     from a spec to a recipe in the spawner's hands
 //!        ├─ desk       crews of helper processes and ready namespaces
 //!        ├─ retire     output brought home, everything given back
+//!        ├─ metrics    what live jobs use, for those who ask
 //!        └─ timers, journal
 //!   topology           how shards come up and go down together
 //! ```
@@ -25,6 +26,7 @@ mod front_door;
 mod handle;
 mod journal;
 mod launch;
+mod metrics;
 mod output;
 pub mod reactor;
 mod remote;

@@ -209,11 +209,7 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         instance: base.instance().to_string(),
         hostname: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
-        settings: Settings {
-            work_memory_bytes: config.limits.work_memory_bytes,
-            work_disk_bytes: config.limits.work_bytes,
-            grace: config.jobs.grace,
-        },
+        settings: Settings::new(config, &setup.cpus),
         jobs_dir: base.jobs(),
         base_dir: base.root().to_owned(),
         work_keep: config.limits.work_keep,

@@ -145,6 +145,8 @@ fn a_reader_looks_and_does_not_touch() {
     as_reader(&["job", "list"]).assert_code(0);
     as_reader(&["job", "status", &id]).assert_code(0);
     as_reader(&["job", "log", "--no-follow", &id]).assert_code(0);
+    as_reader(&["job", "metrics", &id]).assert_code(0);
+    as_reader(&["doctor"]).assert_refused(4, "may not try out");
     as_reader(&["job", "run", "true"]).assert_refused(125, "");
     as_reader(&["job", "run", "-d", "true"]).assert_refused(4, "");
     as_reader(&["job", "stop", &id]).assert_refused(4, "");

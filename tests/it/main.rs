@@ -12,6 +12,8 @@
 
 /// Who may do what: certificates, roles, owners.
 mod auth;
+/// Limits as they are asked for.
+mod bounds;
 /// What is left when a helper or the daemon is killed: nothing.
 mod crash;
 /// A host whose disk is nearly, and really, full.
@@ -26,6 +28,8 @@ mod isolation;
 mod limits;
 /// Output: every byte, in order, once.
 mod log;
+/// What a job is seen to use.
+mod metrics;
 /// Running a command: arguments, environment, streams, exit codes.
 mod run;
 /// Many jobs at once, and what they cost.

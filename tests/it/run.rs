@@ -431,11 +431,6 @@ fn what_is_not_there_yet_is_refused_and_never_ignored() {
     };
     let flags = [
         "--volume=data",
-        "--max-memory=64",
-        "--max-cpu=50",
-        "--max-iobps=1000",
-        "--max-pids=10",
-        "--cpu-cores=0",
         "--network=bridge",
         "--runtime=x",
         "--schedule=1h",

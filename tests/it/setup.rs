@@ -267,7 +267,7 @@ fn serve_refuses_before_it_starts_anything() {
     );
     place.ok(&["init"]);
     place.refused(1, &["serve", "--drain"], "not in this version");
-    place.refused(1, &["doctor"], "not in this version");
+    place.refused(6, &["doctor"], "error: ");
     place.refused(2, &["serve", "--fast"], "--fast");
     place.refused(1, &["keeper"], "only joblet serve starts keepers");
 

@@ -79,6 +79,119 @@ fn sizes_that_are_none_are_refused() {
     }
 }
 
+/// Checks texts that mean something, and texts that mean nothing.
+fn check<T: PartialEq + std::fmt::Debug>(
+    read: fn(&str) -> Result<T, String>,
+    good: &[(&str, T)],
+    bad: &[&str],
+) {
+    for (text, expected) in good {
+        assert_eq!(read(text).as_ref(), Ok(expected), "{text}");
+    }
+    for text in bad {
+        let error = read(text).expect_err(text);
+        assert!(error.contains(text), "{text:?} is not named: {error}");
+    }
+}
+
+#[test]
+fn percentages_reach_to_a_hundred_cores() {
+    check(
+        percent,
+        &[
+            ("0", 0),
+            ("1", 1),
+            ("50", 50),
+            ("800", 800),
+            ("10000", 10_000),
+        ],
+        &[
+            "10001",
+            "-1",
+            "",
+            "1.5",
+            "50%",
+            "+5",
+            "4294967297",
+            "99999999999999999999",
+            "x",
+        ],
+    );
+}
+
+#[test]
+fn memory_counts_in_mebibytes_unless_it_has_a_unit() {
+    check(
+        memory,
+        &[
+            ("0", 0),
+            ("64", 64 << 20),
+            ("16384", 16 << 30),
+            ("512M", 512 << 20),
+            ("2G", 2 << 30),
+            ("1.5GB", 3 << 29),
+            ("7B", 7),
+            ("100kb", 100 << 10),
+        ],
+        &[
+            "-1",
+            "",
+            "M",
+            "1.5",
+            "5X",
+            "64 ",
+            "1e3",
+            "17592186044416",
+            "16777216TB",
+            "0x10",
+        ],
+    );
+}
+
+#[test]
+fn counts_are_whole_numbers() {
+    check(
+        count,
+        &[
+            ("0", 0),
+            ("4096", 4_096),
+            ("18446744073709551615", u64::MAX),
+        ],
+        &["-1", "", "1.5", "4k", "18446744073709551616", "+1"],
+    );
+}
+
+#[test]
+fn cores_are_numbers_and_ranges() {
+    let ranges = |ranges: &[(u32, u32)]| Cores(ranges.to_vec());
+    check(
+        cores,
+        &[
+            ("0", ranges(&[(0, 0)])),
+            ("0-3", ranges(&[(0, 3)])),
+            ("1,3,5", ranges(&[(1, 1), (3, 3), (5, 5)])),
+            ("0-1,4", ranges(&[(0, 1), (4, 4)])),
+            ("2-2", ranges(&[(2, 2)])),
+            ("99", ranges(&[(99, 99)])),
+        ],
+        &[
+            "",
+            "-",
+            "3-1",
+            "0-",
+            "-1",
+            "0,",
+            ",",
+            "0,,1",
+            "0-1-2",
+            "a",
+            "0 1",
+            "4294967296",
+            "all",
+        ],
+    );
+}
+
 #[test]
 fn since_is_a_duration_ago_or_a_time() {
     assert_eq!(since("10min"), Ok(Since::Ago(Duration::from_secs(600))));
@@ -110,6 +223,7 @@ proptest! {
     #[test]
     fn nothing_that_is_typed_panics(text in "\\PC{0,24}") {
         let _ = (millis(&text), size(&text), since(&text));
+        let _ = (percent(&text), memory(&text), count(&text), cores(&text));
     }
 
     #[test]

@@ -164,6 +164,50 @@ fn values_follow_a_space_or_an_equals_sign() {
 }
 
 #[test]
+fn limits_follow_a_space_or_an_equals_sign() {
+    for words in [
+        &[
+            "--max-cpu=800",
+            "--max-memory=16384",
+            "--max-iobps=10MB",
+            "--max-pids=0",
+            "--cpu-cores=0-1,4",
+            "c",
+        ][..],
+        &[
+            "--max-cpu",
+            "800",
+            "--max-memory",
+            "16G",
+            "--max-iobps",
+            "10485760",
+            "--max-pids",
+            "0",
+            "--cpu-cores",
+            "0-1,4",
+            "c",
+        ],
+    ] {
+        let flags = run(words).1;
+        assert_eq!(
+            (
+                flags.max_cpu,
+                flags.max_memory,
+                flags.max_iobps,
+                flags.max_pids
+            ),
+            (Some(800), Some(16 << 30), Some(10 << 20), Some(0))
+        );
+        assert_eq!(flags.cpu_cores, Some(Cores(vec![(0, 1), (4, 4)])));
+    }
+    let none = run(&["c", "--max-cpu=1"]).1;
+    assert_eq!(
+        (none.max_cpu, none.max_memory, none.cpu_cores),
+        (None, None, None)
+    );
+}
+
+#[test]
 fn global_flags_stand_anywhere_before_a_command() {
     for words in [
         &["--json", "job", "list"][..],
@@ -197,12 +241,28 @@ fn what_cannot_be_meant_is_a_usage_error() {
         &["job", "run", "--label", "novalue", "ls"],
         &["job", "run", "--label", "=v", "ls"],
         &["job", "run", "-d", "--wait", "ls"],
+        &["job", "run", "--max-cpu=10001", "ls"],
+        &["job", "run", "--max-cpu=-1", "ls"],
+        &["job", "run", "--max-cpu", "-1", "ls"],
+        &["job", "run", "--max-memory=5X", "ls"],
+        &["job", "run", "--max-memory=", "ls"],
+        &["job", "run", "--max-iobps=fast", "ls"],
+        &["job", "run", "--max-pids=18446744073709551616", "ls"],
+        &["job", "run", "--cpu-cores=3-1", "ls"],
+        &["job", "run", "--cpu-cores=", "ls"],
+        &["job", "run", "--cpu-cores", "--", "ls"],
         &["job", "list", "--status", "NONE"],
         &["job", "status"],
         &["job", "stop"],
         &["job", "wait"],
         &["job", "cp", "1234:/work/x"],
+        &["job", "metrics"],
+        &["job", "metrics", "1234", "--interval=1s"],
+        &["job", "metrics", "1234", "--follow", "--interval=99ms"],
+        &["job", "metrics", "1234", "--follow", "--interval=3601s"],
+        &["job", "metrics", "1234", "--follow", "--interval=1"],
         &["job", "frobnicate"],
+        &["doctor", "1234"],
         &["frobnicate"],
         &["--local", "--node", "x", "job", "list"],
         &["completions", "tcsh9"],
@@ -215,11 +275,6 @@ fn what_cannot_be_meant_is_a_usage_error() {
 #[test]
 fn flags_of_later_versions_are_recognised_by_name() {
     for flag in [
-        "max-cpu",
-        "max-memory",
-        "max-iobps",
-        "max-pids",
-        "cpu-cores",
         "volume",
         "network",
         "runtime",
@@ -246,7 +301,7 @@ fn flags_of_later_versions_are_recognised_by_name() {
 #[test]
 fn commands_of_later_versions_take_anything() {
     for verb in [
-        "schedule", "volume", "network", "runtime", "node", "monitor", "doctor",
+        "schedule", "volume", "network", "runtime", "node", "monitor",
     ] {
         assert!(
             parse(&[verb, "create", "x", "--size=1GB", "--help"]).is_ok(),
@@ -254,7 +309,7 @@ fn commands_of_later_versions_take_anything() {
         );
         assert!(parse(&[verb]).is_ok(), "{verb}");
     }
-    for verb in ["cancel", "metrics", "delete", "delete-all"] {
+    for verb in ["cancel", "delete", "delete-all"] {
         assert!(parse(&["job", verb, "1234", "--follow"]).is_ok(), "{verb}");
     }
 }

@@ -3,8 +3,10 @@
 pub(crate) mod completions;
 pub(crate) mod config_help;
 pub(crate) mod cp;
+pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod log;
+pub(crate) mod metrics;
 pub(crate) mod nodes;
 pub(crate) mod run;
 pub(crate) mod shutdown;

@@ -42,7 +42,7 @@ impl Page {
 
     fn line(&mut self, name: &str, value: &str) {
         let label = format!("{name}:");
-        self.put(format_args!("  {label:<12} {}\n", text::plain(value)));
+        self.put(format_args!("  {label:<13} {}\n", text::plain(value)));
     }
 
     fn put(&mut self, text: std::fmt::Arguments<'_>) {
@@ -144,12 +144,17 @@ fn times(job: &Job, now_ns: i64, page: &mut Page) {
             .duration_ms(now_ns)
             .map_or_else(|| "-".into(), text::millis),
     );
-    let states: Vec<_> = job
-        .transitions
-        .iter()
-        .map(|t| text::state(t.state))
-        .collect();
-    page.line("States", &states.join(" → "));
+    page.section("States");
+    let first = job.transitions.first().map_or(0, |first| first.mono_ns);
+    for entered in &job.transitions {
+        let after = entered.mono_ns.saturating_sub(first) / 1_000_000;
+        let value = format!(
+            "{}, after {}",
+            text::local_time(entered.wall_ns),
+            text::millis(after)
+        );
+        page.line(text::state(entered.state), &value);
+    }
 }
 
 fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
@@ -175,46 +180,50 @@ fn outcome(job: &Job, outcome: &Outcome, page: &mut Page) {
     used(&outcome.usage, page);
 }
 
-/// What a job used in all; a dash is what the host does not count.
+/// What a job used in all, as far as the host counts it.
 fn used(usage: &Usage, page: &mut Page) {
     let time = |us: u64| text::millis(us / 1_000);
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
-    let count = |count: Option<u64>| or_dash(count.map(|count| count.to_string()));
-    let bytes = |bytes: Option<u64>| or_dash(bytes.map(text::bytes));
     page.section("Used");
-    page.line(
-        "CPU",
-        &format!(
-            "{} user, {} system, {} held back by the limit",
-            time(usage.cpu_user_us),
-            time(usage.cpu_system_us),
-            or_dash(usage.throttled_us.map(time))
-        ),
-    );
-    page.line(
-        "Memory",
-        &format!(
-            "{} at most, {} killed for it",
-            bytes(usage.memory_peak_bytes),
-            count(usage.oom_kills)
-        ),
-    );
-    page.line(
-        "I/O",
-        &format!(
-            "{} read, {} written",
-            bytes(usage.io_read_bytes),
-            bytes(usage.io_write_bytes)
-        ),
-    );
-    page.line(
-        "Processes",
-        &format!(
-            "{} at most, {} refused",
-            count(usage.pids_peak),
-            count(usage.pids_refused)
-        ),
-    );
+    let cpu = [
+        Some(format!("{} user", time(usage.cpu_user_us))),
+        Some(format!("{} system", time(usage.cpu_system_us))),
+        usage
+            .throttled_us
+            .map(|us| format!("{} held back by the limit", time(us))),
+    ];
+    page.line("CPU", &counted(cpu));
+    let memory = [
+        usage
+            .memory_peak_bytes
+            .map(|peak| format!("{} at most", text::bytes(peak))),
+        usage
+            .oom_kills
+            .map(|kills| format!("{kills} processes killed for it")),
+    ];
+    page.line("Memory", &counted(memory));
+    let io = [
+        usage
+            .io_read_bytes
+            .map(|read| format!("{} read", text::bytes(read))),
+        usage
+            .io_write_bytes
+            .map(|written| format!("{} written", text::bytes(written))),
+    ];
+    page.line("I/O", &counted(io));
+    let processes = [
+        usage.pids_peak.map(|peak| format!("{peak} at most")),
+        usage.pids_refused.map(|times| format!("{times} refused")),
+    ];
+    page.line("Processes", &counted(processes));
+}
+
+/// The parts that the host counts, on one line.
+fn counted(parts: impl IntoIterator<Item = Option<String>>) -> String {
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "not counted by this host".into();
+    }
+    parts.join(", ")
 }
 
 /// The command as it could be typed in a shell.
@@ -238,6 +247,13 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_counted_is_left_out() {
+        let part = |text: &str| Some(text.to_owned());
+        assert_eq!(counted([part("a"), None, part("b")]), "a, b");
+        assert_eq!(counted([None, None]), "not counted by this host");
+    }
 
     #[test]
     fn a_command_is_shown_as_it_could_be_typed() {

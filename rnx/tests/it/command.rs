@@ -13,8 +13,8 @@ use nix::{
     unistd::Pid,
 };
 use proto_rkyv::{
-    Kind, Node as ServerNode, Reason, RefusalCode, Reply, Request, State, StopSignal, Upload,
-    encode, join,
+    Finding, Kind, Node as ServerNode, Pressure, Reason, RefusalCode, Reply, Request, Sample,
+    Stall, State, StopSignal, Upload, Usage, Verdict, encode, join,
 };
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -116,6 +116,13 @@ fn answer(asked: &Asked) -> Vec<bytes::Bytes> {
                 "invalid" => {
                     return vec![refused(RefusalCode::Invalid, "user 70000 is out of range")];
                 }
+                "limits" => {
+                    assert_eq!((submit.max_cpu, submit.max_pids), (Some(800), Some(0)));
+                    assert_eq!(submit.max_memory_bytes, Some(16 << 30));
+                    assert_eq!(submit.max_iobps, Some(1 << 20));
+                    assert_eq!(submit.cpu_cores, Some(vec![(0, 1), (4, 4)]));
+                    job(Reason::OutOfMemory, None, Some(9))
+                }
                 "flood" => {
                     let chunk = vec![b'y'; 64 << 10];
                     let output = (0..200).map(|at| data(Kind::Stdout, at * (64 << 10), &chunk));
@@ -192,6 +199,31 @@ fn answer(asked: &Asked) -> Vec<bytes::Bytes> {
                 encode(&Upload::End).unwrap(),
             ]
         }
+        Request::Metrics(metrics) if metrics.job == "none" => {
+            vec![refused(RefusalCode::NotFound, "job none not found")]
+        }
+        Request::Metrics(metrics) => {
+            let expected = if metrics.follow { Some(250) } else { None };
+            assert_eq!(metrics.interval_ms, expected);
+            [(0, 1_000_000), (2, 2_000_000)]
+                .map(|(seconds, cpu_us)| reply(&Reply::Sample(Box::new(sample(seconds, cpu_us)))))
+                .to_vec()
+        }
+        Request::Doctor => vec![
+            reply(&Reply::Findings(vec![finding(
+                "no-root",
+                Verdict::Enforced,
+                None,
+            )])),
+            reply(&Reply::Findings(vec![
+                finding("max-iobps", Verdict::Partly, None),
+                finding(
+                    "max-memory",
+                    Verdict::NotEnforced,
+                    Some("enable the controller"),
+                ),
+            ])),
+        ],
         Request::Node => vec![reply(&Reply::Node(Box::new(ServerNode {
             version: "0.1.0".into(),
             instance: "0123abcd".into(),
@@ -205,6 +237,113 @@ fn answer(asked: &Asked) -> Vec<bytes::Bytes> {
             start_ns: (1, 2, 3),
         })))],
     }
+}
+
+fn sample(seconds: i64, cpu_us: u64) -> Sample {
+    let stall = Stall {
+        avg10_centi: 150,
+        total_us: 2_500_000,
+    };
+    Sample {
+        wall_ns: (1_700_000_000 + seconds) * 1_000_000_000,
+        usage: Usage {
+            cpu_user_us: cpu_us,
+            memory_bytes: Some(3 << 20),
+            ..Usage::default()
+        },
+        pressure: (seconds == 0).then_some(Pressure {
+            cpu: stall,
+            memory: stall,
+            io: stall,
+        }),
+    }
+}
+
+fn finding(promise: &str, verdict: Verdict, remedy: Option<&str>) -> Finding {
+    Finding {
+        promise: promise.into(),
+        verdict,
+        mechanism: "a mechanism".into(),
+        detail: "measured".into(),
+        remedy: remedy.map(Into::into),
+    }
+}
+
+#[test]
+fn samples_are_lines_of_a_table_or_objects() {
+    let rnx = everyday();
+    let (stdout, stderr) = rnx.check(&["job", "metrics", "1f3a"], 0);
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!((lines.len(), stderr.as_str()), (3, ""), "{stdout}");
+    assert!(
+        lines[0].starts_with("TIME                 CPU      CPU TIME"),
+        "{stdout}"
+    );
+    assert!(
+        lines[1].starts_with("2023-11-14 22:13:20  -        1s"),
+        "{stdout}"
+    );
+    assert!(
+        lines[1].ends_with("cpu 1.50%, memory 1.50%, io 1.50%"),
+        "{stdout}"
+    );
+    assert!(
+        lines[2].starts_with("2023-11-14 22:13:22  50%      2s"),
+        "{stdout}"
+    );
+    let words = [
+        "job",
+        "metrics",
+        "1f3a",
+        "--follow",
+        "--interval",
+        "250ms",
+        "--json",
+    ];
+    let (stdout, _) = rnx.check(&words, 0);
+    let objects: Vec<Value> = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let stall = serde_json::json!({"avg10_percent": 1.5, "total_seconds": 2.5});
+    let expected = serde_json::json!({
+        "time": "2023-11-14T22:13:20.000000000Z", "cpu_seconds": {"user": 1.0, "system": 0.0},
+        "throttled_seconds": null, "memory_bytes": 3 << 20, "memory_peak_bytes": null, "oom_kills": null,
+        "io_read_bytes": null, "io_write_bytes": null, "pids": null, "pids_peak": null,
+        "pids_refused": null, "pressure": {"cpu": stall, "memory": stall, "io": stall},
+    });
+    assert_eq!(objects[0], expected);
+    assert_eq!((objects.len(), &objects[1]["pressure"]), (2, &Value::Null));
+    rnx.check(&["job", "metrics", "none"], 3);
+}
+
+#[test]
+fn a_promise_that_is_not_kept_makes_doctor_fail() {
+    let rnx = everyday();
+    let (stdout, stderr) = rnx.check(&["doctor"], 1);
+    let lines: Vec<Vec<_>> = stdout
+        .lines()
+        .map(|line| {
+            line.split("  ")
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty())
+                .collect()
+        })
+        .collect();
+    assert_eq!(lines[0], ["PROMISE", "VERDICT", "MECHANISM", "DETAIL"]);
+    assert_eq!(lines[1], ["no-root", "enforced", "a mechanism", "measured"]);
+    assert_eq!(lines[2], ["max-iobps", "partly", "a mechanism", "measured"]);
+    assert_eq!(
+        lines[3],
+        ["max-memory", "not enforced", "a mechanism", "measured"]
+    );
+    assert_eq!(stderr, "max-memory: enable the controller\n");
+    let list: Value = serde_json::from_str(&rnx.check(&["doctor", "--json"], 1).0).unwrap();
+    let expected = serde_json::json!({
+        "promise": "max-memory", "verdict": "not_enforced", "mechanism": "a mechanism",
+        "detail": "measured", "remedy": "enable the controller",
+    });
+    assert_eq!(list[2], expected);
 }
 
 #[test]
@@ -228,6 +367,18 @@ fn an_attached_run_keeps_streams_apart_and_exits_like_its_job() {
     check(&["--wait", "exit", "3"], 3, "");
     check(&["signal", "6"], 134, "error: job J ended by SIGABRT\n");
     check(&["signal", "9"], 137, "error: job J ended by SIGKILL\n");
+    let limits = [
+        "--max-cpu=800",
+        "--max-memory=16384",
+        "--max-iobps=1M",
+        "--max-pids=0",
+        "--cpu-cores=0-1,4",
+    ];
+    check(
+        &[&limits[..], &["limits"]].concat(),
+        137,
+        "error: job J ran out of memory at 64 MB\n",
+    );
     check(&["timeout"], 124, "error: job J ran out of time\n");
     check(&["stopped"], 143, "error: job J was stopped by bob\n");
     check(&["missing"], 127, "error: sh: command not found\n");
@@ -385,7 +536,18 @@ fn a_status_has_sections_and_a_stable_object() {
         "sh -c 'exit 0'",
         "exited",
         "TOKEN=***",
-        "INITIALIZING → RUNNING → COMPLETED",
+        "States:\n  INITIALIZING: 2023-11-14 22:13:20, after 0s\n  RUNNING:      2023-11-14 22:13:21, after 1s\n",
+        "  CPU:          150% of a core\n",
+        "  Memory:       64 MB\n",
+        "  I/O:          1 MB a second\n",
+        "  Processes:    unlimited\n",
+        "  Cores:        0-1,4\n",
+        "  Caveat:       io: partly enforced: direct and synced I/O only\n",
+        "  CPU:          1.5s user, 0s system, 0.25s held back by the limit\n",
+        "  Memory:       48 MB at most, 0 processes killed for it\n",
+        "  I/O:          4 KB read\n",
+        "  Processes:    3 at most, 1 refused\n",
+        "  Queued:       0.04s\n",
     ] {
         assert!(stdout.contains(part), "{part}\n{stdout}");
     }
@@ -400,6 +562,7 @@ fn a_status_has_sections_and_a_stable_object() {
     keys.sort_unstable();
     let expected = [
         "args",
+        "caveats",
         "command",
         "created_time",
         "end_time",
@@ -409,6 +572,7 @@ fn a_status_has_sections_and_a_stable_object() {
         "id",
         "job_uuid",
         "labels",
+        "limits",
         "log",
         "name",
         "outcome",
@@ -423,6 +587,22 @@ fn a_status_has_sections_and_a_stable_object() {
         "workdir",
     ];
     assert_eq!(keys, expected);
+    let expected = serde_json::json!({
+        "cpu_percent": 150, "memory_bytes": 64 << 20, "io_bytes_per_second": 1 << 20, "pids": null,
+        "cores": [0, 1, 4],
+    });
+    assert_eq!(object["limits"], expected);
+    let caveat = serde_json::json!([{
+        "limit": "io", "enforced": "partly", "note": "direct and synced I/O only",
+    }]);
+    assert_eq!(object["caveats"], caveat);
+    let outcome = serde_json::json!({
+        "reason": "exited", "exit_code": 0, "signal": null, "signal_name": null, "by": null, "step": null,
+        "errno": null, "cpu_seconds": {"user": 1.5, "system": 0.0}, "memory_peak_bytes": 48 << 20,
+        "io_read_bytes": 4_096, "io_write_bytes": null, "pids_peak": 3, "pids_refused": 1, "oom_kills": 0,
+        "throttled_seconds": 0.25, "wall_seconds": 2.0, "queued_seconds": 0.04, "start_micros": 700,
+    });
+    assert_eq!(object["outcome"], outcome);
     assert_eq!(object["args"], serde_json::json!(["sh", "-c", "exit 0"]));
     assert_eq!(object["env"], serde_json::json!({"A": "1", "TOKEN": "***"}));
     let (stdout, stderr) = rnx.check(&["job", "status", "none"], 3);

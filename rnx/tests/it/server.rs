@@ -283,7 +283,7 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
     let at = |state, seconds: i64| Transition {
         state,
         wall_ns: 1_700_000_000_000_000_000 + seconds * 1_000_000_000,
-        mono_ns: 7,
+        mono_ns: 7 + u64::try_from(seconds).unwrap() * 1_000_000_000,
     };
     let end = if exit_code == Some(0) {
         State::Completed

@@ -3,17 +3,25 @@
 //! A message that decoded is only well-formed. Every range is checked here, and each refusal names the object
 //! and what to do about it. Nothing here waits, and nothing here trusts a length.
 
+mod finding;
+mod limit;
 mod spec;
 mod tree;
 mod view;
 
+pub(super) use finding::findings;
 pub(super) use spec::{Bulk, spec};
 pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
-pub(super) use view::{environment, job, node, spec_bytes};
+pub(super) use view::{environment, job, node, sample, spec_bytes};
 
-use crate::job::{LogQuery, Refusal, RefusalCode, State, StopSignal, Streams};
+use std::time::Duration;
+
+use crate::{
+    job::{LogQuery, Refusal, RefusalCode, State, StopSignal, Streams},
+    limits,
+};
 
 /// Longest way to write an id.
 const JOB_REF_BYTES_MAX: usize = 36;
@@ -50,6 +58,17 @@ pub(super) fn log_query(log: &proto_rkyv::Log) -> LogQuery {
         tail_lines: log.tail_lines,
         since_ns: log.since_ns,
     }
+}
+
+/// Time between two samples for one who follows.
+pub(super) fn sample_interval(ms: Option<u64>) -> Result<Duration, Refusal> {
+    let interval = ms.map_or(limits::SAMPLE_INTERVAL_DEFAULT, Duration::from_millis);
+    let allowed = limits::SAMPLE_INTERVAL_MIN..=limits::SAMPLE_INTERVAL_MAX;
+    if !allowed.contains(&interval) {
+        let message = format!("an interval of {} ms", interval.as_millis());
+        return Err(invalid(message).hint("between 100 ms and one hour are possible"));
+    }
+    Ok(interval)
 }
 
 pub(super) const fn stop_signal(signal: proto_rkyv::StopSignal) -> StopSignal {
@@ -132,6 +151,18 @@ mod tests {
             (sent.message.as_str(), sent.hint),
             ("volume x not found", None)
         );
+    }
+
+    #[test]
+    fn both_sides_of_an_interval_and_its_default() {
+        assert_eq!(sample_interval(None), Ok(Duration::from_secs(1)));
+        for good in [100, 3_600_000] {
+            assert_eq!(sample_interval(Some(good)), Ok(Duration::from_millis(good)));
+        }
+        for bad in [0, 99, 3_600_001, u64::MAX] {
+            let refusal = sample_interval(Some(bad)).unwrap_err();
+            assert_eq!(refusal.message, format!("an interval of {bad} ms"));
+        }
     }
 
     #[test]

@@ -1,15 +1,12 @@
 //! A submit becomes a [`Spec`]: defaults filled in, every range checked.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use proto_rkyv::{BulkError, Kind, Submit};
 
-use super::{invalid, too_large, tree::check_components};
+use super::{invalid, limit::job_limits, too_large, tree::check_components};
 use crate::{
-    job::{ByteString, EnvEntry, Limits, Refusal, Spec, User},
+    job::{ByteString, EnvEntry, Refusal, Spec, User},
     limits,
     shard::Settings,
 };
@@ -72,7 +69,7 @@ pub(in crate::front) fn spec(
     if argv.len() + env.len() > limits::SUBMIT_ENTRIES_MAX {
         return Err(too_many_entries());
     }
-    let limits = job_limits(&submit);
+    let limits = job_limits(&submit, settings)?;
     Ok(Spec {
         name: submit.name.map(name).transpose()?,
         labels: labels(submit.labels)?,
@@ -281,21 +278,6 @@ fn work_bytes(
     Ok(work_bytes)
 }
 
-fn job_limits(submit: &Submit) -> Limits {
-    let ranges = submit.cpu_cores.as_ref();
-    let cores = ranges.map(|ranges| {
-        let cores = ranges.iter().flat_map(|(first, last)| *first..=*last);
-        cores.collect::<BTreeSet<_>>().into_iter().collect()
-    });
-    Limits {
-        cpu_percent: submit.max_cpu.filter(|percent| *percent > 0),
-        memory_bytes: submit.max_memory_bytes.filter(|bytes| *bytes > 0),
-        io_bytes_per_second: submit.max_iobps.filter(|bytes| *bytes > 0),
-        pids: submit.max_pids.filter(|count| *count > 0),
-        cores,
-    }
-}
-
 fn timeout(ms: u64) -> Result<Duration, Refusal> {
     let timeout = Duration::from_millis(ms);
     if ms == 0 || timeout > limits::TIMEOUT_MAX {
@@ -318,13 +300,20 @@ mod tests {
     use proto_rkyv::join;
 
     use super::*;
-    use crate::job::RefusalCode;
+    use crate::job::{Limits, RefusalCode};
 
-    const SETTINGS: Settings = Settings {
-        work_memory_bytes: 64 << 20,
-        work_disk_bytes: 10 << 30,
-        grace: Duration::from_secs(10),
-    };
+    fn settings() -> Settings {
+        Settings {
+            work_memory_bytes: 64 << 20,
+            work_disk_bytes: 10 << 30,
+            grace: Duration::from_secs(10),
+            default_limits: Limits {
+                pids: Some(4_096),
+                ..Limits::default()
+            },
+            ..Settings::default()
+        }
+    }
 
     fn bulk(argv: &[&[u8]], env: &[&[u8]], secret_env: &[&[u8]]) -> Bulk {
         Bulk {
@@ -335,11 +324,11 @@ mod tests {
     }
 
     fn refused(submit: Submit) -> Refusal {
-        spec(submit, &bulk(&[b"true"], &[], &[]), &SETTINGS).unwrap_err()
+        spec(submit, &bulk(&[b"true"], &[], &[]), &settings()).unwrap_err()
     }
 
     fn granted(submit: Submit) -> Spec {
-        spec(submit, &bulk(&[b"true"], &[], &[]), &SETTINGS).unwrap()
+        spec(submit, &bulk(&[b"true"], &[], &[]), &settings()).unwrap()
     }
 
     #[test]
@@ -355,7 +344,7 @@ mod tests {
                 gid: 1_000,
             },
             work_bytes: 64 << 20,
-            limits: Limits::default(),
+            limits: settings().default_limits,
             timeout: None,
             grace: Duration::from_secs(10),
             uploads: None,
@@ -367,7 +356,7 @@ mod tests {
     fn arguments_and_variables_travel_byte_for_byte() {
         let argv: [&[u8]; 5] = [b"sh", b"", b"a\nb", b"\xff\"'", b"--"];
         let bulk = bulk(&argv, &[b"A=", b"_b1=x=y\n\xfe"], &[b"TOKEN=s"]);
-        let spec = spec(Submit::default(), &bulk, &SETTINGS).unwrap();
+        let spec = spec(Submit::default(), &bulk, &settings()).unwrap();
         assert_eq!(spec.argv, argv);
         let entry = |name: &str, value: &[u8], is_secret| EnvEntry {
             name: name.into(),
@@ -387,7 +376,7 @@ mod tests {
     #[test]
     fn arguments_that_no_program_can_be_given_are_refused() {
         let check = |argv: &[&[u8]], expected: &str| {
-            let refusal = spec(Submit::default(), &bulk(argv, &[], &[]), &SETTINGS).unwrap_err();
+            let refusal = spec(Submit::default(), &bulk(argv, &[], &[]), &settings()).unwrap_err();
             assert_eq!(refusal.message, expected);
         };
         check(&[], "the command is empty");
@@ -401,18 +390,18 @@ mod tests {
             spec(
                 Submit::default(),
                 &bulk(&[b"echo", &long[1..]], &[], &[]),
-                &SETTINGS
+                &settings()
             )
             .is_ok()
         );
         let many: Vec<&[u8]> = vec![b""; limits::SUBMIT_ENTRIES_MAX + 1];
         check(&many, "more than 262144 arguments and variables");
-        assert!(spec(Submit::default(), &bulk(&many[1..], &[], &[]), &SETTINGS).is_ok());
+        assert!(spec(Submit::default(), &bulk(&many[1..], &[], &[]), &settings()).is_ok());
         let lying = Bulk {
             argv: vec![9, 0, 0, 0, b'x'],
             ..Bulk::default()
         };
-        let refusal = spec(Submit::default(), &lying, &SETTINGS).unwrap_err();
+        let refusal = spec(Submit::default(), &lying, &settings()).unwrap_err();
         assert_eq!(
             refusal.message,
             "malformed argument list: entry 0 claims 9 bytes and 1 are left"
@@ -425,7 +414,7 @@ mod tests {
             let refusal = spec(
                 Submit::default(),
                 &bulk(&[b"true"], &[], &[entry]),
-                &SETTINGS,
+                &settings(),
             )
             .unwrap_err();
             assert_eq!(refusal.message, expected);
@@ -595,7 +584,7 @@ mod tests {
         // What is configured for memory may be less than what may be asked for.
         let small = Settings {
             work_memory_bytes: 64 << 10,
-            ..SETTINGS
+            ..settings()
         };
         let spec = spec(Submit::default(), &bulk(&[b"true"], &[], &[]), &small);
         assert_eq!(spec.unwrap().work_bytes, 64 << 10);

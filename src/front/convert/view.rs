@@ -2,10 +2,11 @@
 
 use proto_rkyv::{Job, Node};
 
+use super::limit::ranges_of;
 use crate::{
     job::{
-        Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Spec, State, Usage,
-        WorkKind,
+        Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Sample, Spec, State,
+        Usage, WorkKind,
     },
     shard::Settings,
 };
@@ -137,20 +138,8 @@ fn job_limits(limits: &Limits) -> proto_rkyv::Limits {
         memory_bytes: limits.memory_bytes,
         io_bytes_per_second: limits.io_bytes_per_second,
         pids: limits.pids,
-        cores: limits.cores.as_deref().map(ranges),
+        cores: limits.cores.as_deref().map(ranges_of),
     }
-}
-
-/// Ascending numbers as ranges with both ends in them.
-fn ranges(ascending: &[u32]) -> Vec<(u32, u32)> {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for core in ascending {
-        match ranges.last_mut() {
-            Some((_, last)) if last.checked_add(1) == Some(*core) => *last = *core,
-            Some(_) | None => ranges.push((*core, *core)),
-        }
-    }
-    ranges
 }
 
 fn caveat(caveat: &Caveat) -> proto_rkyv::Caveat {
@@ -164,6 +153,21 @@ fn caveat(caveat: &Caveat) -> proto_rkyv::Caveat {
         },
         is_partly: caveat.is_partly,
         note: caveat.note.clone(),
+    }
+}
+
+/// One look at a job.
+pub(in crate::front) fn sample(sample: &Sample) -> proto_rkyv::Sample {
+    proto_rkyv::Sample {
+        wall_ns: sample.wall_ns,
+        usage: usage(&sample.usage),
+        pressure: sample.pressure.map(|stalls| {
+            let [cpu, memory, io] = stalls.map(|stall| proto_rkyv::Stall {
+                avg10_centi: stall.avg10_centi,
+                total_us: stall.total_us,
+            });
+            proto_rkyv::Pressure { cpu, memory, io }
+        }),
     }
 }
 

@@ -12,6 +12,7 @@
 mod budget;
 mod copy;
 mod frames;
+mod metrics;
 mod output;
 mod race;
 mod submit;
@@ -144,6 +145,8 @@ impl Session {
             Request::Wait(job) => self.wait(&job).await?,
             Request::Copy(copy) => Box::pin(self.copy(copy)).await?,
             Request::Node => self.node().await?,
+            Request::Metrics(metrics) => Box::pin(self.metrics(metrics)).await?,
+            Request::Doctor => self.doctor().await?,
         }
         self.outgoing.finish();
         Ok(())
@@ -222,8 +225,17 @@ impl Session {
     async fn node(&mut self) -> Result<(), Broken> {
         authorise(self.peer.role, Operation::Node, OwnerRelation::Own)?;
         let view = self.handle.node().await;
-        let node = convert::node(view, &self.peer, &self.handle.settings());
+        let node = convert::node(view, &self.peer, self.handle.settings());
         self.outgoing.reply(&Reply::Node(Box::new(node))).await
+    }
+
+    async fn doctor(&mut self) -> Result<(), Broken> {
+        authorise(self.peer.role, Operation::Doctor, OwnerRelation::Own)?;
+        let findings = self.outgoing.unless_gone(self.handle.doctor()).await??;
+        for reply in convert::findings(findings) {
+            self.outgoing.reply(&reply).await?;
+        }
+        Ok(())
     }
 
     /// Waits for a job's end and says how it was.

@@ -18,7 +18,7 @@ impl Session {
         let (after, announced) = (submit.after, submit.uploads);
         let mut held = self.budget.reserve();
         let (bulk, first_upload) = self.bulk(announced.is_some(), &mut held).await?;
-        let spec = convert::spec(submit, &bulk, &self.handle.settings())?;
+        let spec = convert::spec(submit, &bulk, self.handle.settings())?;
         drop((bulk, held));
         let mut submission = self.handle.submit(&self.peer, spec, self.arrived).await?;
         if let (Some(announced), Some(first)) = (announced, first_upload) {

@@ -34,11 +34,11 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         timeout_ms: flags.timeout,
         grace_ms: flags.grace,
         uploads: None,
-        max_cpu: None,
-        max_memory_bytes: None,
-        max_iobps: None,
-        max_pids: None,
-        cpu_cores: None,
+        max_cpu: flags.max_cpu,
+        max_memory_bytes: flags.max_memory,
+        max_iobps: flags.max_iobps,
+        max_pids: flags.max_pids,
+        cpu_cores: flags.cpu_cores.as_ref().map(|cores| cores.0.clone()),
         after,
     };
     let argv = flags
