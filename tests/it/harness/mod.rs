@@ -13,6 +13,7 @@ mod wait;
 mod wire;
 
 pub(crate) use daemon::Daemon;
+pub(crate) use leftovers::loop_devices;
 pub(crate) use process::{Process, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;
