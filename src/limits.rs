@@ -152,6 +152,11 @@ pub const CREW_RETRY_LAST: Duration = Duration::from_secs(5);
 const _: () = assert!(CREW_RETRY_FIRST.as_millis() < CREW_RETRY_LAST.as_millis());
 /// A spawner that has not answered for so long is stuck in a step and replaced.
 pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
+/// A process that has not ended so long after SIGKILL sleeps in the kernel, runs no line of its own any more,
+/// and is not waited for.
+pub const KILLED_WAIT: Duration = Duration::from_millis(250);
+// The next crew is there five seconds after the last one got stuck.
+const _: () = assert!(SPAWNER_STUCK.as_millis() + KILLED_WAIT.as_millis() < 5_000);
 /// A keeper without jobs that has not ended so long after it was told to is killed.
 pub const CREW_SHUT_DOWN: Duration = Duration::from_secs(2);
 

@@ -15,7 +15,7 @@ mod wire;
 
 pub(crate) use daemon::Daemon;
 pub(crate) use leftovers::loop_devices;
-pub(crate) use mounts::in_private_mounts;
+pub(crate) use mounts::{Mute, Requests, in_private_mounts};
 pub(crate) use process::{Process, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;
