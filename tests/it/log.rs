@@ -2,11 +2,14 @@
 
 use std::convert::Infallible;
 use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ChildStdout;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use joblet::sys::scm;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use ring::digest::{Context, SHA256};
 
 use crate::harness::{
@@ -240,26 +243,90 @@ fn json_is_a_record_a_line_and_base64_where_it_is_no_text() {
 }
 
 #[test]
-fn a_descriptor_held_by_a_stranger_does_not_keep_the_job_alive() {
+fn a_job_whose_stdout_was_passed_to_another_job_ends_and_its_log_with_it() {
     let Some(daemon) = DAEMON.get(Host::Any) else {
         return;
     };
-    let script = "trap 'exit 0' USR1; echo up; while :; do sleep 0.05; done";
-    let id = daemon.submit(&[], &["sh", "-c", script]);
-    daemon.wait_output(&id, "up");
-    let shell = daemon.pids(&id)[1];
-    // The write end, as a process of another job would hold it after SCM_RIGHTS.
-    let held = std::fs::File::options()
-        .write(true)
-        .open(format!("/proc/{}/fd/1", shell.pid))
-        .unwrap();
-    let follower = daemon.client().args(["job", "log", &id]).spawn();
-    shell.signal(nix::sys::signal::Signal::SIGUSR1);
-    assert_eq!(daemon.ended(&id)["status"], "COMPLETED");
+    let giver = r#"
+import os, socket
+peer = listen()
+os.write(1, b"up\n")
+socket.send_fds(peer, [b"mine"], [1])
+peer.recv(1)
+"#;
+    let holder = r#"
+import os, socket
+peer = listen()
+_, fds, _, _ = socket.recv_fds(peer, 16, 4)
+peer.send(str(os.fstat(fds[0]).st_ino).encode())
+peer.recv(1)
+try:
+    os.write(fds[0], b"not mine\n")
+except BrokenPipeError:
+    pass
+"#;
+    let [giver, holder] = [giver, holder].map(|script| {
+        let listen = r#"
+import socket
+def listen():
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.bind("/work/door")
+    server.listen()
+    return server.accept()[0]
+"#;
+        let script = format!("{listen}{script}");
+        daemon.submit(&[], &["/usr/bin/python3", "-c", &script])
+    });
+    let follower = daemon.client().args(["job", "log", &giver]).spawn();
+    let [to_giver, to_holder] = [&giver, &holder].map(|id| connect_to_work(&daemon, id, "door"));
+
+    // No path is in both jobs: the host carries the descriptor from one's socket to the other's.
+    let (mut buffer, mut fds) = ([0; 16], Vec::new());
+    scm::recv(to_giver.as_fd(), &mut buffer, &mut fds).unwrap();
+    scm::send(to_holder.as_fd(), b"theirs", &[fds[0].as_fd()]).unwrap();
+    drop(fds);
+    let length = scm::recv(to_holder.as_fd(), &mut buffer, &mut Vec::new()).unwrap();
+    let held = String::from_utf8(buffer[..length].to_vec()).unwrap();
+    // Its command is the second process of the job, after its init.
+    let stdout = std::fs::read_link(format!("/proc/{}/fd/1", daemon.pids(&giver)[1].pid)).unwrap();
+    assert_eq!(stdout.to_str().unwrap(), format!("pipe:[{held}]"));
+
+    scm::send(to_giver.as_fd(), b".", &[]).unwrap();
+    assert_eq!(daemon.ended(&giver)["status"], "COMPLETED");
     let log = follower.finish();
     log.assert_code(0);
     assert_eq!(log.text(), "up\n");
-    drop(held);
+    assert_eq!(daemon.state(&holder), "RUNNING");
+    scm::send(to_holder.as_fd(), b".", &[]).unwrap();
+    assert_eq!(daemon.ended(&holder)["status"], "COMPLETED");
+    let log = daemon.rnx(["job", "log", &giver]);
+    assert_eq!(
+        log.text(),
+        "up\n",
+        "what comes after the end is not its output"
+    );
+}
+
+/// A connection to the socket that a job listens on in its `/work`, once it does.
+fn connect_to_work(daemon: &Daemon, id: &str, name: &str) -> OwnedFd {
+    wait_until(SHORT, "the job listens", || {
+        // Its command sees its `/work`; init may not have been executed yet.
+        let Some(command) = daemon.pids(id).get(1).copied() else {
+            return Waiting::Seen("no command".to_owned());
+        };
+        let path = format!("/proc/{}/root/work/{name}", command.pid);
+        let ours = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        match connect(ours.as_raw_fd(), &UnixAddr::new(path.as_str()).unwrap()) {
+            Ok(()) => Waiting::Done(ours),
+            Err(error) => Waiting::Seen(format!("{path}: {error}")),
+        }
+    })
 }
 
 #[test]
