@@ -79,6 +79,11 @@ pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
 /// Longest time that the `/work` of an ended job may be kept.
 pub const WORK_KEEP_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
 const _: () = assert!(WORK_KEEP_DEFAULT.as_secs() <= WORK_KEEP_MAX.as_secs());
+/// Ended jobs whose `/work` is kept, unless configured: one loop device, mount and descriptor each.
+pub const WORK_KEEP_JOBS_DEFAULT: usize = 64;
+/// `limits.work_keep_jobs`: 0 keeps none.
+pub const WORK_KEEP_JOBS_RANGE: RangeInclusive<u64> = 0..=1_024;
+const _: () = assert!(WORK_KEEP_JOBS_DEFAULT as u64 <= *WORK_KEEP_JOBS_RANGE.end());
 
 // ---- host ids ---------------------------------------------------------------------------------------
 
@@ -182,6 +187,11 @@ pub const CREW_RETRY_LAST: Duration = Duration::from_secs(5);
 const _: () = assert!(CREW_RETRY_FIRST.as_millis() < CREW_RETRY_LAST.as_millis());
 /// A spawner that has not answered for so long is stuck in a step and replaced.
 pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
+/// A process that has not ended so long after SIGKILL sleeps in the kernel, runs no line of its own any more,
+/// and is not waited for.
+pub const KILLED_WAIT: Duration = Duration::from_millis(250);
+// The next crew is there five seconds after the last one got stuck.
+const _: () = assert!(SPAWNER_STUCK.as_millis() + KILLED_WAIT.as_millis() < 5_000);
 /// A keeper without jobs that has not ended so long after it was told to is killed.
 pub const CREW_SHUT_DOWN: Duration = Duration::from_secs(2);
 
@@ -230,10 +240,12 @@ pub const OPEN_FILES_ASSUMED: u64 = 1_024;
 /// Descriptors of a running job in the daemon: its two pipes.
 pub const DAEMON_FILES_PER_JOB: usize = 2;
 /// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts
-/// in flight (17 each), log files that are open.
+/// in flight (17 each), cgroups that are ready, log files that are open, kept disk images.
 pub const DAEMON_FILES_RESERVE: usize = 4_096;
 const _: () = assert!(
-    17 * STARTS_IN_FLIGHT_MAX + 2 * NAMESPACES_READY + 3 * SEATS_READY < DAEMON_FILES_RESERVE
+    (17 * STARTS_IN_FLIGHT_MAX + 2 * NAMESPACES_READY + 3 * SEATS_READY) as u64
+        + *WORK_KEEP_JOBS_RANGE.end()
+        < DAEMON_FILES_RESERVE as u64
 );
 /// Descriptors of a running job in its keeper: two pipes, control socket, pidfd.
 pub const KEEPER_FILES_PER_JOB: usize = 4;

@@ -70,6 +70,8 @@ pub struct Limits {
     pub work_bytes: u64,
     /// `limits.work_keep`: how long the `/work` on disk of an ended job can be read.
     pub work_keep: Duration,
+    /// `limits.work_keep_jobs`: how many of them there are at most; the oldest one goes first.
+    pub work_keep_jobs: usize,
     /// `limits.history_jobs`: ended jobs that are remembered.
     pub history_jobs: usize,
     /// `limits.tmp_bytes`: `/tmp` of a job, bytes.
@@ -236,6 +238,9 @@ impl Limits {
         let memory = limits::MEMORY_BYTES_RANGE;
         let history_default = u64::try_from(default.history_jobs).unwrap_or(u64::MAX);
         let history = raw.integer("history_jobs", history_default, &limits::HISTORY_JOBS_RANGE)?;
+        let keep_default = u64::try_from(default.work_keep_jobs).unwrap_or(u64::MAX);
+        let keep_range = limits::WORK_KEEP_JOBS_RANGE;
+        let work_keep_jobs = raw.integer("work_keep_jobs", keep_default, &keep_range)?;
         let found = Self {
             log_bytes: raw.size("log_bytes", default.log_bytes, &limits::LOG_BYTES_RANGE)?,
             log_policy: raw.word(
@@ -251,6 +256,7 @@ impl Limits {
             work_memory_bytes: raw.size("work_memory_bytes", default.work_memory_bytes, &memory)?,
             work_bytes: raw.size("work_bytes", default.work_bytes, &limits::WORK_BYTES_RANGE)?,
             work_keep: raw.duration("work_keep", default.work_keep, limits::WORK_KEEP_MAX)?,
+            work_keep_jobs: usize::try_from(work_keep_jobs).unwrap_or(usize::MAX),
             history_jobs: usize::try_from(history).unwrap_or(usize::MAX),
             tmp_bytes: raw.size("tmp_bytes", default.tmp_bytes, &memory)?,
             shm_bytes: raw.size("shm_bytes", default.shm_bytes, &memory)?,
@@ -327,6 +333,7 @@ impl Default for Limits {
             work_memory_bytes: limits::WORK_MEMORY_BYTES_DEFAULT,
             work_bytes: limits::WORK_BYTES_DEFAULT,
             work_keep: limits::WORK_KEEP_DEFAULT,
+            work_keep_jobs: limits::WORK_KEEP_JOBS_DEFAULT,
             history_jobs: limits::HISTORY_JOBS_DEFAULT,
             tmp_bytes: limits::TMP_BYTES_DEFAULT,
             shm_bytes: limits::SHM_BYTES_DEFAULT,

@@ -32,8 +32,10 @@ limits:
   # when its uploads need more.
   # work_memory_bytes: 64MB
   # work_bytes: 10GB
-  # How long the disk image of an ended job can still be read.
+  # How long the disk image of an ended job can still be read, and how many jobs' there are at most. Each
+  # holds its bytes on the disk and a loop device; the oldest one goes first.
   # work_keep: 10min
+  # work_keep_jobs: 64
   # Ended jobs that are remembered, with their output.
   # history_jobs: 10000
   # /tmp and /dev/shm of a job, in memory.
@@ -98,7 +100,7 @@ mod tests {
                 None => text += &format!("{line}\n"),
             }
         }
-        assert_eq!(keys, 23, "{text}");
+        assert_eq!(keys, 24, "{text}");
         assert_eq!(Config::parse(&text).unwrap(), Config::default());
     }
 }

@@ -216,6 +216,16 @@ fn both_sides_of_every_size() {
         "limits: {work_bytes: 1025GB}",
         &format!("limits.work_bytes is \"1025GB\"; {work}"),
     );
+    accepts("limits: {work_keep_jobs: 0}", |c| {
+        c.limits.work_keep_jobs = 0
+    });
+    accepts("limits: {work_keep_jobs: 1024}", |c| {
+        c.limits.work_keep_jobs = 1_024
+    });
+    refuses(
+        "limits: {work_keep_jobs: 1025}",
+        "limits.work_keep_jobs is 1025; allowed is a whole number from 0 to 1024",
+    );
     refuses(
         "limits: {work_bytes: 63MB}",
         "limits.work_bytes is 63MB; allowed is at least limits.work_memory_bytes, 64MB",

@@ -209,7 +209,8 @@ pub enum KeeperEvent {
         /// The job.
         id: JobId,
     },
-    /// The spawner has closed its socket: it has ended. Births that it had sent come before this.
+    /// The spawner has closed its socket, or the daemon said that it was killed: it has ended. Births that it
+    /// had sent come before this.
     SpawnerGone,
 }
 
@@ -312,6 +313,9 @@ pub enum KeeperCommand {
     },
     /// End as soon as no job is held.
     Exit,
+    /// The spawner was killed and sends no more. What it had sent is still to be heard, and then that it is
+    /// gone: its socket may stay open in a child of it that is stuck.
+    SpawnerKilled,
 }
 
 impl KeeperCommand {
@@ -326,6 +330,7 @@ impl KeeperCommand {
             }
             Self::Release { id } => (2, Some(id)),
             Self::Exit => (3, None),
+            Self::SpawnerKilled => (4, None),
         };
         head(&mut bytes, tag, id);
         bytes
@@ -345,11 +350,15 @@ impl KeeperCommand {
             (1, 1..=64) => Ok(Self::Signal { id, signo }),
             (1, _) => Err(WireError::Signal(signo)),
             (2, 0) => Ok(Self::Release { id }),
-            (3, 0) => {
+            (3 | 4, 0) => {
                 zeros(&bytes[ID_AT..PAYLOAD_AT])?;
-                Ok(Self::Exit)
+                Ok(if tag == 3 {
+                    Self::Exit
+                } else {
+                    Self::SpawnerKilled
+                })
             }
-            (2 | 3, _) => Err(WireError::Padding),
+            (2..=4, _) => Err(WireError::Padding),
             (other, _) => Err(WireError::Tag(other)),
         }
     }
@@ -433,6 +442,7 @@ mod tests {
             (ids(), 1..=64_i32).prop_map(|(id, signo)| KeeperCommand::Signal { id, signo }),
             ids().prop_map(|id| KeeperCommand::Release { id }),
             Just(KeeperCommand::Exit),
+            Just(KeeperCommand::SpawnerKilled),
         ]
     }
 

@@ -536,9 +536,27 @@ impl Shard {
                 continue;
             }
             link.is_stuck.set(true);
-            link.kill_makers();
-            return;
+            return self.end_spawner(&link).await;
         }
+    }
+
+    /// Kills a spawner that is stuck, with the child it was making, and has the keeper account for it. None of
+    /// them need to die for that: who waits for a file system that never answers cannot be killed.
+    async fn end_spawner(self: &Rc<Self>, link: &Rc<Link>) {
+        link.kill_makers();
+        let begun = link.pending.borrow().front().map(|(id, _)| *id);
+        if let Some(id) = begun {
+            self.kill(id);
+        }
+        let give_up = rt::now() + limits::KILLED_WAIT;
+        let has_ended = || {
+            let crew = link.crew.borrow();
+            crew.as_ref().is_none_or(|crew| crew.spawner.has_ended())
+        };
+        while !has_ended() && rt::now() < give_up {
+            rt::sleep(limits::LEAF_RETRY_FIRST).await;
+        }
+        link.command(KeeperCommand::SpawnerKilled);
     }
 }
 

@@ -13,7 +13,7 @@ use super::{desk::chain, driver::Shard, handle::unknown};
 use crate::{
     job::{Chunk, JobId, LogQuery, Refusal, RefusalCode, ShardIndex},
     log::{Follower, LogError, Progress, Snapshot},
-    rt,
+    rt::{self, Either, Notify},
 };
 
 /// A cursor over a job's output.
@@ -28,8 +28,8 @@ pub struct Output {
 #[derive(Debug)]
 pub(super) struct Mirror {
     progress: Rc<Progress>,
-    id: JobId,
-    shard: Weak<Shard>,
+    /// What feeds it: asked for by who made this mirror, and ended with it.
+    forwarding: Forwarding,
 }
 
 /// Mirrors of one shard, and who watches its own jobs.
@@ -38,11 +38,35 @@ pub(super) struct Watches {
     mirrors: RefCell<HashMap<JobId, Weak<Mirror>>>,
     /// Mirrors that are asked for: by how many, and what came before they were made.
     openings: RefCell<HashMap<JobId, (usize, Snapshot)>>,
+    /// Number of the next forwarding that is asked for.
+    next: Cell<u64>,
     forwarded: RefCell<Forwarded>,
 }
 
-/// Own jobs that other shards mirror; the flag ends the forwarding.
-type Forwarded = HashMap<(JobId, ShardIndex), Rc<Cell<bool>>>;
+/// Who asked for a forwarding: a shard, and its own number for it.
+type Listener = (ShardIndex, u64);
+
+/// Forwardings of own jobs to other shards. Each is ended by who asked for it and by nobody else, so that
+/// readers that come and go at the same time do not end each other's.
+#[derive(Debug, Default)]
+struct Forwarded(HashMap<Listener, Rc<Notify>>);
+
+impl Forwarded {
+    /// Notes a forwarding; what is returned is called when it is to end.
+    fn begin(&mut self, listener: Listener) -> Rc<Notify> {
+        let over = Rc::new(Notify::new());
+        let former = self.0.insert(listener, Rc::clone(&over));
+        debug_assert!(former.is_none(), "a shard uses a number once");
+        over
+    }
+
+    /// Ends one. It may have ended by itself.
+    fn end(&mut self, listener: Listener) {
+        if let Some(over) = self.0.remove(&listener) {
+            over.notify_one();
+        }
+    }
+}
 
 impl Output {
     pub(super) async fn open(
@@ -105,11 +129,14 @@ impl Shard {
         {
             return Ok(mirror);
         }
-        let from = self.index;
         let opening = Opening::new(self, id);
+        let forwarding = Forwarding::new(self, id);
+        let listener = forwarding.listener;
         let first = self
             .on(owner, move |there| {
-                Box::pin(async move { there.forward_progress(id, from).await })
+                // At once: the word that ends it may be the next that comes.
+                let over = there.watches.forwarded.borrow_mut().begin(listener);
+                Box::pin(async move { there.forward_progress(id, listener, over).await })
             })
             .await??;
         // Another reader may have been here while we waited.
@@ -124,8 +151,7 @@ impl Shard {
         }
         let mirror = Rc::new(Mirror {
             progress: Progress::new(first.newest(opening.newest())),
-            id,
-            shard: Rc::downgrade(self),
+            forwarding,
         });
         self.watches
             .mirrors
@@ -134,48 +160,41 @@ impl Shard {
         Ok(mirror)
     }
 
-    /// Sends every change of an own job's progress to shard `to` until it ends or nobody listens there.
+    /// Sends every change of an own job's progress to a listener until the job ends or `over` is called.
     async fn forward_progress(
         self: &Rc<Self>,
         id: JobId,
-        to: ShardIndex,
+        listener: Listener,
+        over: Rc<Notify>,
     ) -> Result<Snapshot, Refusal> {
-        let progress = self.progress(id).await?;
+        let progress = self.progress(id).await;
+        let progress = match progress {
+            Ok(progress) if !progress.snapshot().is_ended => progress,
+            ended_or_unknown => {
+                self.watches.forwarded.borrow_mut().end(listener);
+                return ended_or_unknown.map(|progress| progress.snapshot());
+            }
+        };
         let first = progress.snapshot();
-        if first.is_ended {
-            return Ok(first);
-        }
-        let wanted = Rc::new(Cell::new(true));
-        if let Some(former) = self
-            .watches
-            .forwarded
-            .borrow_mut()
-            .insert((id, to), Rc::clone(&wanted))
-        {
-            former.set(false);
-        }
         let shard = Rc::clone(self);
         rt::spawn(async move {
             let _watching = progress.watching();
+            let (to, _) = listener;
             let mut last = first;
-            while wanted.get() && !last.is_ended {
+            while !last.is_ended {
                 let version = progress.version();
                 if progress.snapshot() == last {
-                    progress.changed(version).await;
-                    continue;
+                    match rt::or(over.notified(), progress.changed(version)).await {
+                        Either::Left(()) => return,
+                        Either::Right(_) => continue,
+                    }
                 }
                 last = progress.snapshot();
                 shard
                     .remote
                     .post(to, Box::new(move |there| there.update_mirror(id, last)));
             }
-            let mut forwarded = shard.watches.forwarded.borrow_mut();
-            if forwarded
-                .get(&(id, to))
-                .is_some_and(|flag| Rc::ptr_eq(flag, &wanted))
-            {
-                forwarded.remove(&(id, to));
-            }
+            shard.watches.forwarded.borrow_mut().end(listener);
         });
         Ok(first)
     }
@@ -230,31 +249,75 @@ impl Drop for Opening {
     }
 }
 
-impl Drop for Mirror {
+/// One shard's wish to hear of a foreign job's progress; the owner stops telling when this is dropped.
+#[derive(Debug)]
+struct Forwarding {
+    id: JobId,
+    listener: Listener,
+    shard: Weak<Shard>,
+}
+
+impl Forwarding {
+    fn new(shard: &Rc<Shard>, id: JobId) -> Self {
+        let next = &shard.watches.next;
+        Self {
+            id,
+            listener: (shard.index, next.replace(next.get() + 1)),
+            shard: Rc::downgrade(shard),
+        }
+    }
+}
+
+impl Drop for Forwarding {
     fn drop(&mut self) {
-        let Some(shard) = self.shard.upgrade() else {
-            return;
-        };
-        let is_last = {
-            let mut mirrors = shard.watches.mirrors.borrow_mut();
-            let is_last = mirrors
-                .get(&self.id)
-                .is_some_and(|mirror| mirror.strong_count() == 0);
-            if is_last {
-                mirrors.remove(&self.id);
-            }
-            is_last
-        };
-        if is_last {
-            let (id, from) = (self.id, shard.index);
+        if let Some(shard) = self.shard.upgrade() {
+            let listener = self.listener;
             shard.remote.post(
-                id.owner(shard.shards),
-                Box::new(move |there| {
-                    if let Some(wanted) = there.watches.forwarded.borrow_mut().remove(&(id, from)) {
-                        wanted.set(false);
-                    }
-                }),
+                self.id.owner(shard.shards),
+                Box::new(move |there| there.watches.forwarded.borrow_mut().end(listener)),
             );
         }
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        let Some(shard) = self.forwarding.shard.upgrade() else {
+            return;
+        };
+        let mut mirrors = shard.watches.mirrors.borrow_mut();
+        let id = self.forwarding.id;
+        if mirrors
+            .get(&id)
+            .is_some_and(|mirror| mirror.strong_count() == 0)
+        {
+            mirrors.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rt::testing::on_shard;
+
+    #[test]
+    fn a_forwarding_is_ended_by_who_asked_for_it_and_by_nobody_else() {
+        on_shard(|| async {
+            let mut forwarded = Forwarded::default();
+            let [first, second, other] =
+                [(1, 0), (1, 1), (2, 0)].map(|listener| (listener, forwarded.begin(listener)));
+            forwarded.end(first.0);
+            first.1.notified().await;
+            forwarded.end(first.0);
+            forwarded.end((1, 7));
+            for (_, over) in [&second, &other] {
+                let ended = rt::or(over.notified(), std::future::ready(())).await;
+                assert_eq!(ended, Either::Right(()), "somebody else's was ended");
+            }
+            forwarded.end(second.0);
+            second.1.notified().await;
+            assert_eq!(forwarded.0.len(), 1);
+        });
     }
 }

@@ -101,7 +101,7 @@ impl Shard {
                 shard.desk.free_ids(ids);
             }
             if let Some(image) = body.image {
-                shard.keep(id, image);
+                shard.keep(id, image).await;
             }
         });
     }
@@ -127,12 +127,22 @@ impl Shard {
         tracing::error!(job_id = %id, "a cgroup stays busy and is left to the next start");
     }
 
-    fn keep(&self, id: JobId, image: WorkImage) {
-        self.kept
-            .images
-            .borrow_mut()
-            .push_back((rt::now() + self.host.work_keep, id, image));
+    /// Keeps the image of a job that has ended, in the place of the oldest one when there are enough.
+    async fn keep(&self, id: JobId, image: WorkImage) {
+        let until = rt::now() + self.host.work_keep;
+        let oldest = {
+            let mut images = self.kept.images.borrow_mut();
+            images.push_back((until, id, image));
+            if images.len() > self.host.work_keep_jobs {
+                images.pop_front()
+            } else {
+                None
+            }
+        };
         self.kept.changed.notify_one();
+        if let Some((_, _, image)) = oldest {
+            self.discard(image).await;
+        }
     }
 
     /// Discards kept images when their time is over, for ever.

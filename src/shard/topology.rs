@@ -60,6 +60,8 @@ pub(super) struct Host {
     pub(super) jobs_dir: PathBuf,
     pub(super) base_dir: PathBuf,
     pub(super) work_keep: Duration,
+    /// Images of ended jobs that each shard keeps.
+    pub(super) work_keep_jobs: usize,
     pub(super) log_limits: log::Limits,
     pub(super) disk: Arc<DiskGuard>,
     pub(super) tmp_bytes: u64,
@@ -213,6 +215,7 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         jobs_dir: base.jobs(),
         base_dir: base.root().to_owned(),
         work_keep: config.limits.work_keep,
+        work_keep_jobs: config.limits.work_keep_jobs.div_ceil(shards),
         log_limits: log::Limits {
             bytes: config.limits.log_bytes,
             policy: match config.limits.log_policy {

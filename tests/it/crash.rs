@@ -1,9 +1,12 @@
 //! What is left when a helper or the daemon is killed: the rest goes on, and in the end nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
-use crate::harness::{Daemon, Host, LONG, Output, Process, SHORT, Waiting, wait_until};
+use crate::harness::{
+    Daemon, Host, LONG, Mute, Output, Process, Requests, SHORT, Waiting, in_private_mounts, now,
+    wait_until,
+};
 
 const JOBS: usize = 200;
 
@@ -87,12 +90,7 @@ fn a_killed_spawner_is_replaced_and_running_jobs_do_not_notice() {
 fn a_stuck_spawner_is_replaced_and_nobody_else_notices() {
     let Some(daemon) = start() else { return };
     let ids = submit_many(&daemon, 20);
-    let spawners: Vec<Process> = keepers(&daemon)
-        .iter()
-        .flat_map(|keeper| keeper.children())
-        .filter(|process| process.short_name() == SPAWNER)
-        .collect();
-    assert!(!spawners.is_empty(), "no keeper has a child {SPAWNER}");
+    let spawners = spawners(&daemon);
     // A stopped process answers as little as one that waits in a path that hangs.
     for spawner in &spawners {
         spawner.signal(nix::sys::signal::Signal::SIGSTOP);
@@ -118,6 +116,105 @@ fn a_stuck_spawner_is_replaced_and_nobody_else_notices() {
     for id in &ids {
         assert_eq!(daemon.state(id), "RUNNING");
     }
+}
+
+#[test]
+fn a_spawner_in_a_step_that_waits_for_a_path_is_replaced_and_nobody_else_notices() {
+    stuck_in_a_path(Requests::Queued);
+}
+
+#[test]
+fn a_spawner_in_a_step_that_cannot_even_be_killed_is_replaced_and_nobody_else_notices() {
+    stuck_in_a_path(Requests::Taken);
+}
+
+fn stuck_in_a_path(requests: Requests) {
+    let Some(daemon) = start() else { return };
+    let ids = submit_many(&daemon, 20);
+    let spawners = spawners(&daemon);
+    // The step that mounts `/dev/shm` looks it up in there.
+    let mut mutes: Vec<Mute> = spawners
+        .iter()
+        .map(|spawner| Mute::over(*spawner, "/dev", requests))
+        .collect();
+    let begin = now();
+    let mut asked: Vec<String> = (0..8).map(|_| daemon.submit(&[], &["true"])).collect();
+    let mut states = BTreeMap::new();
+    wait_until(SHORT, "each stuck one is gone, with one job", || {
+        mutes.iter_mut().for_each(Mute::hear);
+        let alive: Vec<_> = spawners.iter().filter(|p| p.is_alive()).collect();
+        states = asked
+            .iter()
+            .map(|id| (id.clone(), daemon.state(id)))
+            .collect();
+        let lost = states.values().filter(|state| *state != "COMPLETED");
+        let is_one_each = lost.count() + alive.len() == spawners.len();
+        if is_one_each && !alive.is_empty() {
+            // Only a shard that is asked for something notices that its spawner is stuck.
+            asked.push(daemon.submit(&[], &["true"]));
+        }
+        Waiting::when(is_one_each && alive.is_empty(), || {
+            format!("{alive:?} {states:?}")
+        })
+    });
+    eprintln!(
+        "{} spawners replaced after {:?}",
+        spawners.len(),
+        begin.elapsed()
+    );
+    daemon.job(["true"]).assert_code(0);
+    if requests == Requests::Taken {
+        // What nobody can kill ends when it is answered.
+        drop(mutes);
+    }
+    for (id, state) in &states {
+        if state != "COMPLETED" {
+            let status = daemon.ended(id);
+            assert_eq!(status["outcome"]["reason"], "start_failed", "{status}");
+            assert_eq!(
+                status["outcome"]["step"], "spawner stuck in a step",
+                "{status}"
+            );
+        }
+    }
+    for id in &ids {
+        assert_eq!(daemon.state(id), "RUNNING");
+    }
+}
+
+#[test]
+fn a_spawner_that_is_not_born_for_a_path_of_the_host_fails_its_job_and_the_next_one_works() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    in_private_mounts(|| {
+        let daemon = Daemon::start();
+        let ids = submit_many(&daemon, 4);
+        // The template root of the next spawners is copied from there.
+        let mut mute = Mute::over(daemon.process(), "/etc/ssl", Requests::Taken);
+        let before = spawners(&daemon);
+        before.iter().for_each(|spawner| spawner.kill());
+        wait_until(LONG, "every spawner has been replaced", || {
+            let now = spawners(&daemon);
+            let is_new = now.len() == before.len() && now.iter().all(|p| !before.contains(p));
+            Waiting::when(is_new, || format!("{now:?}"))
+        });
+        let stuck = daemon.submit(&[], &["true"]);
+        wait_until(SHORT, "its job has failed", || {
+            mute.hear();
+            let status = daemon.status(&stuck);
+            let reason = &status["outcome"]["reason"];
+            Waiting::when(reason == "start_failed", || status.to_string())
+        });
+        drop(mute);
+        wait_until(SHORT, "jobs start again", || {
+            let run = daemon.job(["true"]);
+            Waiting::when(run.code == 0, || format!("{run:?}"))
+        });
+        for id in &ids {
+            assert_eq!(daemon.state(id), "RUNNING");
+        }
+    });
 }
 
 #[test]
@@ -317,6 +414,17 @@ fn keepers(daemon: &Daemon) -> Vec<Process> {
         .filter(|p| p.parent() == Some(own))
         .collect();
     assert!(!found.is_empty(), "the daemon has no helper {KEEPER}");
+    found
+}
+
+/// The spawners of a daemon.
+fn spawners(daemon: &Daemon) -> Vec<Process> {
+    let found: Vec<Process> = keepers(daemon)
+        .iter()
+        .flat_map(|keeper| keeper.children())
+        .filter(|process| process.short_name() == SPAWNER)
+        .collect();
+    assert!(!found.is_empty(), "no keeper has a child {SPAWNER}");
     found
 }
 

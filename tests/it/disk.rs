@@ -2,13 +2,11 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::statvfs::statvfs;
 
-use crate::harness::{Daemon, Host, SHORT, Waiting, wait_until};
+use crate::harness::{Daemon, Host, SHORT, Waiting, in_private_mounts, wait_until};
 
 const DISK: u64 = 48 << 20;
 const RESERVE: u64 = 16 << 20;
@@ -135,15 +133,11 @@ impl Drop for Filler {
     }
 }
 
-/// Runs `test` with a fresh file system of [`DISK`] bytes. It is mounted in a mount namespace of the thread
-/// and its children only, so it goes with them, however they end.
+/// Runs `test` with a fresh file system of [`DISK`] bytes, which nobody else sees.
 fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
     let place = tempfile::tempdir().unwrap();
     let disk = place.path().to_path_buf();
-    let run = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    in_private_mounts(move || {
         let size = format!("size={DISK}");
         mount(
             Some("disk"),
@@ -155,7 +149,4 @@ fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
         .unwrap();
         test(&disk);
     });
-    if let Err(failure) = run.join() {
-        std::panic::resume_unwind(failure);
-    }
 }

@@ -1,12 +1,14 @@
 //! Many jobs at once, and what they cost. No test here asserts a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto_rkyv::{After, Reply, State, Submit};
 use tokio::sync::Semaphore;
 
 use crate::harness::{
-    Client, Daemon, Host, Identity, LONG, Waiting, block_on, daemon_memory, wait_until,
+    Client, Daemon, Host, Identity, LONG, Process, Waiting, block_on, daemon_memory, now,
+    wait_until,
 };
 
 #[test]
@@ -89,7 +91,37 @@ fn an_idle_job_costs_two_descriptors_and_little_memory() {
     eprintln!("an idle job costs the daemon {each} bytes and the host {host} bytes");
     assert!(each <= 16 << 10, "{each} bytes of the daemon a job");
     // Other tests run beside this one: what the host pays is shown, and judged by the bench.
+
+    let helpers: Vec<Process> = ["joblet-keeper", "joblet-spawner", "joblet-maker"]
+        .into_iter()
+        .flat_map(|name| daemon.helpers_by_short_name(name))
+        .collect();
+    assert!(helpers.len() >= 3, "{helpers:?}");
+    let ticks = || -> u64 {
+        helpers
+            .iter()
+            .chain([&process])
+            .map(|p| p.cpu_ticks())
+            .sum()
+    };
+    let (mut since, mut before) = (now(), ticks());
+    let used = wait_until(LONG, "nobody uses the processor for a while", || {
+        let used = ticks() - before;
+        if used > IDLE_TICKS {
+            // Something of the start was still to be done, or it never ends.
+            (since, before) = (now(), ticks());
+        } else if since.elapsed() >= IDLE_WATCHED {
+            return Waiting::Done(used);
+        }
+        Waiting::Seen(format!("{used} ticks in {:?}", since.elapsed()))
+    });
+    eprintln!("daemon and helpers of {count} idle jobs used {used} ticks in {IDLE_WATCHED:?}");
 }
+
+/// How long the daemon of idle jobs is watched.
+const IDLE_WATCHED: Duration = Duration::from_secs(4);
+/// What it and its helpers may use of the processor in that time, hundredths of a second.
+const IDLE_TICKS: u64 = 1;
 
 /// Runs so many jobs of `true` from 64 requests at a time on one connection.
 fn run_many(daemon: &Daemon, count: usize) {

@@ -8,7 +8,7 @@ use proto_rkyv::{After, Kind, List, Reply, Request, Submit, Upload, encode, join
 
 use crate::harness::{
     Client, Daemon, Host, Identity, LONG, SHORT, Shared, Stream, Waiting, Wire, block_on,
-    daemon_memory, now, wait_until,
+    daemon_memory, loop_devices, now, wait_until,
 };
 
 static DAEMON: Shared = Shared::new();
@@ -124,6 +124,41 @@ fn a_missing_file_is_refused_before_a_job_exists() {
             .text()
             .contains("never-made")
     );
+}
+
+#[test]
+fn work_of_so_many_jobs_is_kept_and_the_oldest_goes_first() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    let daemon = Daemon::start_with(|config| {
+        let mut value: serde_json::Value = serde_saphyr::from_str(&config).unwrap();
+        value["server"]["shards"] = 1.into();
+        value["limits"]["work_keep_jobs"] = 2.into();
+        // Every JSON document is a YAML document.
+        value.to_string()
+    });
+    let here = tempfile::tempdir().unwrap();
+    let copy = |id: &str| {
+        let args = ["job", "cp", &format!("{id}:/work/out")];
+        daemon.client().args(args).arg(here.path().join(id)).run()
+    };
+    let mut ids: Vec<String> = Vec::new();
+    for count in 1..=4 {
+        let flags = ["--work-size=100M"];
+        ids.push(daemon.submit(&flags, &["sh", "-c", "echo x > out"]));
+        daemon.ended(ids.last().unwrap());
+        wait_until(SHORT, "the last two are kept", || {
+            let devices = loop_devices(&daemon.base);
+            Waiting::when(devices.len() == count.min(2), || format!("{devices:?}"))
+        });
+    }
+    for id in &ids[..2] {
+        copy(id).assert_refused(5, "discarded");
+    }
+    for id in &ids[2..] {
+        copy(id).assert_code(0);
+    }
 }
 
 #[test]

@@ -102,6 +102,14 @@ enum Notice {
     Told,
 }
 
+/// How much of what lay in a socket was taken out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// A turn's worth; there may be more.
+    Some,
+    All,
+}
+
 #[derive(Debug)]
 struct Keeper {
     epoll: Epoll,
@@ -172,7 +180,8 @@ impl Keeper {
     fn on_ready(&mut self, ready: u64) {
         match ready {
             TOKEN_DAEMON => self.on_commands(),
-            TOKEN_BIRTHS => self.on_births(),
+            // What is left keeps the socket readable.
+            TOKEN_BIRTHS => _ = self.on_births(),
             // A job that was released in this same batch is not found, which is right.
             job if job % 2 == Side::Pidfd as u64 => self.on_exit(job / 2),
             job => self.on_records(job / 2),
@@ -204,6 +213,10 @@ impl Keeper {
             KeeperCommand::Signal { id, signo } => self.signal(id, signo),
             KeeperCommand::Release { id } => self.release(id),
             KeeperCommand::Exit => self.leaving = true,
+            KeeperCommand::SpawnerKilled => {
+                while self.on_births() == Heard::Some {}
+                self.lose_spawner();
+            }
         }
     }
 
@@ -284,30 +297,39 @@ impl Keeper {
 
     // ---- spawner ------------------------------------------------------------------------------------
 
-    fn on_births(&mut self) {
+    fn on_births(&mut self) -> Heard {
         for _ in 0..MESSAGES_PER_TURN {
-            let Some(births) = &self.births else { return };
+            let Some(births) = &self.births else {
+                return Heard::All;
+            };
             let mut buffer = [0; crate::sandbox::birth::BIRTH_BYTES];
             let mut fds = Vec::new();
             match retry_io(|| scm::recv(births.as_fd(), &mut buffer, &mut fds)) {
-                Ok(0) => return self.lose_spawner(),
+                Ok(0) => {
+                    self.lose_spawner();
+                    return Heard::All;
+                }
                 Ok(length) => {
                     if let Some(birth) = Birth::decode(&buffer[..length]) {
                         self.on_birth(&birth, fds);
                     }
                 }
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return,
+                    Some(libc::EAGAIN) => return Heard::All,
                     // We are out of descriptors: the message came, some of its descriptors did not.
-                    Some(libc::EMSGSIZE | libc::ENOBUFS | libc::EMFILE) => {
+                    Some(libc::EMSGSIZE) => {
                         if let Some(birth) = Birth::decode(&buffer) {
                             self.on_birth(&birth, Vec::new());
                         }
                     }
-                    _ => return self.lose_spawner(),
+                    _ => {
+                        self.lose_spawner();
+                        return Heard::All;
+                    }
                 },
             }
         }
+        Heard::Some
     }
 
     fn on_birth(&mut self, birth: &Birth, fds: Vec<OwnedFd>) {

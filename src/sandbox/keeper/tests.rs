@@ -427,6 +427,37 @@ fn a_lost_spawner_is_reported_and_children_nobody_told_of_are_reaped() {
 }
 
 #[test]
+fn a_killed_spawner_is_gone_after_its_births_also_while_its_socket_is_open_elsewhere() {
+    let init: Init = |control| _ = hear(control);
+    let kept = keep(&[init; 3], 0);
+    let stuck = kept.spawner.as_ref().unwrap().try_clone().unwrap();
+    let birth = Birth {
+        id: id(3),
+        pid: 0,
+        failure: Some(StepFailure { step: 24, errno: 4 }),
+    };
+    birth::send(stuck.as_fd(), &birth, &[]).unwrap();
+    kept.command(KeeperCommand::SpawnerKilled);
+    (0..3).for_each(|number| _ = kept.born(number));
+    assert_eq!(
+        kept.event(),
+        KeeperEvent::StepFailed {
+            id: id(3),
+            step: 24,
+            errno: 4
+        }
+    );
+    assert_eq!(kept.event(), KeeperEvent::Gone { id: id(3) });
+    assert_eq!(kept.event(), KeeperEvent::SpawnerGone);
+    kept.command(KeeperCommand::SpawnerKilled);
+    assert!(
+        !readable(kept.daemon.as_ref().unwrap().as_fd(), 50),
+        "it is said once"
+    );
+    drop(stuck);
+}
+
+#[test]
 fn exit_waits_for_the_release_of_the_last_job() {
     let mut kept = keep(&[|_| {}], 0);
     kept.born(0);

@@ -155,6 +155,16 @@ impl Daemon {
             .collect()
     }
 
+    /// Its helpers by the names they give themselves: two of them are forked and not executed.
+    pub(crate) fn helpers_by_short_name(&self, name: &str) -> Vec<Process> {
+        self.remember();
+        self.process()
+            .descendants()
+            .into_iter()
+            .filter(|p| p.short_name() == name)
+            .collect()
+    }
+
     /// Notes all processes of the instance, so that the end can prove that none of them is left.
     pub(crate) fn remember(&self) {
         let mut served = self.served.lock().unwrap();

@@ -6,6 +6,7 @@
 
 mod daemon;
 mod leftovers;
+mod mounts;
 mod process;
 mod rnx;
 mod shared;
@@ -13,6 +14,8 @@ mod wait;
 mod wire;
 
 pub(crate) use daemon::Daemon;
+pub(crate) use leftovers::loop_devices;
+pub(crate) use mounts::{Mute, Requests, in_private_mounts};
 pub(crate) use process::{Process, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;

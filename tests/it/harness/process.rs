@@ -84,6 +84,13 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
     }
 
+    /// Processor time of all its threads so far, user and system, in clock ticks.
+    pub(crate) fn cpu_ticks(self) -> u64 {
+        let fields = stat(self.pid).expect("it is alive");
+        let [user, system] = [11, 12].map(|at: usize| fields[at].parse::<u64>().unwrap());
+        user + system
+    }
+
     /// Parent of this process.
     pub(crate) fn parent(self) -> Option<Self> {
         Self::of(*parents().get(&self.pid)?)

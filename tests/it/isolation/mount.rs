@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
 
 use super::DAEMON;
-use crate::harness::{Daemon, Host};
+use crate::harness::{Daemon, Host, in_private_mounts};
 
 #[test]
 fn the_root_holds_the_promised_directories_and_nothing_else() {
@@ -83,40 +84,25 @@ fn a_tmpfs_below_usr_local_of_the_host_is_read_only_inside() {
     if !Host::Any.is_here() {
         return;
     }
-    let point = PathBuf::from(format!("/usr/local/joblet-it-{}", std::process::id()));
-    fs::create_dir(&point).unwrap();
-    let mounted = Mounted(point.clone());
-    let done = Command::new("mount")
-        .args(["-t", "tmpfs", "joblet-it"])
-        .arg(&point)
-        .status()
-        .unwrap();
-    assert!(done.success());
-    fs::set_permissions(&point, fs::Permissions::from_mode(0o777)).unwrap();
-    fs::write(point.join("there"), "seen\n").unwrap();
-    // A daemon of its own: what is mounted when its spawners start is what its jobs see.
-    let daemon = Daemon::start();
-    let path = point.display();
-    for user in ["1000", "0"] {
-        let script = format!("cat {path}/there; echo x > {path}/new");
-        let run = daemon.rnx(["job", "run", "--user", user, "sh", "-c", &script]);
-        assert_ne!(run.code, 0, "{run:?}");
-        assert_eq!(run.text(), "seen\n");
-        assert!(run.stderr.contains("Read-only"), "{run:?}");
-    }
-    drop(daemon);
-    drop(mounted);
-}
-
-/// A mount point of this test, taken away also when the test fails.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Nothing can be done about a failure here; the test's own assertions tell.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        let _ = fs::remove_dir(&self.0);
-    }
+    in_private_mounts(|| {
+        let (local, below) = ("/usr/local", "/usr/local/below");
+        for point in [local, below] {
+            fs::create_dir_all(point).unwrap();
+            let plain = MsFlags::empty();
+            mount(Some("tmpfs"), point, Some("tmpfs"), plain, None::<&str>).unwrap();
+            fs::set_permissions(point, fs::Permissions::from_mode(0o777)).unwrap();
+            fs::write(Path::new(point).join("there"), "seen\n").unwrap();
+        }
+        // A daemon of its own: what is mounted when its spawners start is what its jobs see.
+        let daemon = Daemon::start();
+        for (user, point) in [("1000", local), ("1000", below), ("0", local), ("0", below)] {
+            let script = format!("cat {point}/there; echo x > {point}/new");
+            let run = daemon.rnx(["job", "run", "--user", user, "sh", "-c", &script]);
+            assert_ne!(run.code, 0, "{run:?}");
+            assert_eq!(run.text(), "seen\n");
+            assert!(run.stderr.contains("Read-only"), "{run:?}");
+        }
+    });
 }
 
 #[test]
