@@ -113,14 +113,29 @@ fn cargo<S: AsRef<OsStr>>(args: &[S]) -> Result<()> {
     let shown = shown.join(" ");
     eprintln!("xtask: cargo {shown}");
     let begin = Instant::now();
-    let status = Command::new("cargo")
+    let status = cargo_command()?
         .args(args)
-        .current_dir(root()?)
         .status()
         .context("start cargo")?;
     ensure!(status.success(), "cargo {shown}: {status}");
     eprintln!("xtask: {:.1} s", begin.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Cargo in the workspace, with the environment that it has outside of `cargo xtask`.
+///
+/// `cargo run` tells us about our own package in variables that build scripts look at (ring's does): with them
+/// cargo would build again what `cargo build` has built, and the other way round.
+fn cargo_command() -> Result<Command> {
+    let mut command = Command::new("cargo");
+    command.current_dir(root()?);
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
 }
 
 /// The root of the workspace, two levels above this package.
