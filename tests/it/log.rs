@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 
-use crate::harness::{Daemon, Host, LONG, Running, SHORT, Shared, Waiting, now, wait_until};
+use crate::harness::{
+    Daemon, Host, LONG, Running, SHORT, Shared, Waiting, now, patient, wait_until,
+};
 
 static DAEMON: Shared = Shared::new();
 
@@ -340,7 +342,7 @@ fn hash(mut from: ChildStdout, pace: Pace) -> thread::JoinHandle<(u64, String)> 
                 // This is the speed of a slow reader, not a wait for something.
                 thread::sleep(Duration::from_millis(65));
             }
-            assert!(begin.elapsed() < LONG, "{total} bytes so far");
+            assert!(begin.elapsed() < patient(LONG), "{total} bytes so far");
         }
         (
             total,
