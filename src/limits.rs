@@ -237,6 +237,9 @@ pub const NODE_NAME_BYTES_MAX: usize = 63;
 
 /// Limit of open files that is assumed where the kernel does not tell.
 pub const OPEN_FILES_ASSUMED: u64 = 1_024;
+/// Limit of open files that the daemon asks for when it may have more than it was given: as many as systemd
+/// allows services. Enough for a hundred thousand jobs.
+pub const OPEN_FILES_WANTED: u64 = 524_288;
 /// Descriptors of a running job in the daemon: its two pipes.
 pub const DAEMON_FILES_PER_JOB: usize = 2;
 /// Descriptors of the daemon that jobs at rest may not use: rings, sockets, namespaces that are ready, starts

@@ -38,8 +38,6 @@ const INIT_CAPABILITIES: Capabilities = Capabilities::SETUID
     .and(Capabilities::SETGID)
     .and(Capabilities::SETPCAP)
     .and(Capabilities::KILL);
-/// Group `tty` of the job's `/etc/group`, which owns pseudo terminals.
-const TTY_GID: u32 = 5;
 /// Bytes of a tmpfs for which one inode is allowed: the kernel's memory for it counts against the job.
 const BYTES_PER_INODE: u64 = 1024;
 /// Fewest inodes of a tmpfs.
@@ -199,10 +197,9 @@ impl Plan {
         let init = init::user_beside(spec.user.uid);
         let tmp = tmpfs_options(spec.tmp_bytes, "mode=1777");
         let shm = tmpfs_options(spec.shm_bytes, "mode=1777");
-        let pts = c_string(format!(
-            "newinstance,ptmxmode=0666,mode=0620,gid={}",
-            base + TTY_GID
-        ));
+        // No gid=: until 6.14 the kernel reads that as a signed number, and host ids begin at 2^31. A terminal
+        // then belongs to the group of whoever opens it, which nobody outside of the job is in either.
+        let pts = c"newinstance,ptmxmode=0666,mode=0620";
         let work = match spec.work {
             Work::Tmpfs { bytes } => Some(tmpfs_options(
                 bytes,
@@ -224,7 +221,7 @@ impl Plan {
             Step::MountProc,
             Step::MountTmp { options: &tmp },
             Step::MountShm { options: &shm },
-            Step::MountPts { options: &pts },
+            Step::MountPts { options: pts },
             work.as_deref()
                 .map_or(Step::AttachWork, |options| Step::MountWork { options }),
             Step::EnterNet,

@@ -98,6 +98,12 @@ impl Host {
 pub enum StartError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(
+        "the limit of open files is {open_files}, {} of which the daemon needs for itself: raise it, with \
+         ulimit -n or LimitNOFILE=",
+        limits::DAEMON_FILES_RESERVE
+    )]
+    OpenFiles { open_files: usize },
     #[error("lease host ids")]
     Ids(#[source] IdError),
     #[error("start the helper processes of shard {shard}")]
@@ -155,6 +161,7 @@ pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> super::remote::Local<()> 
 /// [`StartError`].
 pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
     let shards = setup.sockets.len();
+    let core = core_limits(setup.config, shards, raise_open_files())?;
     let host = Arc::new(host(&setup, shards)?);
     let ids = lease_ids(&setup, shards)?;
     let crews = start_crews(&host, shards)?;
@@ -173,7 +180,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
         let parts = ThreadParts {
             index,
             host: Arc::clone(&host),
-            core: core_limits(setup.config, shards),
+            core,
             cpu: setup.cpus[index % setup.cpus.len()],
             mailbox,
             ids,
@@ -385,19 +392,42 @@ fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
     Ok(boxes)
 }
 
-fn core_limits(config: &Config, shards: usize) -> CoreLimits {
-    CoreLimits {
-        live_jobs_max: live_jobs_max(shards),
+fn core_limits(
+    config: &Config,
+    shards: usize,
+    open_files: usize,
+) -> Result<CoreLimits, StartError> {
+    let live_jobs_max = live_jobs_max(open_files, shards);
+    if live_jobs_max == 0 {
+        return Err(StartError::OpenFiles { open_files });
+    }
+    Ok(CoreLimits {
+        live_jobs_max,
         starts_max: limits::STARTS_IN_FLIGHT_MAX,
         history_max: config.limits.history_jobs.div_ceil(shards),
+    })
+}
+
+/// Raises our limit of open files as far as the host allows and returns it: a login shell and systemd give
+/// 1,024, which is less than a daemon needs for itself.
+fn raise_open_files() -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let mut open_files = limits::OPEN_FILES_ASSUMED;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        open_files = soft;
+        // Past the hard limit only with CAP_SYS_RESOURCE, which a container's root often lacks.
+        for wanted in [hard.max(limits::OPEN_FILES_WANTED), hard] {
+            if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
+                open_files = wanted;
+                break;
+            }
+        }
     }
+    usize::try_from(open_files).unwrap_or(usize::MAX)
 }
 
 /// How many jobs a shard may hold with the descriptors the daemon and the shard's keeper may have.
-fn live_jobs_max(shards: usize) -> usize {
-    let open_files = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-        .map_or(limits::OPEN_FILES_ASSUMED, |(soft, _)| soft);
-    let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+fn live_jobs_max(open_files: usize, shards: usize) -> usize {
     let daemon = open_files.saturating_sub(limits::DAEMON_FILES_RESERVE)
         / limits::DAEMON_FILES_PER_JOB
         / shards;
@@ -519,5 +549,24 @@ impl Shard {
         self.front.close().await;
         self.discard_kept().await;
         self.desk.shut_down().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_have_the_descriptors_that_the_daemon_and_a_keeper_do_not_need() {
+        let check = |open_files, shards, expected| {
+            assert_eq!(live_jobs_max(open_files, shards), expected, "{open_files}");
+        };
+        check(1_024, 1, 0);
+        check(limits::DAEMON_FILES_RESERVE + 1, 1, 0);
+        check(limits::DAEMON_FILES_RESERVE + 2, 1, 1);
+        check(limits::DAEMON_FILES_RESERVE + 2, 2, 0);
+        check(limits::DAEMON_FILES_RESERVE + 4, 2, 1);
+        // One shard's keeper is the bound.
+        check(64 + 4 * 5_000, 1, 5_000);
     }
 }

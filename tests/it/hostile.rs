@@ -10,7 +10,7 @@ use proto_rkyv::{
 
 use crate::harness::{
     Client, Daemon, Host, Identity, LONG, Output, SHORT, Shared, Waiting, Wire, block_on, data,
-    now, wait_until,
+    now, patient, wait_until,
 };
 
 static DAEMON: Shared = Shared::new();
@@ -50,7 +50,7 @@ fn mangled_bytes_end_their_stream_and_nothing_else() {
             // The daemon may stop reading as soon as it has seen enough.
             let _ = stream.send.write_all(case).await;
             let _ = stream.send.finish();
-            let answer = tokio::time::timeout(SHORT, stream.reply())
+            let answer = tokio::time::timeout(patient(SHORT), stream.reply())
                 .await
                 .expect("an answer or the end");
             assert!(!matches!(answer, Some(Reply::Accepted { .. })), "{case:?}");
@@ -94,7 +94,7 @@ fn lengths_that_lie_are_refused_before_anything_is_kept() {
             let mut stream = wire.open().await;
             let _ = stream.send.write_all(&case).await;
             let _ = stream.send.finish();
-            let answer = tokio::time::timeout(SHORT, stream.reply())
+            let answer = tokio::time::timeout(patient(SHORT), stream.reply())
                 .await
                 .expect("an answer or the end");
             assert!(
@@ -282,7 +282,10 @@ fn a_reader_that_stops_reading_holds_up_neither_job_nor_others() {
         let id = uuid::Uuid::from_bytes(id).to_string();
         let begin = now();
         while matches!(daemon.state(&id).as_str(), "INITIALIZING" | "RUNNING") {
-            assert!(begin.elapsed() < LONG, "the job hangs on its reader");
+            assert!(
+                begin.elapsed() < patient(LONG),
+                "the job hangs on its reader"
+            );
             // The connection stays alive meanwhile: only the stream is not read.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -13,7 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use ring::digest::{Context, SHA256};
 
 use crate::harness::{
-    Daemon, Host, LONG, Running, SHORT, Shared, Waiting, daemon_memory, now, wait_until,
+    Daemon, Host, LONG, Running, SHORT, Shared, Waiting, daemon_memory, now, patient, wait_until,
 };
 
 static DAEMON: Shared = Shared::new();
@@ -435,11 +435,11 @@ fn hash(mut from: ChildStdout, pace: Pace) -> thread::JoinHandle<(u64, String)> 
                 // This is the speed of a slow reader, not a wait for something: a byte a microsecond.
                 thread::sleep(Duration::from_micros(total).saturating_sub(begin.elapsed()));
                 if (*bytes - MEGABYTE..*bytes).contains(&total) {
-                    let waited = done.recv_timeout(LONG);
+                    let waited = done.recv_timeout(patient(LONG));
                     assert_eq!(waited, Err(RecvTimeoutError::Disconnected));
                 }
             } else {
-                assert!(begin.elapsed() < LONG, "{total} bytes so far");
+                assert!(begin.elapsed() < patient(LONG), "{total} bytes so far");
             }
         }
         (

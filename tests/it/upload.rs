@@ -8,7 +8,7 @@ use proto_rkyv::{After, Kind, List, Reply, Request, Submit, Upload, encode, join
 
 use crate::harness::{
     Client, Daemon, Host, Identity, LONG, SHORT, Shared, Stream, Waiting, Wire, block_on,
-    daemon_memory, loop_devices, now, wait_until,
+    daemon_memory, loop_devices, now, patient, wait_until,
 };
 
 static DAEMON: Shared = Shared::new();
@@ -384,12 +384,12 @@ fn who_waits_for_a_job_whose_client_vanishes_is_told() {
             {
                 break job.id;
             }
-            assert!(begin.elapsed() < SHORT, "the job is not listed");
+            assert!(begin.elapsed() < patient(SHORT), "the job is not listed");
         };
         let prefix: String = id[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         let mut waiting = ask(&watcher, Request::Wait(prefix)).await;
         wire.connection.close(0u32.into(), b"gone");
-        let told = tokio::time::timeout(SHORT, waiting.reply()).await;
+        let told = tokio::time::timeout(patient(SHORT), waiting.reply()).await;
         assert!(matches!(told, Ok(Some(Reply::Refused(_)))), "{told:?}");
     });
 }

@@ -106,7 +106,10 @@ impl Daemon {
             .open(self.log_path())
             .unwrap();
         let already = log.metadata().unwrap().len();
-        let child = Command::new(joblet_binary())
+        // With the soft limit that login shells and systemd give: raising it is the daemon's business.
+        let child = Command::new("prlimit")
+            .arg("--nofile=1024:")
+            .arg(joblet_binary())
             .arg("serve")
             .arg("--base")
             .arg(&self.base)

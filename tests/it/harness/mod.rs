@@ -19,7 +19,7 @@ pub(crate) use mounts::{Mute, Requests, in_private_mounts};
 pub(crate) use process::{Process, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;
-pub(crate) use wait::{LONG, SHORT, Waiting, now, wait_until};
+pub(crate) use wait::{LONG, SHORT, Waiting, now, patient, wait_until};
 pub(crate) use wire::{Client, Identity, Stream, Wire, data};
 
 use std::path::{Path, PathBuf};

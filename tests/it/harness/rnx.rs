@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::wait::LONG;
+use super::wait::{LONG, patient};
 use super::{Process, rnx_binary};
 
 /// A command line of `rnx` in the making.
@@ -39,7 +39,7 @@ impl Rnx {
         Self {
             config: config.to_owned(),
             args: Vec::new(),
-            timeout: LONG,
+            timeout: patient(LONG),
         }
     }
 
@@ -112,7 +112,7 @@ impl Running {
             child,
             stdout,
             stderr,
-            timeout: LONG,
+            timeout: patient(LONG),
         }
     }
 
@@ -136,7 +136,7 @@ impl Running {
                 child,
                 stdout: None,
                 stderr,
-                timeout: LONG,
+                timeout: patient(LONG),
             },
             stdout,
         )

@@ -1,5 +1,6 @@
 //! Waiting for a condition, with a deadline and words for what was last seen.
 
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,22 @@ use std::time::{Duration, Instant};
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
 /// Deadline for what moves hundreds of megabytes or hundreds of jobs.
 pub(crate) const LONG: Duration = Duration::from_secs(240);
+
+/// A deadline as it is on this machine: `JOBLET_TEST_PATIENCE` says how many times slower than an ordinary
+/// one it is, an emulated processor for example. [`wait_until`] and the client's runs apply it themselves.
+///
+/// # Panics
+/// If the variable is no whole number.
+pub(crate) fn patient(deadline: Duration) -> Duration {
+    static TIMES: OnceLock<u32> = OnceLock::new();
+    let times = TIMES.get_or_init(|| match std::env::var("JOBLET_TEST_PATIENCE") {
+        Ok(text) => text
+            .parse()
+            .expect("JOBLET_TEST_PATIENCE is a whole number"),
+        Err(_) => 1,
+    });
+    deadline * *times
+}
 
 /// The clock of tests.
 pub(crate) fn now() -> Instant {
@@ -36,6 +53,7 @@ pub(crate) fn wait_until<T>(
     mut condition: impl FnMut() -> Waiting<T>,
 ) -> T {
     let begin = now();
+    let deadline = patient(deadline);
     let mut pause = Duration::from_millis(1);
     loop {
         let seen = match condition() {

@@ -158,8 +158,12 @@ fn devices_are_the_harmless_ones_and_work() {
     let script = "echo x > /dev/null; head -c 3 /dev/zero | od -An -tx1; head -c 4 /dev/urandom | wc -c; \
                   (echo x > /dev/full) 2>/dev/null || echo full";
     assert_eq!(daemon.sh(script), " 00 00 00\n4\nfull\n");
-    // A terminal of the job's own: /dev/ptmx gives one.
-    daemon.sh("perl -e 'open(my $m, \"+<\", \"/dev/ptmx\") or die $!'");
+    // A terminal of the job's own: /dev/ptmx gives one, and it belongs to the job's user.
+    let script = "import os; m, s = os.openpty(); f = os.fstat(s); os.write(s, b'x'); \
+                  print(f.st_uid, f.st_gid, oct(f.st_mode), os.read(m, 1))";
+    let run = daemon.job(["python3", "-c", script]);
+    run.assert_code(0);
+    assert_eq!(run.text(), "1000 1000 0o20620 b'x'\n");
 }
 
 #[test]

@@ -28,6 +28,8 @@ usage: cargo xtask VERB
   lint             clippy has nothing to say, in all targets
   deny             licences, sources and versions are the allowed ones
   test [FILTER…]   builds both binaries, then runs every test; JOBLET_TEST_REQUIRE=1 makes skips failures
+  vm [--kernel 6.1|6.12|all] [FILTER…]
+                   integration tests (those of isolation and limits) on Debian kernels with cgroup v2 alone
   bench            the numbers of benches/PROMISES.md, and the peers beside them";
 
 fn main() -> Result<()> {
@@ -40,6 +42,7 @@ fn main() -> Result<()> {
         Some("lint") => lint(),
         Some("deny") => deny(),
         Some("test") => test(&rest),
+        Some("vm") => vm(&rest),
         Some("bench") => bench(),
         Some("help" | "--help" | "-h") => {
             eprintln!("{USAGE}");
@@ -78,16 +81,18 @@ fn deny() -> Result<()> {
     licence::check(&root()?)
 }
 
+/// Everything that is built, with the features that the tests want: once.
+const BUILD: [&str; 5] = [
+    "build",
+    "--release",
+    "--workspace",
+    "--all-targets",
+    "--locked",
+];
+
 /// The tests run the binaries of two packages, and cargo builds those of one: so both are built first.
 fn test(filter: &[OsString]) -> Result<()> {
-    // All targets, because that builds dependencies with the features that the tests want: once.
-    cargo(&[
-        "build",
-        "--release",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-    ])?;
+    cargo(&BUILD)?;
     let mut args: Vec<&OsStr> = ["test", "--release", "--workspace", "--locked"]
         .map(OsStr::new)
         .to_vec();
@@ -96,6 +101,36 @@ fn test(filter: &[OsString]) -> Result<()> {
         args.extend(filter.iter().map(OsString::as_os_str));
     }
     cargo(&args)
+}
+
+/// Hands what was built to `tools/vm`, whose exit code is the tests'.
+fn vm(args: &[OsString]) -> Result<()> {
+    run(Command::new(root()?.join("tools/packages")).arg("vm"))?;
+    cargo(&BUILD)?;
+    let tests = test_binary()?;
+    let (kernel, filter) = match args {
+        [flag, kernel, filter @ ..] if flag == "--kernel" => (kernel.as_os_str(), filter),
+        filter => (OsStr::new("all"), filter),
+    };
+    let mut vm = Command::new(root()?.join("target/release/vm"));
+    vm.arg("--kernel").arg(kernel).arg(tests).args(filter);
+    run(&mut vm)
+}
+
+/// Where cargo has put the binary of the integration tests: its name has a hash, and older ones lie around.
+fn test_binary() -> Result<PathBuf> {
+    let output = cargo_command()?
+        .args(BUILD)
+        .args(["--quiet", "--message-format=json"])
+        .output()
+        .context("start cargo")?;
+    let source = root()?.join("tests/it/main.rs");
+    let text = String::from_utf8(output.stdout)?;
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["src_path"].as_str().map(Path::new) == Some(&source))
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .context("cargo names no binary of tests/it")
 }
 
 fn bench() -> Result<()> {
@@ -113,13 +148,36 @@ fn cargo<S: AsRef<OsStr>>(args: &[S]) -> Result<()> {
     let shown = shown.join(" ");
     eprintln!("xtask: cargo {shown}");
     let begin = Instant::now();
-    let status = Command::new("cargo")
+    let status = cargo_command()?
         .args(args)
-        .current_dir(root()?)
         .status()
         .context("start cargo")?;
     ensure!(status.success(), "cargo {shown}: {status}");
     eprintln!("xtask: {:.1} s", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Cargo in the workspace, with the environment that it has outside of `cargo xtask`.
+///
+/// `cargo run` tells us about our own package in variables that build scripts look at (ring's does): with them
+/// cargo would build again what `cargo build` has built, and the other way round.
+fn cargo_command() -> Result<Command> {
+    let mut command = Command::new("cargo");
+    command.current_dir(root()?);
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
+/// Runs a program of ours and fails as it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let shown = command.get_program().display().to_string();
+    let status = command.status().with_context(|| format!("start {shown}"))?;
+    ensure!(status.success(), "{shown}: {status}");
     Ok(())
 }
 
