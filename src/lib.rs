@@ -3,6 +3,7 @@
 //! The rooms, from the wire down; `ARCHITECTURE.md` draws them.
 //!
 //! - [`front`] turns bytes into authorised, typed requests. It knows no kernel feature of a job.
+//! - [`doctor`] tries every promise in jobs of its own.
 //! - [`shard`] owns jobs: a pure reactor decides, a driver does. It knows no wire type.
 //! - [`sandbox`], [`cgroup`], [`log`], [`volume`], [`store`] each own one thing a job is made of; none names
 //!   another.
@@ -12,6 +13,7 @@
 
 pub mod cgroup;
 pub mod config;
+pub mod doctor;
 pub mod front;
 pub mod host;
 pub mod job;

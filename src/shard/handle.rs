@@ -17,9 +17,10 @@ use super::{
     upload::UploadSink,
 };
 use crate::{
+    cgroup::Enforcement,
     config::{Config, JobLimits},
     job::{
-        Finding, JobId, JobView, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode,
+        JobId, JobView, LimitKind, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode,
         Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
     },
     limits,
@@ -128,9 +129,9 @@ impl Handle {
             WorkKind::Disk
         };
         let host = &self.shard.host;
-        let caveats = admit(&spec.limits, host.best_effort, |limit| {
-            host.cgroups.enforcement(limit)
-        })?;
+        let enforcement = |limit| host.cgroups.enforcement(limit);
+        let default = &host.settings.default_limits;
+        let caveats = admit(&spec.limits, default, host.best_effort, enforcement)?;
         let arrived_mono_ns = self.shard.mono_ns_of(arrived);
         let new = NewJob {
             id,
@@ -318,15 +319,10 @@ impl Handle {
         .await?
     }
 
-    /// What this host keeps of the promises, tried out in jobs that are thrown away.
-    ///
-    /// # Errors
-    /// `Unsupported`: nothing is tried out yet.
-    pub async fn doctor(&self) -> Result<Vec<Finding>, Refusal> {
-        Err(Refusal::new(
-            RefusalCode::Unsupported,
-            "this version of joblet cannot try out what its host enforces yet",
-        ))
+    /// What stands behind a limit on this host.
+    #[must_use]
+    pub fn enforcement(&self, limit: LimitKind) -> Enforcement {
+        self.shard.host.cgroups.enforcement(limit)
     }
 
     /// What this daemon is.

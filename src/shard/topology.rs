@@ -212,13 +212,19 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
 fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
     let (base, config) = (setup.base, setup.config);
     let cgroups = cgroup::Tree::open(&base.instance().to_string())?;
+    let settings = Settings::new(config, &setup.cpus);
+    let cores = settings
+        .cores
+        .iter()
+        .filter_map(|core| usize::try_from(*core).ok());
+    let cpus = CpuMask::from_cpus(cores);
     let uname = nix::sys::utsname::uname().map_err(|errno| kernel("uname", errno))?;
     Ok(Host {
         shards,
         instance: base.instance().to_string(),
         hostname: uname.nodename().to_string_lossy().into_owned(),
         kernel: uname.release().to_string_lossy().into_owned(),
-        settings: Settings::new(config, &setup.cpus),
+        settings,
         jobs_dir: base.jobs(),
         base_dir: base.root().to_owned(),
         work_keep: config.limits.work_keep,
@@ -238,9 +244,9 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         })?,
         tmp_bytes: config.limits.tmp_bytes,
         shm_bytes: config.limits.shm_bytes,
-        cpus: CpuMask::from_cpus(setup.cpus.iter().copied()),
+        cpus,
         rlimits: rlimits(),
-        best_effort: false,
+        best_effort: config.best_effort,
         devices: devices(base.root()),
         helpers_procs: cgroups.helpers_procs()?,
         scratch_dir: base.run(),

@@ -12,7 +12,9 @@ use std::{
 /// Room → rooms it may name. An edge that is absent is the architecture. `lib.rs`, `main.rs` and `cli` are not
 /// in it: they are the house and its door, and may name every room.
 const PLAN: &[(&str, &[&str])] = &[
-    ("front", &["shard", "rt", "job", "limits"]),
+    ("front", &["doctor", "shard", "rt", "job", "limits"]),
+    // Asks a shard as a front does; what stands behind a limit only the cgroups know.
+    ("doctor", &["shard", "cgroup", "rt", "job", "limits"]),
     (
         "shard",
         &[

@@ -32,6 +32,7 @@ use super::{
     quic::{RequestStream, StreamError},
 };
 use crate::{
+    doctor,
     job::{JobId, JobView, LogQuery, Peer, Refusal, Streams},
     limits,
     shard::Handle,
@@ -231,7 +232,10 @@ impl Session {
 
     async fn doctor(&mut self) -> Result<(), Broken> {
         authorise(self.peer.role, Operation::Doctor, OwnerRelation::Own)?;
-        let findings = self.outgoing.unless_gone(self.handle.doctor()).await??;
+        let findings = self
+            .outgoing
+            .unless_gone(doctor::examine(&self.handle, &self.peer))
+            .await??;
         for reply in convert::findings(findings) {
             self.outgoing.reply(&reply).await?;
         }
