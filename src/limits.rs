@@ -164,6 +164,12 @@ const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
 pub const SEATS_READY: usize = 64;
 /// So many of them are made in one go, on the blocking pool.
 pub const SEATS_AT_ONCE: usize = 8;
+/// When the kernel says that memory is out in a cgroup of version 1, it has not killed anybody yet: first pause
+/// before it is looked who was killed, doubled each time.
+pub const OOM_LOOK_FIRST: Duration = Duration::from_millis(1);
+/// Last pause of the same.
+pub const OOM_LOOK_LAST: Duration = Duration::from_millis(1_024);
+const _: () = assert!(OOM_LOOK_FIRST.as_millis() < OOM_LOOK_LAST.as_millis());
 /// A plan: what a submit may carry, its own arguments and steps.
 pub const PLAN_BYTES_MAX: usize = SUBMIT_BYTES_MAX + (256 << 10);
 /// The template root, bytes: what of the host's `/etc` is copied must fit, three times over on Debian.

@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     io,
     os::fd::AsFd,
     rc::Rc,
@@ -123,12 +123,27 @@ impl Shard {
             let expected = self.seats.removals.get();
             self.seats.removals.set(expected.saturating_sub(told));
             if told > expected {
-                for id in self.bounded_jobs() {
-                    if self.host.cgroups.oom_kills(id) > 0 {
-                        self.feed(Event::OutOfMemory(id));
-                    }
+                self.end_those_out_of_memory(told - expected).await;
+            }
+        }
+    }
+
+    /// Looks for `count` jobs in which a process was killed, and ends them. The kernel tells before it kills, so
+    /// it is looked again a few times; it may also find memory elsewhere and kill nobody.
+    async fn end_those_out_of_memory(self: &Rc<Self>, count: u64) {
+        let mut found = HashSet::new();
+        let mut pause = limits::OOM_LOOK_FIRST;
+        while pause <= limits::OOM_LOOK_LAST {
+            for id in self.bounded_jobs() {
+                if self.host.cgroups.oom_kills(id) > 0 && found.insert(id) {
+                    self.feed(Event::OutOfMemory(id));
                 }
             }
+            if found.len() as u64 >= count {
+                return;
+            }
+            rt::sleep(pause).await;
+            pause *= 2;
         }
     }
 

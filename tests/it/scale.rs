@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto_rkyv::{After, Reply, State, Submit};
+use proto_rkyv::{After, Reason, Reply, Request, State, Stop, StopSignal, Submit, encode};
 use tokio::sync::Semaphore;
 
 use crate::harness::{
-    Client, Daemon, Host, Identity, LONG, Process, Waiting, block_on, daemon_memory, now,
+    Client, Daemon, Host, Identity, LONG, Process, Waiting, Wire, block_on, daemon_memory, now,
     wait_until,
 };
 
@@ -175,4 +175,93 @@ fn mem_available() -> u64 {
         .find_map(|line| line.strip_prefix("MemAvailable:"))
         .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn a_thousand_jobs_that_are_stopped_time_out_and_exit_at_once_have_one_outcome_each() {
+    if !Host::Any.is_here() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let mut ends = block_on(async {
+        let wire = Client::of(&Identity::read(&daemon.config))
+            .connect(daemon.address)
+            .await
+            .unwrap();
+        let turns = Arc::new(Semaphore::new(32));
+        let mut runs = Vec::new();
+        for number in 0..1_000_u64 {
+            let turn = Arc::clone(&turns).acquire_owned().await.unwrap();
+            let wire = wire.clone();
+            runs.push(tokio::spawn(async move {
+                let end = race(&wire, number).await;
+                drop(turn);
+                end
+            }));
+        }
+        let mut ends = Vec::new();
+        for run in runs {
+            ends.push(run.await.unwrap());
+        }
+        ends
+    });
+    ends.sort_unstable();
+    let count = |wanted: &str| ends.iter().filter(|end| **end == wanted).count();
+    eprintln!(
+        "{} exited, {} stopped, {} timed out",
+        count("exited"),
+        count("stopped"),
+        count("timeout")
+    );
+    assert_eq!(ends.len(), 1_000);
+    wait_until(LONG, "no leaf is left", || {
+        let leaves = daemon.all_leaves();
+        Waiting::when(leaves.is_empty(), || format!("{} leaves", leaves.len()))
+    });
+}
+
+/// Runs a job whose exit, timeout and stop come at about the same time; says which of them it was.
+async fn race(wire: &Wire, number: u64) -> &'static str {
+    let submit = Submit {
+        timeout_ms: Some(20 + number % 20),
+        grace_ms: Some(number % 3),
+        after: After::Wait,
+        ..Submit::default()
+    };
+    let mut job = wire.submit(submit, &["sleep", "0.03"]).await;
+    job.send.finish().unwrap();
+    let Some(Reply::Accepted { id, .. }) = job.reply().await else {
+        panic!("job {number} was not accepted");
+    };
+    tokio::time::sleep(Duration::from_millis(number % 40)).await;
+    let mut stop = wire.open().await;
+    let request = Request::Stop(Stop {
+        job: uuid::Uuid::from_bytes(id).to_string(),
+        signal: StopSignal::Term,
+    });
+    stop.send
+        .write_all(&encode(&request).unwrap())
+        .await
+        .unwrap();
+    stop.send.finish().unwrap();
+    assert!(matches!(stop.reply().await, Some(Reply::Done { .. })));
+    let Some(Reply::Ended(end)) = job.reply().await else {
+        panic!("job {number} did not end");
+    };
+    let outcome = end.outcome.as_ref().expect("an outcome");
+    let last = end.transitions.last().expect("a state").state;
+    assert_eq!(last, end.state);
+    let ended = |state| {
+        matches!(
+            state,
+            State::Completed | State::Failed | State::Stopped | State::Timeout | State::Canceled
+        )
+    };
+    assert_eq!(end.transitions.iter().filter(|t| ended(t.state)).count(), 1);
+    match (&outcome.reason, end.state) {
+        (Reason::Exited, State::Completed) => "exited",
+        (Reason::Stopped { .. }, State::Stopped) => "stopped",
+        (Reason::Timeout, State::Timeout) => "timeout",
+        other => panic!("job {number} ended as {other:?}"),
+    }
 }

@@ -331,6 +331,11 @@ impl Daemon {
             .flat_map(|top| fs::read_dir(top).into_iter().flatten().flatten());
         dirs.map(|entry| entry.path())
             .filter(|path| path.is_dir() && !path.ends_with("helpers"))
+            // Those that wait for a job.
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default();
+                !name.to_string_lossy().starts_with("ready-")
+            })
             .collect()
     }
 

@@ -38,7 +38,7 @@ use disk::Programs;
 use kernel::{Kernel, Series};
 
 /// What runs when nothing is asked for: what a cgroup hierarchy and a kernel may change.
-const DEFAULT_TESTS: [&str; 2] = ["isolation::", "limit"];
+const DEFAULT_TESTS: [&str; 2] = ["isolation::", "limits::"];
 
 fn main() -> Result<ExitCode> {
     let mut args = env::args().skip(1).peekable();
