@@ -134,7 +134,12 @@ impl Dir {
     /// Removes the directory itself and all that is in it. One that is gone is no error.
     pub(super) fn remove(self) -> Result<(), CgroupError> {
         for name in directories(&self.path)? {
-            self.remove_at(&name)?;
+            match self.remove_at(&name) {
+                // Somebody removed it while we were looking.
+                Err(CgroupError::Write { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
         }
         match fs::remove_dir(&self.path) {
             Ok(()) => Ok(()),

@@ -19,7 +19,7 @@ use crate::{
     cgroup::{CgroupError, Seat},
     job::JobId,
     limits,
-    rt::{self, Notify, Ready},
+    rt::{self, BlockingError, Notify, Ready},
 };
 
 /// The seats of one shard.
@@ -31,6 +31,11 @@ pub(super) struct Seats {
     oom: Arc<EventFd>,
     /// Removals that the kernel has not told of yet.
     removals: Cell<u64>,
+    /// Calls on the blocking pool that make or remove cgroups.
+    calls: Cell<usize>,
+    has_returned: Notify,
+    /// No job will come any more.
+    is_closed: Cell<bool>,
 }
 
 impl Seats {
@@ -41,7 +46,30 @@ impl Seats {
             taken: Notify::default(),
             oom: Arc::new(EventFd::from_flags(flags)?),
             removals: Cell::new(0),
+            calls: Cell::new(0),
+            has_returned: Notify::default(),
+            is_closed: Cell::new(false),
         })
+    }
+
+    /// Makes no more seats, and waits until nothing makes or removes a cgroup. What is left is removed as a whole.
+    pub(super) async fn close(&self) {
+        self.is_closed.set(true);
+        while self.calls.get() > 0 {
+            self.has_returned.notified().await;
+        }
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, BlockingError> {
+        self.calls.set(self.calls.get() + 1);
+        let result = rt::blocking(what, work).await;
+        self.calls.set(self.calls.get() - 1);
+        self.has_returned.notify_one();
+        result
     }
 }
 
@@ -67,7 +95,8 @@ impl Shard {
                 .map(|_| host.cgroups.make_seat(oom.as_fd()))
                 .collect()
         };
-        rt::blocking("make cgroups", make)
+        self.seats
+            .call("make cgroups", make)
             .await
             .unwrap_or_else(|error| {
                 Err(CgroupError::Make {
@@ -82,7 +111,7 @@ impl Shard {
         if !self.host.cgroups.has_seats() {
             return;
         }
-        loop {
+        while !self.seats.is_closed.get() {
             let have = self.seats.ready.borrow().len();
             if have >= limits::SEATS_READY {
                 self.seats.taken.notified().await;
@@ -175,7 +204,9 @@ impl Shard {
             }
             host.cgroups.remove(id)
         };
-        let removed = rt::blocking("remove cgroups", remove)
+        let removed = self
+            .seats
+            .call("remove cgroups", remove)
             .await
             .unwrap_or(Err(CgroupError::Missing(id)));
         if removed.is_err() {

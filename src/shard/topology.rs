@@ -555,6 +555,7 @@ impl Shard {
         self.front.close().await;
         self.discard_kept().await;
         self.desk.shut_down().await;
+        self.seats.close().await;
     }
 }
 

@@ -282,7 +282,7 @@ fn requests_that_make_no_sense_are_refused_by_name() {
         ("--max-iobps=1", "4096"),
     ] {
         let run = daemon.rnx(["job", "run", flag, "true"]);
-        run.assert_code(125);
+        run.assert_code(2);
         assert!(run.stderr.contains(word), "{flag}: {run:?}");
     }
 }
