@@ -32,7 +32,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use proto_rkyv::{Job, State};
+use proto_rkyv::{Job, State, Submit};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -115,6 +115,8 @@ struct Samples {
     floor: [Histogram<u64>; 2],
     /// Without and with many more mounts on the host.
     mounts: [Histogram<u64>; 2],
+    /// Without and with limits, in turn; back to back and paced.
+    limits: [[Histogram<u64>; 2]; 2],
     product_rates: Vec<f64>,
     floor_rates: Vec<f64>,
 }
@@ -131,6 +133,7 @@ fn measure(size: Size) -> Value {
         inside: histograms(),
         floor: histograms(),
         mounts: histograms(),
+        limits: [histograms(), histograms()],
         product_rates: Vec::new(),
         floor_rates: Vec::new(),
     };
@@ -161,6 +164,7 @@ fn measure(size: Size) -> Value {
                 .product_rates
                 .push(f64::from(jobs) / begin.elapsed().as_secs_f64());
             beside_mounts(&wire, &argv, size, &mut samples).await;
+            beside_limits(&wire, &argv, size, &mut samples).await;
         }
     });
     drop(daemon);
@@ -203,6 +207,38 @@ async fn beside_mounts(wire: &Wire, argv: &[&str], size: Size, samples: &mut Sam
                 .unwrap();
         }
         drop(mounts);
+    }
+}
+
+/// The same start twice, in turn: without a limit and with one of each kind that every job may have.
+async fn beside_limits(wire: &Wire, argv: &[&str], size: Size, samples: &mut Samples) {
+    let bounded = Submit {
+        max_cpu: Some(100),
+        max_memory_bytes: Some(256 << 20),
+        max_pids: Some(512),
+        ..Submit::default()
+    };
+    let free = Submit {
+        max_pids: Some(0),
+        ..Submit::default()
+    };
+    let paces = [
+        (size.serial, None),
+        (size.paced, Some(Duration::from_millis(50))),
+    ];
+    for (kind, (count, pause)) in paces.into_iter().enumerate() {
+        for _ in 0..count {
+            for (with, submit) in [&free, &bounded].into_iter().enumerate() {
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
+                }
+                let begin = mono_ns();
+                let job = wire.run_as(submit.clone(), argv).await.unwrap();
+                samples.limits[kind][with]
+                    .record(running_ns(&job) - begin)
+                    .unwrap();
+            }
+        }
     }
 }
 
@@ -275,6 +311,7 @@ fn report(size: Size, mut samples: Samples) -> Value {
         })
     };
     let mounts = p50(&samples.mounts[1]) / p50(&samples.mounts[0]);
+    let added = |kind: usize| p50(&samples.limits[kind][1]) - p50(&samples.limits[kind][0]);
     let over = |kind: usize| p50(&samples.product[kind]) / p50(&samples.floor[kind]);
     json!({
         "machine": machine(),
@@ -289,6 +326,8 @@ fn report(size: Size, mut samples: Samples) -> Value {
             "paced_submit_execve_p99_ms": p99(&samples.product[PACED]) / 1e3,
             "jobs_per_second_over_floor": rate / floor_rate,
             "submit_execve_p50_with_1000_mounts": mounts,
+            "limits_added_us": added(SERIAL),
+            "paced_limits_added_us": added(PACED),
         },
     })
 }

@@ -20,6 +20,8 @@ use super::{
 
 /// What is added to the tree's name for the cgroup that the daemon itself steps down into.
 const DAEMON: &str = "-daemon";
+/// Weight of that cgroup: ten times that of the whole tree.
+const WEIGHT: &str = "1000";
 
 /// Where the tree stands.
 #[derive(Debug)]
@@ -46,6 +48,10 @@ impl Standing {
             let leaf = Dir::make(place.own.join(format!("{name}{DAEMON}")))?;
             leaf.write("cgroup.procs", "0")?;
             let trouble = hand_down(&own).err().map(|error| said(&error));
+            if leaf.has("cpu.weight") {
+                // Output is read and requests are answered however many jobs spin in the tree beside it.
+                leaf.write("cpu.weight", WEIGHT)?;
+            }
             return Ok(Self { trouble, ..here });
         }
         let root = Dir::open(place.mount.clone())?;

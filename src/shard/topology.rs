@@ -26,7 +26,7 @@ use super::{
     driver::{Loads, Shard, ShardParts},
     handle::{Handle, Settings},
     journal::JournalWriter,
-    remote::{Call, Remote},
+    remote::{Call, Local, Remote},
     seats::Seats,
 };
 use crate::{
@@ -152,7 +152,7 @@ pub struct Setup<'a> {
 }
 
 /// Starts the front of one shard on its thread; ends when the front has closed.
-pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> super::remote::Local<()> + Send + Sync>;
+pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> Local<()> + Send + Sync>;
 
 /// Brings the shards up and returns when every job has ended after a signal. The threads of the shards are
 /// left where they are: the caller ends the process.
@@ -535,12 +535,18 @@ impl ThreadParts {
 }
 
 impl Shard {
-    /// Ends every job of every shard, then every front, then every helper.
+    /// Ends every job of every shard, then every front, then every helper. Each waits for all before it: a front
+    /// may be telling a client of a job that another shard owns.
     async fn end_all(self: &Rc<Self>) {
+        self.on_each(|shard| Box::pin(shard.shut_down())).await;
+        self.on_each(|shard| Box::pin(shard.end())).await;
+    }
+
+    async fn on_each(self: &Rc<Self>, act: fn(Rc<Self>) -> Local<()>) {
         let each: Vec<_> = (0..self.shards)
             .map(|index| {
                 let this = Rc::clone(self);
-                rt::spawn(async move { this.on(index, |shard| Box::pin(shard.end())).await })
+                rt::spawn(async move { this.on(index, act).await })
             })
             .collect();
         for shard in each {
@@ -550,8 +556,8 @@ impl Shard {
         }
     }
 
+    /// Everything after the last job.
     async fn end(self: Rc<Self>) {
-        Rc::clone(&self).shut_down().await;
         self.front.close().await;
         self.discard_kept().await;
         self.desk.shut_down().await;

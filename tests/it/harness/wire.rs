@@ -160,15 +160,13 @@ impl Wire {
 
     /// Runs `argv` to its end; the job as it is then.
     pub(crate) async fn run(&self, argv: &[&str]) -> Result<Job, Reply> {
-        let mut stream = self
-            .submit(
-                Submit {
-                    after: After::Wait,
-                    ..Submit::default()
-                },
-                argv,
-            )
-            .await;
+        self.run_as(Submit::default(), argv).await
+    }
+
+    /// Runs what `submit` asks for to its end; the job as it is then.
+    pub(crate) async fn run_as(&self, submit: Submit, argv: &[&str]) -> Result<Job, Reply> {
+        let after = After::Wait;
+        let mut stream = self.submit(Submit { after, ..submit }, argv).await;
         stream.send.finish().unwrap();
         loop {
             match stream.reply().await {
