@@ -61,14 +61,13 @@ impl Tree {
             return Err(CgroupError::ReadOnly { path: place.mount });
         }
         let standing = Standing::find(&place, &name)?;
-        let dir = Dir::make(standing.parent.join(name)).map_err(|error| match error {
-            CgroupError::Make { source, .. }
-                if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
-            {
-                CgroupError::ReadOnly { path: place.mount }
-            }
-            error => error,
-        })?;
+        let made = Dir::make(standing.parent.join(name));
+        if let Err(CgroupError::Make { source, .. }) = &made
+            && source.kind() == io::ErrorKind::ReadOnlyFilesystem
+        {
+            return Err(CgroupError::ReadOnly { path: place.mount });
+        }
+        let dir = made?;
         if let Err(error) = standing::hand_down(&dir) {
             tracing::warn!(%error, "leaves get no controllers");
         }

@@ -100,12 +100,15 @@ fn trials(handle: &Handle) -> Vec<Trial> {
             },
             work_bytes: MIB,
             timeout: Duration::from_secs(20),
-            judge: |outcome, _| match outcome.reason {
-                Reason::OutOfMemory => Ok("a job of 16 MiB that wanted more was ended".to_owned()),
-                _ => Err(format!(
-                    "a job of 16 MiB that wanted more ended as {:?}",
-                    outcome.reason
-                )),
+            judge: |outcome, _| {
+                if outcome.reason == Reason::OutOfMemory {
+                    Ok("a job of 16 MiB that wanted more was ended".to_owned())
+                } else {
+                    let reason = &outcome.reason;
+                    Err(format!(
+                        "a job of 16 MiB that wanted more ended as {reason:?}"
+                    ))
+                }
             },
         },
         Trial {
