@@ -166,18 +166,16 @@ fn synced_writes_and_direct_reads_keep_to_their_rate() {
 
 #[test]
 fn buffered_writes_keep_to_their_rate() {
-    let Some(daemon) = DAEMON.get(Host::V2) else {
+    if DAEMON.get(Host::V2).is_none() {
         return;
-    };
-    // More than fits into the job's memory: it has to wait for the disk.
-    let flags = ["--max-iobps=4M", "--max-memory=24", "--work-size=256M"];
-    let command = ["dd", "if=/dev/zero", "of=/work/f", "bs=64k", "count=768"];
-    let id = daemon.submit(&flags, &command);
-    let status = daemon.ended(&id);
-    assert_eq!(status["status"], "COMPLETED", "{status}");
-    let wall = number(&status, "wall_seconds");
-    // 48 MiB, of which 24 may wait in memory.
-    assert!(wall > 4.0, "{status}");
+    }
+    let megabyte = f64::from(1 << 20);
+    // syncfs(2) has the kernel's own threads write: what they write is the job's all the same.
+    let written = rate(
+        "dd if=/dev/zero of=/work/f bs=64k count=64 && sync -f /work/f",
+        4.0 * megabyte,
+    );
+    assert!(written < 1.5 * megabyte, "{written}");
 }
 
 #[test]
