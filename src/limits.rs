@@ -162,6 +162,9 @@ pub const NAMESPACES_READY: usize = 64;
 const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
 /// Cgroups of version 1 that a shard keeps ready for jobs, where there are such.
 pub const SEATS_READY: usize = 64;
+/// More are made when so many are left.
+pub const SEATS_LOW: usize = 24;
+const _: () = assert!(SEATS_LOW < SEATS_READY);
 /// So many of them are made in one go, on the blocking pool.
 pub const SEATS_AT_ONCE: usize = 8;
 /// When the kernel says that memory is out in a cgroup of version 1, it has not killed anybody yet: first pause

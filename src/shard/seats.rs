@@ -111,10 +111,17 @@ impl Shard {
         if !self.host.cgroups.has_seats() {
             return;
         }
+        let mut is_full = false;
         while !self.seats.is_closed.get() {
             let have = self.seats.ready.borrow().len();
-            if have >= limits::SEATS_READY {
+            // Not with each that is taken: making one holds the lock that its job needs for joining.
+            if have > limits::SEATS_LOW && is_full {
                 self.seats.taken.notified().await;
+                continue;
+            }
+            is_full = false;
+            if have >= limits::SEATS_READY {
+                is_full = true;
                 continue;
             }
             match self
