@@ -33,11 +33,13 @@ impl Grove {
 
 impl Drop for Grove {
     fn drop(&mut self) {
+        let instance = self.instance();
         if let Some(tree) = self.0.take() {
             let _ = tree.kill_all();
             let _ = tree.wait_empty(Duration::from_secs(20));
             let _ = tree.remove_all();
         }
+        let _ = Tree::remove_remains(&instance);
     }
 }
 
