@@ -399,7 +399,7 @@ fn a_daemon_out_of_descriptors_refuses_and_recovers() {
     }
     let daemon = Daemon::start();
     let process = daemon.process();
-    let used = process.descriptors();
+    let used = process.descriptors_in_use();
     let limit = |soft: usize| {
         let done = std::process::Command::new("prlimit")
             .args([

@@ -291,6 +291,7 @@ fn a_cgroup_that_somebody_removed_changes_nothing_of_the_jobs_end() {
         return;
     };
     let id = daemon.submit(&[], &["sh", "-c", "sleep 60; exit 3"]);
+    daemon.wait_state(&id, "RUNNING");
     let pids = daemon.pids(&id);
     let leaf = own_leaf("pids", pids[0].pid);
     let parent = Path::new(&leaf).parent().unwrap().to_owned();

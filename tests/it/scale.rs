@@ -20,10 +20,11 @@ fn two_thousand_jobs_from_64_requests_at_a_time_on_one_connection_all_complete()
     // The first ones make what stays.
     run_many(&daemon, 400);
     let process = daemon.process();
-    let (descriptors, memory) = settled(&daemon);
+    let (_, memory) = settled(&daemon);
+    let descriptors = process.descriptors_in_use();
     run_many(&daemon, 2_000);
     wait_until(LONG, "descriptors of the daemon are back", || {
-        let now = process.descriptors();
+        let now = process.descriptors_in_use();
         Waiting::when(now <= descriptors + 4, || {
             format!("{now} descriptors, {descriptors} before")
         })
@@ -49,7 +50,8 @@ fn an_idle_job_costs_two_descriptors_and_little_memory() {
     let daemon = Daemon::start();
     run_many(&daemon, 100);
     let process = daemon.process();
-    let (descriptors, memory) = settled(&daemon);
+    let (_, memory) = settled(&daemon);
+    let descriptors = process.descriptors_in_use();
     let available = mem_available();
     block_on(async {
         let wire = Client::of(&Identity::read(&daemon.config))
@@ -80,7 +82,7 @@ fn an_idle_job_costs_two_descriptors_and_little_memory() {
     });
     daemon.remember();
     wait_until(LONG, "the daemon holds two descriptors a job", || {
-        let now = process.descriptors();
+        let now = process.descriptors_in_use();
         Waiting::when(now <= descriptors + 2 * count + 8, || {
             format!("{now} descriptors, {descriptors} before")
         })

@@ -84,6 +84,23 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
     }
 
+    /// How many descriptors a daemon has open but for those of cgroups and namespaces that wait for a job: how many
+    /// of these are in stock goes up and down with every start.
+    pub(crate) fn descriptors_in_use(self) -> usize {
+        let is_in_use = |target: &str| {
+            !target.contains("/ready-")
+                && !target.starts_with("user:")
+                && !target.starts_with("net:")
+        };
+        fs::read_dir(format!("/proc/{}/fd", self.pid))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .filter(|target| is_in_use(&target.to_string_lossy()))
+            .count()
+    }
+
     /// Processor time of all its threads so far, user and system, in clock ticks.
     pub(crate) fn cpu_ticks(self) -> u64 {
         let fields = stat(self.pid).expect("it is alive");
