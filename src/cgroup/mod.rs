@@ -15,6 +15,7 @@ mod device;
 mod dir;
 mod member;
 mod place;
+mod remains;
 mod standing;
 mod tree;
 mod v1;
@@ -27,6 +28,7 @@ use thiserror::Error;
 pub use controller::{Controller, Enforcement};
 pub use device::Device;
 pub use place::Place;
+pub use remains::Spared;
 pub use tree::{Leaf, Tree};
 pub use v1::Seat;
 

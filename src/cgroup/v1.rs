@@ -24,7 +24,7 @@ use super::{
 use crate::job::{JobId, Limits, Usage};
 
 /// What the name of a seat begins with.
-const SEAT: &str = "ready-";
+pub(super) const SEAT: &str = "ready-";
 
 /// The hierarchies of version 1 that have one of our controllers.
 #[derive(Debug, Default)]

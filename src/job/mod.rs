@@ -19,8 +19,8 @@ pub use outcome::{LogTotals, Outcome, Reason};
 pub use refusal::{Refusal, RefusalCode};
 pub use role::{Peer, Role, RoleError};
 pub use spec::{
-    ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
+    ByteString, EnvEntry, IdempotencyKey, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
 };
 pub use state::{State, Transition};
 pub use usage::{Caveat, LimitKind, Limits, Sample, Stall, Usage};
-pub use view::{Chunk, JobView, NodeView, WorkKind};
+pub use view::{Accepted, Chunk, JobView, NodeView, WorkKind};

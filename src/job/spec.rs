@@ -34,6 +34,15 @@ pub struct Spec {
     pub uploads: Option<u64>,
 }
 
+/// What makes a repeated submit the same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// Chosen by the client; those of other owners are others.
+    pub key: String,
+    /// Of everything that was asked for.
+    pub fingerprint: [u8; 32],
+}
+
 /// One variable of a job's environment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EnvEntry {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Caveat, JobId, LogTotals, Outcome, Spec, State, Stream, Transition};
+use super::{Caveat, JobId, LogTotals, Outcome, Reason, Spec, State, Stream, Transition};
 
 /// Everything a peer may know about one job. `Send`, so that it may cross shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +21,21 @@ pub struct JobView {
     pub caveats: Vec<Caveat>,
     /// Every state entered, oldest first.
     pub transitions: Vec<Transition>,
+    /// Why it is being ended, when we are doing that.
+    pub ending: Option<Reason>,
     /// Why it ended, when it has.
     pub outcome: Option<Outcome>,
     /// Output so far.
     pub log: LogTotals,
+}
+
+/// A submit that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The job.
+    pub id: JobId,
+    /// It was accepted before, under the same idempotency key.
+    pub existing: bool,
 }
 
 /// What a job's `/work` is made of.

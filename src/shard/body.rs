@@ -6,6 +6,7 @@ use super::{desk::Link, metrics::Samples};
 use crate::{
     log::{Capture, Progress},
     sandbox::identity::IdRange,
+    store::Key,
     volume::WorkImage,
 };
 
@@ -27,6 +28,8 @@ pub(super) struct Body {
     pub(super) control: Option<OwnedFd>,
     /// init's end of the upload socket, until init exists: a recipe may have to be sent twice.
     pub(super) upload: Option<OwnedFd>,
+    /// The idempotency key it was submitted with, until the store has its record.
+    pub(super) key: Option<Key>,
     /// The crew that makes, or made, the job.
     pub(super) link: Option<Rc<Link>>,
     /// init's process id, for printing and for `/proc`.
@@ -47,6 +50,7 @@ impl Body {
             image: None,
             control: None,
             upload: None,
+            key: None,
             link: None,
             pid: None,
             samples: Samples::default(),

@@ -2,7 +2,7 @@
 
 use super::{
     core::{Alive, Cause},
-    effect::{Exit, ExitStatus, Moment},
+    effect::{Exit, ExitStatus, Moment, StartFailure},
 };
 use crate::job::{Outcome, Reason, State, Usage};
 
@@ -66,39 +66,49 @@ pub(super) fn conclude(
 }
 
 fn read(alive: &Alive, status: Option<ExitStatus>, is_out_of_memory: bool) -> (State, Reason) {
-    match &alive.cause {
-        Some(Cause::Timeout) => (State::Timeout, Reason::Timeout),
-        Some(Cause::Stopped { by }) => (State::Stopped, Reason::Stopped { by: by.clone() }),
-        Some(Cause::OutOfMemory) => (State::Failed, Reason::OutOfMemory),
-        Some(Cause::LogLimit) => (State::Failed, Reason::LogLimit),
-        Some(Cause::DaemonDown) => (State::Stopped, Reason::DaemonDown),
-        Some(Cause::HostLost) => (State::Failed, Reason::HostLost),
-        Some(Cause::Abandoned) => (State::Canceled, Reason::Canceled),
-        Some(Cause::NotFound) => (State::Failed, Reason::CommandNotFound),
-        Some(Cause::NotExecutable(errno)) => (
-            State::Failed,
-            Reason::CommandNotExecutable { errno: *errno },
-        ),
-        Some(Cause::StartFailed(failure)) => (
-            State::Failed,
-            Reason::StartFailed {
-                step: failure.step.clone(),
-                errno: failure.errno,
-            },
-        ),
+    match (&alive.cause, status) {
+        (Some(cause), _) => (state_of(cause), reason_of(cause)),
         // The kernel was faster than the word of it.
-        None if is_out_of_memory => (State::Failed, Reason::OutOfMemory),
-        None => match status {
-            Some(ExitStatus::Code(0)) => (State::Completed, Reason::Exited),
-            Some(ExitStatus::Code(_)) => (State::Failed, Reason::Exited),
-            Some(ExitStatus::Signal(_)) => (State::Failed, Reason::Signaled),
-            None => (
-                State::Failed,
-                Reason::StartFailed {
-                    step: "init".to_owned(),
-                    errno: 0,
-                },
-            ),
+        (None, _) if is_out_of_memory => (State::Failed, Reason::OutOfMemory),
+        (None, Some(ExitStatus::Code(0))) => (State::Completed, Reason::Exited),
+        (None, Some(ExitStatus::Code(_))) => (State::Failed, Reason::Exited),
+        (None, Some(ExitStatus::Signal(_))) => (State::Failed, Reason::Signaled),
+        (None, None) => {
+            let step = "init".to_owned();
+            (State::Failed, Reason::StartFailed { step, errno: 0 })
+        }
+    }
+}
+
+const fn state_of(cause: &Cause) -> State {
+    match cause {
+        Cause::Timeout => State::Timeout,
+        Cause::Stopped { .. } | Cause::DaemonDown => State::Stopped,
+        Cause::Abandoned => State::Canceled,
+        Cause::OutOfMemory
+        | Cause::LogLimit
+        | Cause::HostLost
+        | Cause::NotFound
+        | Cause::NotExecutable(_)
+        | Cause::StartFailed(_) => State::Failed,
+    }
+}
+
+/// What the one who asks is told of a cause.
+pub(super) fn reason_of(cause: &Cause) -> Reason {
+    match cause {
+        Cause::Timeout => Reason::Timeout,
+        Cause::Stopped { by } => Reason::Stopped { by: by.clone() },
+        Cause::OutOfMemory => Reason::OutOfMemory,
+        Cause::LogLimit => Reason::LogLimit,
+        Cause::DaemonDown => Reason::DaemonDown,
+        Cause::HostLost => Reason::HostLost,
+        Cause::Abandoned => Reason::Canceled,
+        Cause::NotFound => Reason::CommandNotFound,
+        Cause::NotExecutable(errno) => Reason::CommandNotExecutable { errno: *errno },
+        Cause::StartFailed(StartFailure { step, errno }) => Reason::StartFailed {
+            step: step.clone(),
+            errno: *errno,
         },
     }
 }

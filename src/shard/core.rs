@@ -5,8 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use super::effect::{Exit, Moment, StartFailure};
-use crate::job::{Caveat, JobId, JobView, LogTotals, Outcome, Spec, State, Transition, WorkKind};
+use super::{
+    conclude::reason_of,
+    effect::{Exit, Moment, StartFailure},
+};
+use crate::job::{
+    Caveat, JobId, JobView, LogTotals, Outcome, Reason, Spec, State, Transition, WorkKind,
+};
 
 /// Bounds that the reactor enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +20,9 @@ pub struct CoreLimits {
     pub live_jobs_max: usize,
     /// Sandboxes being made at once; further jobs wait in the order of arrival.
     pub starts_max: usize,
-    /// Ended jobs that are remembered.
-    pub history_max: usize,
 }
 
-/// All jobs of one shard.
+/// The jobs of one shard that have not ended, and those whose end is not in the store yet.
 #[derive(Debug)]
 pub struct Core {
     pub(super) limits: CoreLimits,
@@ -28,8 +31,11 @@ pub struct Core {
     pub(super) waiting: VecDeque<JobId>,
     /// How many sandboxes are being made.
     pub(super) starting: usize,
-    /// Ended jobs, oldest first.
-    pub(super) history: VecDeque<JobId>,
+    /// How many of the jobs have ended.
+    pub(super) ended: usize,
+    /// Nothing is admitted any more.
+    pub(super) is_closed: bool,
+    /// Every job is being ended.
     pub(super) is_down: bool,
     /// CLOCK_MONOTONIC of the event that is being taken.
     pub(super) now_mono_ns: u64,
@@ -46,11 +52,24 @@ pub(super) struct Job {
     /// When its sandbox began to be made.
     pub(super) made_mono_ns: Option<u64>,
     pub(super) transitions: Vec<Transition>,
-    /// The client has given everything and was, or is being, told so.
-    pub(super) accepted: bool,
+    /// How far its record is.
+    pub(super) record: Record,
     /// Counts among the sandboxes being made.
     pub(super) has_slot: bool,
+    /// Why a former daemon was ending it, until its birth is heard of again.
+    pub(super) was_ending: Option<Cause>,
     pub(super) phase: Phase,
+}
+
+/// How far the record of a job is. Only a job whose record is kept may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Record {
+    /// The client has not given everything yet.
+    Open,
+    /// It has, and the store was asked to keep the job.
+    Writing,
+    /// The store keeps it: whatever happens to the daemon, it is known.
+    Kept,
 }
 
 /// Where a job is, with the data that only exists there.
@@ -71,7 +90,7 @@ pub(super) enum Phase {
     Alive(Alive),
     /// Every process is dead; output is being brought home.
     Draining(Alive),
-    /// Nothing can happen any more.
+    /// Nothing can happen any more; it is forgotten when the store has it.
     Ended { outcome: Outcome, log: LogTotals },
 }
 
@@ -108,38 +127,17 @@ impl Core {
             jobs: HashMap::new(),
             waiting: VecDeque::new(),
             starting: 0,
-            history: VecDeque::new(),
+            ended: 0,
+            is_closed: false,
             is_down: false,
             now_mono_ns: 0,
         }
     }
 
-    /// Puts an ended job of an earlier daemon into the history. Call it oldest first.
-    pub fn restore(&mut self, view: JobView) {
-        let Some(outcome) = view.outcome else { return };
-        let job = Job {
-            owner: view.owner,
-            spec: view.spec,
-            work: view.work,
-            caveats: view.caveats,
-            arrived_mono_ns: 0,
-            made_mono_ns: None,
-            transitions: view.transitions,
-            accepted: true,
-            has_slot: false,
-            phase: Phase::Ended {
-                outcome,
-                log: view.log,
-            },
-        };
-        self.jobs.insert(view.id, job);
-        self.history.push_back(view.id);
-    }
-
     /// Jobs that have not ended.
     #[must_use]
     pub fn live(&self) -> usize {
-        self.jobs.len() - self.history.len()
+        self.jobs.len() - self.ended
     }
 
     /// Sandboxes being made and jobs waiting to be: the load a placement looks at.
@@ -220,6 +218,16 @@ impl Job {
         }
     }
 
+    /// Why it is being ended, when it is.
+    fn ending(&self) -> Option<Reason> {
+        match &self.phase {
+            Phase::Making { cause, .. } => cause.as_ref(),
+            Phase::Alive(alive) | Phase::Draining(alive) => alive.cause.as_ref(),
+            Phase::Waiting | Phase::Ended { .. } => None,
+        }
+        .map(reason_of)
+    }
+
     fn view(&self, id: JobId) -> JobView {
         let (outcome, log) = match &self.phase {
             Phase::Ended { outcome, log } => (Some(outcome.clone()), *log),
@@ -235,6 +243,7 @@ impl Job {
             work: self.work,
             caveats: self.caveats.clone(),
             transitions: self.transitions.clone(),
+            ending: self.ending(),
             outcome,
             log,
         }

@@ -20,13 +20,14 @@ use hdrhistogram::Histogram;
 use super::{
     body::Body,
     core::{Core, CoreLimits},
-    desk::Desk,
+    desk::{Desk, Link},
     effect::{Effect, Event, Moment, NewJob},
     front_door::FrontDoor,
-    handle::{Settings, created_ns, unknown},
-    journal::JournalWriter,
+    handle::Settings,
+    history::Archive,
     output::Watches,
     reactor,
+    records::Records,
     remote::Remote,
     retire::Kept,
     seats::Seats,
@@ -34,9 +35,13 @@ use super::{
     topology::Host,
 };
 use crate::{
-    job::{JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State},
+    job::{
+        Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State,
+    },
     log::{Progress, Recorder},
     rt::{self, Notify, OneshotSender, oneshot},
+    sandbox::wire::KeeperCommand,
+    store::Key,
 };
 
 /// One shard: its jobs, and everything that is needed to run them.
@@ -50,13 +55,18 @@ pub(crate) struct Shard {
     pub(super) recorder: Rc<Recorder>,
     pub(super) timers: Timers,
     pub(super) watches: Watches,
-    pub(super) journal: JournalWriter,
+    pub(super) records: Records,
+    pub(super) archive: Archive,
     /// What the driver holds of each job that has not ended.
     pub(super) bodies: RefCell<HashMap<JobId, Body>>,
     core: RefCell<Core>,
     queue: RefCell<VecDeque<Event>>,
     is_feeding: Cell<bool>,
     waiters: RefCell<HashMap<JobId, Vec<OneshotSender<JobView>>>>,
+    /// Who waits to hear that a submitted job is accepted.
+    submitters: RefCell<HashMap<JobId, OneshotSender<Result<Accepted, Refusal>>>>,
+    /// Keepers that hold the end of a job until the store has it.
+    holders: RefCell<HashMap<JobId, Rc<Link>>>,
     starts: RefCell<Histogram<u64>>,
     all_ended: Notify,
     has_all_ended: Cell<bool>,
@@ -74,18 +84,14 @@ pub(super) struct ShardParts {
     pub(super) remote: Remote,
     pub(super) desk: Desk,
     pub(super) recorder: Rc<Recorder>,
-    pub(super) journal: JournalWriter,
+    pub(super) records: Records,
+    pub(super) archive: Archive,
     pub(super) seats: Seats,
-    /// Ended jobs of former daemons that this shard owns, oldest first.
-    pub(super) history: Vec<JobView>,
 }
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Rc<Self> {
-        let mut core = Core::new(parts.limits);
-        for view in parts.history {
-            core.restore(view);
-        }
+        let core = Core::new(parts.limits);
         Rc::new(Self {
             index: parts.index,
             shards: parts.host.shards,
@@ -95,12 +101,15 @@ impl Shard {
             recorder: parts.recorder,
             timers: Timers::default(),
             watches: Watches::default(),
-            journal: parts.journal,
+            records: parts.records,
+            archive: parts.archive,
             bodies: RefCell::default(),
             core: RefCell::new(core),
             queue: RefCell::default(),
             is_feeding: Cell::new(false),
             waiters: RefCell::default(),
+            submitters: RefCell::default(),
+            holders: RefCell::default(),
             starts: RefCell::new(empty_histogram()),
             all_ended: Notify::default(),
             has_all_ended: Cell::new(false),
@@ -116,11 +125,11 @@ impl Shard {
         self.work_off();
     }
 
-    /// Feeds a submit.
+    /// Feeds a submit; `key` goes to the store with the job's record.
     ///
     /// # Errors
     /// The reactor's refusal.
-    pub(super) fn submit(self: &Rc<Self>, new: NewJob) -> Result<(), Refusal> {
+    pub(super) fn submit(self: &Rc<Self>, new: NewJob, key: Option<Key>) -> Result<(), Refusal> {
         let id = new.id;
         let mut effects = Vec::new();
         let event = Event::Submit(Box::new(new));
@@ -131,7 +140,11 @@ impl Shard {
             &mut effects,
         )?;
         // From here on it can be followed.
-        self.bodies.borrow_mut().entry(id).or_insert_with(Body::new);
+        self.bodies
+            .borrow_mut()
+            .entry(id)
+            .or_insert_with(Body::new)
+            .key = key;
         self.perform_all(effects);
         Ok(())
     }
@@ -180,9 +193,15 @@ impl Shard {
             Effect::Kill(id) => self.kill(id),
             Effect::SetTimer(id, timer, at) => self.timers.set(id, timer, at),
             Effect::Drain(id) => self.drain(id),
-            Effect::RecordAccepted(id) => self.with_view(id, |view| self.journal.accepted(view)),
+            Effect::RecordAccepted(id) => self.record_accepted(id),
+            Effect::Answer(id, result) => {
+                let existing = false;
+                self.answer_submitter(id, result.map(|()| Accepted { id, existing }));
+            }
+            Effect::RecordEnding(id) => self.record_ending(id),
             Effect::RecordEnded(id) => self.record_ended(id),
             Effect::Release(id) => self.release(id),
+            Effect::Forget(id) => self.forget(id),
             Effect::DeleteOutput(id) => {
                 // Of a job whose client went away during its uploads: it has no end to wait for.
                 self.waiters.borrow_mut().remove(&id);
@@ -195,9 +214,8 @@ impl Shard {
         }
     }
 
-    fn record_ended(&self, id: JobId) {
-        self.with_view(id, |view| {
-            self.journal.ended(view);
+    fn record_ended(self: &Rc<Self>, id: JobId) {
+        if let Some(view) = self.live_view(id) {
             if let Some(micros) = view
                 .outcome
                 .as_ref()
@@ -208,14 +226,51 @@ impl Shard {
             for waiter in self.waiters.borrow_mut().remove(&id).unwrap_or_default() {
                 let _ = waiter.send(view.clone());
             }
-        });
+        }
+        // Whoever submitted it hears of its end; that it was accepted need not be told any more.
+        self.record_outcome(id);
     }
 
-    fn with_view(&self, id: JobId, then: impl FnOnce(&JobView)) {
-        let view = self.core.borrow().view(id);
-        if let Some(view) = view {
-            then(&view);
+    pub(super) fn answer_submitter(&self, id: JobId, result: Result<Accepted, Refusal>) {
+        let submitter = self.submitters.borrow_mut().remove(&id);
+        if let Some(submitter) = submitter {
+            let _ = submitter.send(result);
         }
+    }
+
+    /// Says that the client of `id` has given everything, and waits until the store keeps the job.
+    pub(super) async fn accept(self: &Rc<Self>, id: JobId) -> Result<Accepted, Refusal> {
+        let accepted = Accepted {
+            id,
+            existing: false,
+        };
+        if self.live_view(id).is_none() {
+            return Ok(accepted); // It has ended, and the store has it.
+        }
+        let (sender, receiver) = oneshot();
+        self.submitters.borrow_mut().insert(id, sender);
+        self.feed(Event::Accept(id));
+        receiver.await.unwrap_or_else(|| {
+            Err(Refusal::new(RefusalCode::Busy, "the daemon is going down"))
+        })
+    }
+
+    /// Notes the keeper that holds the end of a job.
+    pub(super) fn hold(&self, id: JobId, link: Rc<Link>) {
+        self.holders.borrow_mut().insert(id, link);
+    }
+
+    /// Has the keeper forget a job, whose end the store has.
+    fn forget(&self, id: JobId) {
+        let holder = self.holders.borrow_mut().remove(&id);
+        if let Some(link) = holder {
+            link.command(KeeperCommand::Release { id });
+        }
+    }
+
+    /// One job that has not ended, or whose end is not in the store yet, as the reactor sees it.
+    pub(super) fn live_view(&self, id: JobId) -> Option<JobView> {
+        self.core.borrow().view(id)
     }
 
     /// One job as it is now, with the output it has so far.
@@ -242,12 +297,9 @@ impl Shard {
             .map(|body| Rc::clone(&body.progress))
     }
 
-    /// Jobs in `state`, newest first, at most `limit`.
-    pub(super) fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
-        let wanted = |view: &JobView| state.is_none_or(|state| view.state == state);
-        let mut views: Vec<JobView> = self.core.borrow().views().filter(wanted).collect();
-        views.sort_by_key(|view| std::cmp::Reverse(created_ns(view)));
-        views.truncate(limit);
+    /// Every job that has not ended or whose end is not in the store yet, in no order.
+    pub(super) fn list(&self) -> Vec<JobView> {
+        let mut views: Vec<JobView> = self.core.borrow().views().collect();
         for view in &mut views {
             if view.outcome.is_none() {
                 view.log = self.live_log(view.id);
@@ -262,7 +314,7 @@ impl Shard {
 
     /// Waits until a job has ended.
     pub(super) async fn ended(self: &Rc<Self>, id: JobId) -> Result<JobView, Refusal> {
-        let view = self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        let view = self.look(id).await?;
         if view.outcome.is_some() {
             return Ok(view);
         }
@@ -366,10 +418,20 @@ impl Shard {
     /// Ends every job and returns when the last one has ended.
     pub(super) async fn shut_down(self: Rc<Self>) {
         self.feed(Event::Shutdown);
+        self.all_ended().await;
+    }
+
+    /// Admits nothing more and returns when the last job has ended.
+    pub(super) async fn run_dry(self: Rc<Self>) {
+        self.feed(Event::Close);
+        self.all_ended().await;
+    }
+
+    async fn all_ended(&self) {
         while !self.has_all_ended.get() {
             self.all_ended.notified().await;
         }
-        self.journal.flushed().await;
+        self.records.settled().await;
     }
 }
 

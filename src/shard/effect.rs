@@ -5,7 +5,9 @@
 
 use std::time::Instant;
 
-use crate::job::{Caveat, JobId, LogTotals, Spec, StopSignal, Usage, WorkKind};
+use crate::job::{
+    Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind,
+};
 
 /// When something happened, on the three clocks that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,26 @@ pub struct NewJob {
     pub arrived_mono_ns: u64,
 }
 
+/// A job of a former daemon that had not ended, as the store has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundJob {
+    /// What the store says.
+    pub view: JobView,
+    /// What the helpers and the kernel say.
+    pub whereabouts: Whereabouts,
+}
+
+/// Where a job of a former daemon was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// A keeper holds it and tells its story from the beginning.
+    Held,
+    /// Nothing of it ever ran.
+    NotBegun,
+    /// No keeper has it, and something of it may have run.
+    Lost,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -44,6 +66,12 @@ pub enum Event {
     Accept(JobId),
     /// The client went away before it had given everything.
     Abandon(JobId),
+    /// The store keeps the job, or could not take it.
+    Recorded(JobId, Result<(), Refusal>),
+    /// The store keeps the job's outcome.
+    EndRecorded(JobId),
+    /// A job of a former daemon is taken over.
+    Found(Box<FoundJob>),
     /// A resource of the sandbox could not be made; nothing of the job runs.
     PrepareFailed(JobId, StartFailure),
     /// The job's recipe went to the spawner.
@@ -79,6 +107,8 @@ pub enum Event {
     },
     /// A timer that was set has expired.
     Timer(JobId, Timer),
+    /// The daemon ends and leaves its jobs to the next one, or waits for them: nothing is admitted.
+    Close,
     /// The daemon goes down: every job is to end, nothing is admitted.
     Shutdown,
 }
@@ -147,14 +177,21 @@ pub enum Effect {
     SetTimer(JobId, Timer, Instant),
     /// Bring all output into the files, then feed [`Event::Drained`].
     Drain(JobId),
-    /// Write the accepted job to the journal.
+    /// Have the store keep the job, then feed [`Event::Recorded`].
     RecordAccepted(JobId),
-    /// Write the job's outcome to the journal and wake everybody who waits for it.
+    /// Tell whoever submitted the job that it is accepted, or why it is not.
+    Answer(JobId, Result<(), Refusal>),
+    /// Have the store note why a running job is being ended.
+    RecordEnding(JobId),
+    /// Wake everybody who waits for the job, and have the store keep its outcome, then feed
+    /// [`Event::EndRecorded`].
     RecordEnded(JobId),
-    /// Give back everything the job holds: keeper entry, cgroup, ids, `/work`.
+    /// Give back what the job holds, but for its keeper's entry: cgroup, ids, `/work`.
     Release(JobId),
+    /// Have the keeper forget the job.
+    Forget(JobId),
     /// Remove the job's output.
     DeleteOutput(JobId),
-    /// The last job of a shutdown has ended.
+    /// The last job of a shutdown has ended, and the store has it.
     AllEnded,
 }

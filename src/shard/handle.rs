@@ -1,6 +1,7 @@
 //! What a front may ask of its shard. Requests for jobs of other shards go through the mailbox.
 
 use std::{
+    collections::HashSet,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,10 +21,10 @@ use crate::{
     cgroup::Enforcement,
     config::{Config, JobLimits},
     job::{
-        JobId, JobView, LimitKind, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode,
-        Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
+        Accepted, IdempotencyKey, JobId, JobView, LimitKind, Limits, LogQuery, NodeView, Peer,
+        Reason, Refusal, RefusalCode, Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
     },
-    limits,
+    limits, store,
 };
 
 /// The door of one shard, for code on the same thread. Cheap to clone.
@@ -109,15 +110,18 @@ impl Handle {
         self.shard.settings()
     }
 
-    /// Makes a job of `owner`. Without uploads it is accepted with this call; with uploads it waits for
-    /// [`Submission::accept`]. `arrived` is when the request came in, for `start_micros`.
+    /// Makes a job of `owner`. Without uploads it is accepted with this call, when the store keeps it; with uploads
+    /// it waits for [`Submission::accept`]. `arrived` is when the request came in, for `start_micros`. A request
+    /// with the `key` of an earlier one gives the job of that.
     ///
     /// # Errors
-    /// `Busy` when no more jobs fit or the daemon goes down; `Unsupported` for a limit that this host cannot keep.
+    /// `Busy` when no more jobs fit, the disk is full or the daemon goes down; `Unsupported` for a limit that this
+    /// host cannot keep; `Conflict` when `key` was used for another request.
     pub async fn submit(
         &self,
         owner: &Peer,
         spec: Spec,
+        key: Option<IdempotencyKey>,
         arrived: Instant,
     ) -> Result<Submission, Refusal> {
         let target = self.shard.place();
@@ -141,27 +145,35 @@ impl Handle {
             caveats,
             arrived_mono_ns,
         };
-        let submit = move |shard: Rc<Shard>| -> Result<_, Refusal> {
+        let key = key.map(|key| store::Key {
+            owner: owner.name.clone(),
+            key: key.key,
+            fingerprint: key.fingerprint,
+            expires_ns: self.shard.moment().wall_ns + key_life_ns(),
+        });
+        let submit = move |shard: Rc<Shard>| async move {
             let upload = has_uploads.then(|| shard.open_upload(id)).transpose()?;
-            if let Err(refusal) = shard.submit(new) {
+            if let Err(refusal) = shard.submit(new, key) {
                 shard.forget_upload(id);
                 return Err(refusal);
             }
-            if !has_uploads {
-                shard.feed(Event::Accept(id));
-            }
-            Ok(upload)
+            // Without uploads the client has given everything; its sandbox is made while the store works.
+            let accepted = match upload {
+                Some(_) => None,
+                None => Some(shard.accept(id).await?),
+            };
+            Ok::<_, Refusal>((upload, accepted))
         };
-        let upload = self
+        let (upload, accepted) = self
             .shard
-            .on(target, |shard| Box::pin(async move { submit(shard) }))
+            .on(target, |shard| Box::pin(submit(shard)))
             .await??;
         let upload = upload.map(UploadSink::new).transpose()?;
         Ok(Submission {
             shard: Rc::clone(&self.shard),
             id,
             upload,
-            is_open: has_uploads,
+            accepted,
         })
     }
 
@@ -183,6 +195,17 @@ impl Handle {
                     })
                     .await?,
             );
+        }
+        // A whole id that a shard knows needs no look into the store.
+        if found.is_empty() || JobId::parse(&prefix).is_none() {
+            let prefix = prefix.clone();
+            let ended = self
+                .shard
+                .archive
+                .read(move |store| store.find(&prefix, CANDIDATES));
+            found.extend(ended.await?);
+            found.sort_unstable();
+            found.dedup();
         }
         match found.as_slice() {
             [] => Err(unknown(&prefix)),
@@ -226,26 +249,37 @@ impl Handle {
     /// # Errors
     /// Not found.
     pub async fn view(&self, id: JobId) -> Result<JobView, Refusal> {
-        self.at_owner(id, move |shard| Box::pin(async move { shard.view(id) }))
-            .await?
-            .ok_or_else(|| unknown(&id.to_string()))
+        self.at_owner(id, move |shard| {
+            Box::pin(async move { shard.look(id).await })
+        })
+        .await?
     }
 
-    /// Jobs of all shards, newest first, at most `limit`. A shard that does not keep up is waited for.
-    pub async fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
-        let mut jobs = Vec::new();
+    /// Jobs, newest first, at most `limit`: those of all shards and those that only the store has. A shard that
+    /// does not keep up is waited for.
+    ///
+    /// # Errors
+    /// A store that cannot be read.
+    pub async fn list(&self, state: Option<State>, limit: usize) -> Result<Vec<JobView>, Refusal> {
+        let mut live = Vec::new();
         for shard in 0..self.shard.shards {
             let some = self
                 .shard
                 .on(shard, move |shard| {
-                    Box::pin(async move { shard.list(state, limit) })
+                    Box::pin(async move { shard.list() })
                 })
                 .await;
-            jobs.extend(some.unwrap_or_default());
+            live.extend(some.unwrap_or_default());
         }
+        // After the shards: what one of them lets go meanwhile is in the store by then.
+        let ended = self.shard.ended_jobs(state, limit).await?;
+        let known: HashSet<JobId> = live.iter().map(|job| job.id).collect();
+        let wanted = |job: &JobView| state.is_none_or(|state| job.state == state);
+        let mut jobs: Vec<JobView> = live.into_iter().filter(wanted).collect();
+        jobs.extend(ended.into_iter().filter(|job| !known.contains(&job.id)));
         jobs.sort_by_key(|job| std::cmp::Reverse(created_ns(job)));
         jobs.truncate(limit);
-        jobs
+        Ok(jobs)
     }
 
     /// Asks a job to stop. Asking twice, or after it has ended, is not an error.
@@ -257,11 +291,10 @@ impl Handle {
         self.at_owner(id, move |shard| {
             Box::pin(async move {
                 shard.feed(Event::Stop { id, by, signal });
-                shard.view(id)
+                shard.look(id).await
             })
         })
         .await?
-        .ok_or_else(|| unknown(&id.to_string()))
     }
 
     /// Waits until the job has ended.
@@ -350,6 +383,10 @@ impl Handle {
 
 const CANDIDATES: usize = 5;
 
+fn key_life_ns() -> i64 {
+    i64::try_from(limits::KEY_LIFE.as_nanos()).unwrap_or(i64::MAX)
+}
+
 fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
     (
         starts.value_at_quantile(0.5),
@@ -373,11 +410,12 @@ pub struct Submission {
     shard: Rc<Shard>,
     id: JobId,
     upload: Option<UploadSink>,
-    is_open: bool,
+    /// What became of it, once that is known.
+    accepted: Option<Accepted>,
 }
 
 impl Submission {
-    /// Its id.
+    /// Its id, which may turn out to be that of a job that never was: see [`Submission::accept`].
     #[must_use]
     pub const fn id(&self) -> JobId {
         self.id
@@ -388,32 +426,36 @@ impl Submission {
         self.upload.as_mut()
     }
 
-    /// The client has given everything: the job is accepted and will run. With uploads this waits until
-    /// they are written.
+    /// The client has given everything: the job is in the store and will run, or it is an earlier one with the same
+    /// idempotency key. With uploads this waits until they are written.
     ///
     /// # Errors
-    /// The uploads could not be written, or the sandbox could not be made; the job is then discarded.
-    pub async fn accept(mut self) -> Result<JobId, Refusal> {
-        let id = self.id;
-        if let Some(sink) = self.upload.take() {
-            if let Err(refusal) = sink.finish().await {
-                return Err(self.why_it_failed().await.unwrap_or(refusal));
-            }
-            self.is_open = false;
-            let owner = id.owner(self.shard.shards);
-            let accept = move |shard: Rc<Shard>| {
-                shard.feed(Event::Accept(id));
-                shard.view(id)
-            };
-            let view = self
-                .shard
-                .on(owner, move |shard| Box::pin(async move { accept(shard) }))
-                .await?;
-            if let Some(refusal) = view.as_ref().and_then(start_failure) {
-                return Err(refusal);
-            }
+    /// The uploads could not be written, the sandbox could not be made, or the store could not take the job; it is
+    /// then discarded.
+    pub async fn accept(mut self) -> Result<Accepted, Refusal> {
+        if let Some(accepted) = self.accepted {
+            return Ok(accepted);
         }
-        Ok(id)
+        let id = self.id;
+        if let Some(sink) = self.upload.take()
+            && let Err(refusal) = sink.finish().await
+        {
+            return Err(self.why_it_failed().await.unwrap_or(refusal));
+        }
+        let owner = id.owner(self.shard.shards);
+        let accept = |shard: Rc<Shard>| async move {
+            let accepted = shard.accept(id).await?;
+            Ok::<_, Refusal>((accepted, shard.look(accepted.id).await?))
+        };
+        let (accepted, view) = self
+            .shard
+            .on(owner, move |shard| Box::pin(accept(shard)))
+            .await??;
+        self.accepted = Some(accepted);
+        match start_failure(&view) {
+            Some(refusal) if !accepted.existing => Err(refusal),
+            Some(_) | None => Ok(accepted),
+        }
     }
 
     /// When writing fails because the sandbox failed, that is what the user must hear.
@@ -463,7 +505,7 @@ fn start_failure(view: &JobView) -> Option<Refusal> {
 
 impl Drop for Submission {
     fn drop(&mut self) {
-        if self.is_open {
+        if self.accepted.is_none() {
             let (id, owner) = (self.id, self.id.owner(self.shard.shards));
             self.shard
                 .post_or_run(owner, move |shard| shard.feed(Event::Abandon(id)));

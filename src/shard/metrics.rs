@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, rc::Rc, sync::Arc};
 
-use super::{driver::Shard, handle::unknown};
+use super::driver::Shard;
 use crate::{
     cgroup::CgroupError,
     job::{JobId, JobView, Outcome, Refusal, RefusalCode, Sample, Usage},
@@ -41,7 +41,7 @@ impl Shard {
     /// What a job has used by now, at most [`limits::SAMPLE_AGE_MAX`] ago; of one that has ended, what it used
     /// in all.
     pub(super) async fn sample(self: &Rc<Self>, id: JobId) -> Result<Sample, Refusal> {
-        let view = self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        let view = self.look(id).await?;
         if let Some(outcome) = &view.outcome {
             return Ok(last(&view, outcome));
         }

@@ -10,7 +10,8 @@
 //!        ├─ desk       crews of helper processes and ready namespaces
 //!        ├─ retire     output brought home, everything given back
 //!        ├─ metrics    what live jobs use, for those who ask
-//!        └─ timers, journal
+//!        ├─ records    what the store is asked to keep; history reads it
+//!        └─ timers
 //!   topology           how shards come up and go down together
 //! ```
 //! It knows no wire type and no front by name.
@@ -24,11 +25,12 @@ mod driver;
 pub mod effect;
 mod front_door;
 mod handle;
-mod journal;
+mod history;
 mod launch;
 mod metrics;
 mod output;
 pub mod reactor;
+mod records;
 mod remote;
 mod retire;
 mod seats;

@@ -9,7 +9,7 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use super::{desk::chain, driver::Shard, handle::unknown};
+use super::{desk::chain, driver::Shard};
 use crate::{
     job::{Chunk, JobId, LogQuery, Refusal, RefusalCode, ShardIndex},
     log::{Follower, LogError, Progress, Snapshot},
@@ -112,7 +112,7 @@ impl Shard {
         if let Some(progress) = self.live_progress(id) {
             return Ok(progress);
         }
-        self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        self.look(id).await?;
         Progress::from_files(&self.log_dir(id))
             .await
             .map_err(|error| unreadable(id, &error))

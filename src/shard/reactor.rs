@@ -3,14 +3,16 @@
 //! It reads no clock, touches no file and never waits. An event that cannot apply any more (a timer of a
 //! job that has ended, a second stop) is no error: it does nothing. [`on`] refuses only a submit.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     conclude::{Beginning, conclude},
-    core::{Alive, Cause, Core, Job, Phase},
+    core::{Alive, Cause, Core, Job, Phase, Record},
     effect::{Effect, Event, ExecFailure, Exit, Moment, NewJob, StartFailure, Timer},
 };
 use crate::job::{JobId, LogTotals, Refusal, RefusalCode, State, StopSignal, Usage};
+
+mod found;
 
 /// Takes one event. Effects are pushed in the order in which they must be performed.
 ///
@@ -27,11 +29,14 @@ pub fn on(
         Event::Submit(job) => return on_submit(core, now, *job, out),
         Event::Accept(id) => on_accept(core, id, out),
         Event::Abandon(id) => on_abandon(core, now, id, out),
+        Event::Recorded(id, result) => on_recorded(core, now, id, result, out),
+        Event::EndRecorded(id) => on_end_recorded(core, id, out),
+        Event::Found(job) => found::on_found(core, now, *job, out),
         Event::PrepareFailed(id, failure) | Event::StepFailed(id, failure) => {
             on_start_failed(core, id, failure, out);
         }
         Event::Sent(id) => on_sent(core, id, out),
-        Event::Born(id) => on_born(core, id, out),
+        Event::Born(id) => on_born(core, now, id, out),
         Event::Unsent(id) => on_unsent(core, now, id, out),
         Event::Started(id, result) => on_started(core, now, id, result, out),
         Event::Exited(id, exit) => on_exited(core, id, exit),
@@ -48,6 +53,7 @@ pub fn on(
             on_stop(core, now, id, Cause::Timeout, StopSignal::Term, out)
         }
         Event::Timer(id, Timer::Grace) => on_grace_over(core, id, out),
+        Event::Close => on_close(core, out),
         Event::Shutdown => on_shutdown(core, now, out),
     }
     Ok(())
@@ -59,7 +65,7 @@ fn on_submit(
     new: NewJob,
     out: &mut Vec<Effect>,
 ) -> Result<(), Refusal> {
-    if core.is_down {
+    if core.is_closed {
         return Err(Refusal::new(
             RefusalCode::Busy,
             "joblet is going down and admits no jobs",
@@ -81,8 +87,9 @@ fn on_submit(
         arrived_mono_ns: new.arrived_mono_ns,
         made_mono_ns: None,
         transitions: Vec::with_capacity(3),
-        accepted: false,
+        record: Record::Open,
         has_slot: false,
+        was_ending: None,
         phase: Phase::Waiting,
     };
     job.enter(State::Initializing, now);
@@ -122,22 +129,22 @@ fn free_slot(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     }
 }
 
+/// The client has given everything. What was accepted is acknowledged, and run, when the store has it.
 fn on_accept(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
-    if std::mem::replace(&mut job.accepted, true) {
-        return;
-    }
-    match job.phase {
-        Phase::Waiting | Phase::Making { sent: false, .. } => out.push(Effect::RecordAccepted(id)),
-        Phase::Making { sent: true, .. } | Phase::Alive(_) => {
-            out.push(Effect::RecordAccepted(id));
-            out.push(Effect::Go(id));
+    match job.record {
+        // It ended meanwhile, and is recorded with its end.
+        Record::Open if matches!(job.phase, Phase::Ended { .. }) => {
+            job.record = Record::Kept;
+            out.push(Effect::Answer(id, Ok(())));
         }
-        // Its end was recorded together with its acceptance.
-        Phase::Ended { .. } => {}
-        Phase::Draining(_) => out.push(Effect::RecordAccepted(id)),
+        Record::Open => {
+            job.record = Record::Writing;
+            out.push(Effect::RecordAccepted(id));
+        }
+        Record::Writing | Record::Kept => {}
     }
 }
 
@@ -145,8 +152,71 @@ fn on_abandon(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get(&id) else {
         return;
     };
-    if !job.accepted {
+    if job.record == Record::Open {
         end_at_once(core, now, id, Cause::Abandoned, out);
+    }
+}
+
+fn on_recorded(
+    core: &mut Core,
+    now: Moment,
+    id: JobId,
+    result: Result<(), Refusal>,
+    out: &mut Vec<Effect>,
+) {
+    let Some(job) = core.jobs.get_mut(&id) else {
+        return;
+    };
+    if job.record != Record::Writing {
+        return;
+    }
+    let is_kept = result.is_ok();
+    out.push(Effect::Answer(id, result));
+    if !is_kept {
+        // Nobody was promised anything, and nothing of it has run: whatever it was ending of, it never was.
+        job.record = Record::Open;
+        match &mut job.phase {
+            Phase::Making {
+                cause: cause @ Some(_),
+                ..
+            } => *cause = Some(Cause::Abandoned),
+            Phase::Alive(Alive {
+                cause: cause @ Some(_),
+                ..
+            })
+            | Phase::Draining(Alive { cause, .. }) => *cause = Some(Cause::Abandoned),
+            Phase::Making { .. } | Phase::Alive(_) | Phase::Waiting | Phase::Ended { .. } => {}
+        }
+        return end_at_once(core, now, id, Cause::Abandoned, out);
+    }
+    job.record = Record::Kept;
+    let may_go = match &job.phase {
+        Phase::Making { sent, cause } => *sent && cause.is_none(),
+        Phase::Alive(alive) => alive.cause.is_none(),
+        Phase::Waiting | Phase::Draining(_) | Phase::Ended { .. } => false,
+    };
+    if may_go {
+        out.push(Effect::Go(id));
+    }
+}
+
+/// The store has the outcome: the keeper need not hold it any more, and neither need we.
+fn on_end_recorded(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get(&id) else {
+        return;
+    };
+    if !matches!(job.phase, Phase::Ended { .. }) {
+        return;
+    }
+    core.jobs.remove(&id);
+    core.ended -= 1;
+    out.push(Effect::Forget(id));
+    tell_when_all_ended(core, out);
+}
+
+fn tell_when_all_ended(core: &Core, out: &mut Vec<Effect>) {
+    if core.is_closed && core.jobs.is_empty() {
+        out.push(Effect::AllEnded);
     }
 }
 
@@ -160,12 +230,12 @@ fn on_sent(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     *sent = true;
     if cause.is_some() {
         out.push(Effect::Kill(id));
-    } else if job.accepted {
+    } else if job.record == Record::Kept {
         out.push(Effect::Go(id));
     }
 }
 
-fn on_born(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+fn on_born(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
@@ -173,10 +243,15 @@ fn on_born(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
         return;
     };
     let (is_known_sent, cause) = (*sent, cause.take());
+    if let Some(ending) = job.was_ending.take() {
+        job.phase = Phase::Alive(Alive::default());
+        free_slot(core, id, out);
+        return found::end_again(core, now, id, ending, out);
+    }
     if cause.is_some() {
         // It was killed before it was born: the first kill found an empty cgroup.
         out.push(Effect::Kill(id));
-    } else if job.accepted && !is_known_sent {
+    } else if job.record == Record::Kept && !is_known_sent {
         // Its birth came in before the word that its recipe was sent.
         out.push(Effect::Go(id));
     }
@@ -246,7 +321,8 @@ fn on_started(
             if alive.cause.is_none() {
                 job.enter(State::Running, stamped(now, at));
                 if let Some(timeout) = job.spec.timeout {
-                    out.push(Effect::SetTimer(id, Timer::Timeout, now.instant + timeout));
+                    let end = now.instant + timeout.saturating_sub(since(now, at));
+                    out.push(Effect::SetTimer(id, Timer::Timeout, end));
                 }
             }
         }
@@ -337,6 +413,7 @@ fn on_stop(
     }
     alive.cause = Some(cause);
     job.enter(State::Stopping, now);
+    out.push(Effect::RecordEnding(id));
     out.push(Effect::Signal(id, number(signal)));
     out.push(Effect::SetTimer(
         id,
@@ -377,8 +454,11 @@ fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Ve
         Phase::Alive(alive) => {
             if alive.cause.is_none() && alive.exit.is_none() {
                 alive.cause = Some(why);
-                out.push(Effect::Kill(id));
                 job.enter(State::Stopping, now);
+                if job.record == Record::Kept {
+                    out.push(Effect::RecordEnding(id));
+                }
+                out.push(Effect::Kill(id));
             }
         }
         Phase::Draining(_) | Phase::Ended { .. } => {}
@@ -426,52 +506,42 @@ fn finish(
     out.push(Effect::Release(id));
     if alive.cause == Some(Cause::Abandoned) {
         core.jobs.remove(&id);
+        out.push(Effect::Forget(id));
         out.push(Effect::DeleteOutput(id));
-    } else {
-        let beginning = Beginning {
-            arrived: job.arrived_mono_ns,
-            made: job.made_mono_ns,
+        return tell_when_all_ended(core, out);
+    }
+    let beginning = Beginning {
+        arrived: job.arrived_mono_ns,
+        made: job.made_mono_ns,
+    };
+    let (state, outcome) = conclude(alive, usage, beginning, now);
+    if let Some(at) = alive.started_mono_ns
+        && !job
+            .transitions
+            .iter()
+            .any(|transition| transition.state == State::Running)
+    {
+        // It was being ended when word came that it had started: the record shows both.
+        let Moment {
+            wall_ns, mono_ns, ..
+        } = stamped(now, at);
+        let running = crate::job::Transition {
+            state: State::Running,
+            wall_ns,
+            mono_ns,
         };
-        let (state, outcome) = conclude(alive, usage, beginning, now);
-        if let Some(at) = alive.started_mono_ns
-            && !job
-                .transitions
-                .iter()
-                .any(|transition| transition.state == State::Running)
-        {
-            // It was being ended when word came that it had started: the record shows both.
-            let Moment {
-                wall_ns, mono_ns, ..
-            } = stamped(now, at);
-            let running = crate::job::Transition {
-                state: State::Running,
-                wall_ns,
-                mono_ns,
-            };
-            job.transitions
-                .insert(1.min(job.transitions.len()), running);
-        }
-        job.enter(state, now);
-        job.phase = Phase::Ended { outcome, log };
-        if !std::mem::replace(&mut job.accepted, true) {
-            out.push(Effect::RecordAccepted(id));
-        }
-        core.history.push_back(id);
-        out.push(Effect::RecordEnded(id));
-        forget_oldest(core, out);
+        job.transitions
+            .insert(1.min(job.transitions.len()), running);
     }
-    if core.is_down && core.live() == 0 {
-        out.push(Effect::AllEnded);
-    }
+    job.enter(state, now);
+    job.phase = Phase::Ended { outcome, log };
+    core.ended += 1;
+    out.push(Effect::RecordEnded(id));
 }
 
-fn forget_oldest(core: &mut Core, out: &mut Vec<Effect>) {
-    while core.history.len() > core.limits.history_max {
-        let Some(oldest) = core.history.pop_front() else {
-            return;
-        };
-        core.jobs.remove(&oldest);
-        out.push(Effect::DeleteOutput(oldest));
+fn on_close(core: &mut Core, out: &mut Vec<Effect>) {
+    if !std::mem::replace(&mut core.is_closed, true) {
+        tell_when_all_ended(core, out);
     }
 }
 
@@ -479,6 +549,7 @@ fn on_shutdown(core: &mut Core, now: Moment, out: &mut Vec<Effect>) {
     if std::mem::replace(&mut core.is_down, true) {
         return;
     }
+    core.is_closed = true;
     let mut live: Vec<JobId> = core
         .jobs
         .iter()
@@ -486,12 +557,15 @@ fn on_shutdown(core: &mut Core, now: Moment, out: &mut Vec<Effect>) {
         .map(|(id, _)| *id)
         .collect();
     live.sort_unstable();
-    if live.is_empty() {
-        out.push(Effect::AllEnded);
-    }
+    tell_when_all_ended(core, out);
     for id in live {
         on_stop(core, now, id, Cause::DaemonDown, StopSignal::Term, out);
     }
+}
+
+/// How long ago CLOCK_MONOTONIC was `mono_ns`.
+const fn since(now: Moment, mono_ns: u64) -> Duration {
+    Duration::from_nanos(now.mono_ns.saturating_sub(mono_ns))
 }
 
 /// The moment of something that init stamped with `mono_ns`, a little before `now`.

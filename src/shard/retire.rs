@@ -2,14 +2,13 @@
 
 use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::Rc, time::Instant};
 
-use super::{desk::chain, driver::Shard, effect::Event, handle::unknown};
+use super::{desk::chain, driver::Shard, effect::Event};
 use crate::{
     cgroup::CgroupError,
     job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
     limits,
     log::JobFiles,
     rt::{self, Notify},
-    sandbox::wire::KeeperCommand,
     volume::WorkImage,
 };
 
@@ -88,9 +87,10 @@ impl Shard {
             return;
         };
         body.progress.end();
-        if let Some(link) = &body.link {
-            link.command(KeeperCommand::Release { id });
+        if let Some(link) = body.link {
             link.forget(id);
+            // Its keeper holds the end until the store has it.
+            self.hold(id, link);
         }
         let shard = Rc::clone(self);
         rt::spawn(async move {
@@ -190,7 +190,7 @@ impl Shard {
 
     /// A directory descriptor of a job's `/work`, to be read beneath.
     pub(super) async fn open_work(self: &Rc<Self>, id: JobId) -> Result<OwnedFd, Refusal> {
-        let view = self.view(id).ok_or_else(|| unknown(&id.to_string()))?;
+        let view = self.look(id).await?;
         let gone =
             |why: &str| Refusal::new(RefusalCode::Conflict, format!("/work of job {id} {why}"));
         let copy = |image: &WorkImage| image.tree.try_clone();

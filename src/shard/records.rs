@@ -1,0 +1,255 @@
+//! A shard's records in the store: what is asked of the store's thread, and what comes of it.
+//!
+//! Changes go out in the order of the events that cause them and are answered in that order. A job whose record
+//! the store cannot take is refused. An outcome waits in memory, and its keeper's entry with it, until the store
+//! takes it: nothing that ended is ever forgotten for want of disk.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+};
+
+use super::{driver::Shard, effect::Event};
+use crate::{
+    job::{Accepted, JobId, Refusal, RefusalCode},
+    limits,
+    rt::{
+        self, Notify, OneshotSender,
+        mail::{Bell, Sleeper},
+        oneshot,
+    },
+    store::{Change, Done, StoreError, Writer},
+};
+
+/// What the store said to one change.
+type Answer = Result<Done, StoreError>;
+
+/// The store as one shard sees it.
+pub(super) struct Records {
+    writer: Writer,
+    /// Answers cross from the store's thread here; the bell is the shard's, the count says how many were sent.
+    answers: mpsc::Sender<(u64, Answer)>,
+    sent: Arc<AtomicU64>,
+    bell: Arc<Bell>,
+    waiting: RefCell<HashMap<u64, OneshotSender<Answer>>>,
+    next: Cell<u64>,
+    /// Changes that are not answered yet.
+    open: Cell<usize>,
+    idle: Notify,
+}
+
+/// The receiving end, for [`Shard::serve_records`].
+pub(super) struct Inbox {
+    answers: mpsc::Receiver<(u64, Answer)>,
+    sent: Arc<AtomicU64>,
+    sleeper: Sleeper,
+}
+
+impl Records {
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub(super) fn new(writer: Writer) -> io::Result<(Self, Inbox)> {
+        let (answers, inbox) = mpsc::channel();
+        let sent = Arc::new(AtomicU64::new(0));
+        let bell = Bell::new()?;
+        let sleeper = Sleeper::new(&bell)?;
+        let records = Self {
+            writer,
+            answers,
+            sent: Arc::clone(&sent),
+            bell,
+            waiting: RefCell::default(),
+            next: Cell::new(0),
+            open: Cell::new(0),
+            idle: Notify::default(),
+        };
+        let inbox = Inbox {
+            answers: inbox,
+            sent,
+            sleeper,
+        };
+        Ok((records, inbox))
+    }
+
+    /// Hands a change to the store; waits for its commit.
+    ///
+    /// # Errors
+    /// What the store says; `Busy` when too many changes wait.
+    ///
+    /// # Cancel
+    /// The change is made all the same.
+    pub(super) fn submit(
+        &self,
+        change: Change,
+    ) -> impl Future<Output = Result<Done, StoreError>> + use<> {
+        let ticket = self.next.replace(self.next.get() + 1);
+        let (sender, receiver) = oneshot();
+        self.waiting.borrow_mut().insert(ticket, sender);
+        self.open.set(self.open.get() + 1);
+        let (answers, sent, bell) = (
+            self.answers.clone(),
+            Arc::clone(&self.sent),
+            Arc::clone(&self.bell),
+        );
+        let done = move |answer| {
+            // A shard that is gone does not listen any more.
+            if answers.send((ticket, answer)).is_ok() {
+                sent.fetch_add(1, Ordering::Release);
+                bell.ring();
+            }
+        };
+        let is_taken = self.writer.submit(change, Box::new(done)).is_ok();
+        if !is_taken {
+            self.waiting.borrow_mut().remove(&ticket);
+            self.closed();
+        }
+        async move { receiver.await.unwrap_or(Err(StoreError::Busy)) }
+    }
+
+    fn closed(&self) {
+        self.open.set(self.open.get() - 1);
+        if self.open.get() == 0 {
+            self.idle.notify_one();
+        }
+    }
+
+    /// Returns when every change that was submitted is answered.
+    pub(super) async fn settled(&self) {
+        while self.open.get() > 0 {
+            self.idle.notified().await;
+        }
+    }
+}
+
+impl Shard {
+    /// Takes the store's answers to those who wait for them, for ever.
+    pub(super) async fn serve_records(self: Rc<Self>, mut inbox: Inbox) {
+        let mut taken = 0;
+        loop {
+            while let Ok((ticket, answer)) = inbox.answers.try_recv() {
+                taken += 1;
+                let waiting = self.records.waiting.borrow_mut().remove(&ticket);
+                if let Some(waiting) = waiting {
+                    let _ = waiting.send(answer);
+                }
+                self.records.closed();
+            }
+            let has_more = || inbox.sent.load(Ordering::Acquire) > taken;
+            if let Err(error) = inbox.sleeper.sleep(has_more).await {
+                tracing::error!(shard = self.index, %error, "the store cannot be heard");
+                return;
+            }
+        }
+    }
+
+    /// Has the store keep an accepted job.
+    pub(super) fn record_accepted(self: &Rc<Self>, id: JobId) {
+        let Some(view) = self.live_view(id) else {
+            return;
+        };
+        let key = self.bodies.borrow_mut().get_mut(&id).and_then(|body| body.key.take());
+        let kept = self.records.submit(Change::Accept {
+            job: Box::new(view),
+            key,
+        });
+        let shard = Rc::clone(self);
+        rt::spawn(async move {
+            let result = match kept.await {
+                // The same request was accepted before: that job is the answer, and this one never was.
+                Ok(Done::Duplicate { id: first }) => {
+                    let existing = Accepted {
+                        id: first,
+                        existing: true,
+                    };
+                    shard.answer_submitter(id, Ok(existing));
+                    Err(duplicate(first))
+                }
+                Ok(Done::Accepted | Done::Kept | Done::Pruned { .. }) => Ok(()),
+                Err(error) => Err(unrecorded(&error)),
+            };
+            shard.feed(Event::Recorded(id, result));
+        });
+    }
+
+    /// Has the store note why a job is being ended. If it cannot, the next daemon tells less of that job.
+    pub(super) fn record_ending(self: &Rc<Self>, id: JobId) {
+        let Some(view) = self.live_view(id) else {
+            return;
+        };
+        let noted = self.records.submit(Change::Update {
+            job: Box::new(view),
+        });
+        rt::spawn(async move {
+            if let Err(error) = noted.await {
+                tracing::warn!(job_id = %id, %error, "why a job is ended is not in the store");
+            }
+        });
+    }
+
+    /// Has the store keep an outcome, however long that takes.
+    pub(super) fn record_outcome(self: &Rc<Self>, id: JobId) {
+        let Some(view) = self.live_view(id) else {
+            return;
+        };
+        let shard = Rc::clone(self);
+        let mut kept = self.records.submit(Change::End {
+            job: Box::new(view.clone()),
+            output: None,
+        });
+        rt::spawn(async move {
+            let mut is_told = false;
+            while let Err(error) = kept.await {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(job_id = %id, %error, "an outcome waits for the store");
+                }
+                rt::sleep(limits::STORE_RETRY).await;
+                kept = shard.records.submit(Change::End {
+                    job: Box::new(view.clone()),
+                    output: None,
+                });
+            }
+            shard.feed(Event::EndRecorded(id));
+        });
+    }
+}
+
+fn duplicate(first: JobId) -> Refusal {
+    Refusal::new(RefusalCode::Conflict, format!("job {first} has this idempotency key"))
+}
+
+/// Why a job that the store could not take is not accepted.
+fn unrecorded(error: &StoreError) -> Refusal {
+    match error {
+        StoreError::Full { .. } => Refusal::new(
+            RefusalCode::Busy,
+            "the disk of the state directory is full and the job cannot be recorded",
+        )
+        .hint("jobs that run go on; submits are taken again when there is space"),
+        StoreError::KeyConflict { key, id } => Refusal::new(
+            RefusalCode::Conflict,
+            format!("idempotency key {key} belongs to job {id}, which was asked for differently"),
+        )
+        .hint("use another key, or repeat the very same request"),
+        StoreError::Busy => Refusal::new(RefusalCode::Busy, "too many records wait for the store")
+            .hint("try again in a moment"),
+        other => Refusal::new(
+            RefusalCode::Failed,
+            format!("the job cannot be recorded: {}", super::desk::chain(other)),
+        ),
+    }
+}
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Records")
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
