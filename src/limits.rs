@@ -201,6 +201,10 @@ pub const SPAWNER_STUCK: Duration = Duration::from_secs(4);
 pub const KILLED_WAIT: Duration = Duration::from_millis(250);
 // The next crew is there five seconds after the last one got stuck.
 const _: () = assert!(SPAWNER_STUCK.as_millis() + KILLED_WAIT.as_millis() < 5_000);
+/// A keeper that a new daemon has connected to and that says nothing for so long is not waited for. It answers
+/// at once unless the machine is drowning; only a spawner stuck in a step holds it up, and that is killed first.
+pub const ADOPT_SILENCE_MAX: Duration = Duration::from_secs(5);
+const _: () = assert!(SPAWNER_STUCK.as_millis() < ADOPT_SILENCE_MAX.as_millis());
 /// A keeper without jobs that has not ended so long after it was told to is killed.
 pub const CREW_SHUT_DOWN: Duration = Duration::from_secs(2);
 

@@ -23,6 +23,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -39,13 +40,13 @@ use thiserror::Error;
 use crate::{
     limits,
     sandbox::{
-        keeper, pool,
+        adopt, keeper, pool,
         spawner::{self, SpawnerOptions},
         wire::{EVENT_BYTES, KeeperCommand, KeeperEvent},
     },
     sys::{
         keeper_calls::{Forked, close_others, exit_now, fork, parent_id, pidfd_kill, pidfd_open},
-        scm,
+        scm, seqpacket,
     },
 };
 
@@ -63,6 +64,8 @@ const EXIT_SETUP: i32 = 70;
 pub struct CrewOptions<'a> {
     /// An absolute path of an existing directory, for the spawner's template root.
     pub scratch_dir: &'a Path,
+    /// An existing directory, ours alone: the keeper's socket gets a name in it.
+    pub run_dir: &'a Path,
     /// `cgroup.procs` of the helpers' cgroup, open for writing.
     pub helpers_procs: BorrowedFd<'a>,
 }
@@ -76,6 +79,15 @@ pub enum CrewError {
     /// The path does not fit into the set-up message, or is relative.
     #[error("scratch directory {} is relative or too long", .0.display())]
     Scratch(PathBuf),
+    /// The socket by which a later daemon finds the keeper.
+    #[error("make a socket in {}", .path.display())]
+    Listener {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// This program could not be executed again.
     #[error("execute {}", .path.display())]
     Execute {
@@ -164,6 +176,8 @@ pub struct Helper {
     pub pidfd: OwnedFd,
     /// Our end of its socket: SOCK_SEQPACKET, non-blocking.
     pub socket: OwnedFd,
+    /// Of a keeper: the socket by which a later daemon finds it. Removed by [`Helper::end_keeper`].
+    pub socket_path: Option<PathBuf>,
 }
 
 /// The helpers of one shard.
@@ -197,20 +211,25 @@ impl Crew {
             spawner.map_err(CrewError::Sockets)?,
             maker.map_err(CrewError::Sockets)?,
         );
-        let pid = execute(theirs, arguments)?;
-        let pidfd = pidfd_open(pid).map_err(|source| CrewError::End { pid, source })?;
+        let (listener, socket_path) = listener(options.run_dir)?;
+        let executed = execute(theirs, arguments).and_then(|pid| {
+            let pidfd = pidfd_open(pid).map_err(|source| CrewError::End { pid, source })?;
+            Ok((pid, pidfd))
+        });
+        let (pid, pidfd) = executed.inspect_err(|_| unname(&socket_path))?;
         let keeper = Helper {
             pid,
             pidfd,
             socket: keeper,
+            socket_path: Some(socket_path),
         };
         let started = (|| {
             // Before it has forked anybody: they are then born in that cgroup.
             join(options.helpers_procs, pid).map_err(|source| CrewError::Join { pid, source })?;
-            let ends = [keeper_end.as_fd(), spawner_end.as_fd(), maker_end.as_fd()];
+            let ends = [&keeper_end, &spawner_end, &maker_end, &listener].map(AsFd::as_fd);
             scm::send(ours.as_fd(), &setup, &ends)
                 .map_err(|source| CrewError::SetUp { pid, source })?;
-            drop((keeper_end, spawner_end, maker_end));
+            drop((keeper_end, spawner_end, maker_end, listener));
             let others = await_reply(&ours, pid)?;
             await_ready(&keeper)?;
             Ok(others)
@@ -222,17 +241,20 @@ impl Crew {
                     pid: spawner_pid,
                     pidfd: spawner_pidfd,
                     socket: spawner,
+                    socket_path: None,
                 },
                 maker: Helper {
                     pid: maker_pid,
                     pidfd: maker_pidfd,
                     socket: maker,
+                    socket_path: None,
                 },
             }),
             Err(error) => {
                 // Its children die with it.
                 let _ = pidfd_kill(keeper.pidfd.as_fd());
                 let _ = waitid(Id::PIDFd(keeper.pidfd.as_fd()), WaitPidFlag::WEXITED);
+                keeper.socket_path.as_deref().into_iter().for_each(unname);
                 Err(error)
             }
         }
@@ -292,8 +314,9 @@ impl Helper {
         })
     }
 
-    /// Tells a keeper to end, kills it when it has not after [`limits::CREW_SHUT_DOWN`], and reaps it: it is
-    /// our child. Blocks.
+    /// Tells a keeper to end and kills it when it has not after [`limits::CREW_SHUT_DOWN`]. One that is our
+    /// child is reaped; an adopted one is somebody else's, and has ended when its pidfd says so. Its socket
+    /// loses its name. Blocks, at most twice that time for an adopted one.
     ///
     /// # Errors
     /// [`CrewError::End`].
@@ -307,10 +330,34 @@ impl Helper {
         if !readable(self.pidfd.as_fd(), limits::CREW_SHUT_DOWN).map_err(end)? {
             self.kill()?;
         }
-        waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED)
-            .map_err(|error| end(error.into()))?;
+        match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED) {
+            Ok(_) => {}
+            Err(Errno::ECHILD) => {
+                if !readable(self.pidfd.as_fd(), limits::CREW_SHUT_DOWN).map_err(end)? {
+                    return Err(end(io::ErrorKind::TimedOut.into()));
+                }
+            }
+            Err(error) => return Err(end(error.into())),
+        }
+        self.socket_path.as_deref().into_iter().for_each(unname);
         Ok(())
     }
+}
+
+/// A fresh socket with a name in `run_dir`. The keeper, not we, will listen on it.
+fn listener(run_dir: &Path) -> Result<(OwnedFd, PathBuf), CrewError> {
+    let name = adopt::socket_name();
+    let bound = File::open(run_dir).and_then(|dir| seqpacket::bind(dir.as_fd(), &name));
+    let bound = bound.map_err(|source| CrewError::Listener {
+        path: run_dir.to_owned(),
+        source,
+    })?;
+    Ok((bound, run_dir.join(name)))
+}
+
+/// Best effort: a name that is left is removed by the next daemon, which finds nobody behind it.
+fn unname(socket: &Path) {
+    let _ = std::fs::remove_file(socket);
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -406,13 +453,13 @@ fn await_ready(keeper: &Helper) -> Result<(), CrewError> {
     }
 }
 
-fn readable(fd: BorrowedFd<'_>, wait: Duration) -> io::Result<bool> {
+pub(super) fn readable(fd: BorrowedFd<'_>, wait: Duration) -> io::Result<bool> {
     let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
     loop {
         match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
             Ok(count) => return Ok(count > 0),
             // The whole time once more: a signal is rare and the bound is generous.
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -438,6 +485,7 @@ enum Role {
     Keeper {
         daemon: OwnedFd,
         births: OwnedFd,
+        listener: OwnedFd,
     },
     Spawner {
         daemon: OwnedFd,
@@ -461,7 +509,11 @@ pub fn helper_main(setup: OwnedFd) -> ! {
     }
     drop(setup);
     match role {
-        Ok(Role::Keeper { daemon, births }) => keeper::run(daemon, births),
+        Ok(Role::Keeper {
+            daemon,
+            births,
+            listener,
+        }) => keeper::run(daemon, births, listener),
         Ok(Role::Spawner {
             daemon,
             keeper,
@@ -485,7 +537,7 @@ pub fn helper_main(setup: OwnedFd) -> ! {
 /// Returns three times: in each of the processes that it makes of this one.
 fn set_up(setup: &OwnedFd) -> Result<Role, (HelperStep, io::Error)> {
     close_others(&[setup.as_fd()]).map_err(|error| (HelperStep::Detach, error))?;
-    let Some(([keeper, spawner, maker], scratch_dir)) = await_setup(setup) else {
+    let Some(([keeper, spawner, maker, listener], scratch_dir)) = await_setup(setup) else {
         exit_now(EXIT_SETUP)
     };
     detach().map_err(|error| (HelperStep::Detach, error))?;
@@ -516,11 +568,12 @@ fn set_up(setup: &OwnedFd) -> Result<Role, (HelperStep, io::Error)> {
     Ok(Role::Keeper {
         daemon: keeper,
         births,
+        listener,
     })
 }
 
 /// The set-up message; `None` when the daemon is gone or is not ours.
-fn await_setup(setup: &OwnedFd) -> Option<([OwnedFd; 3], PathBuf)> {
+fn await_setup(setup: &OwnedFd) -> Option<([OwnedFd; 4], PathBuf)> {
     let (mut buffer, mut fds) = (vec![0; SETUP_BYTES_MAX], Vec::new());
     let length = scm::recv(setup.as_fd(), &mut buffer, &mut fds).ok()?;
     let (version, path) = buffer[..length].split_first()?;
@@ -607,9 +660,14 @@ mod tests {
             }
         }
 
+        fn left(&self) -> usize {
+            fs::read_dir(self.directory.path()).unwrap().count()
+        }
+
         fn crew(&self) -> Crew {
             let options = CrewOptions {
                 scratch_dir: self.directory.path(),
+                run_dir: self.directory.path(),
                 helpers_procs: self.procs.as_fd(),
             };
             Crew::start_as(&options, &AS_HELPER).unwrap()
@@ -653,11 +711,12 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
-        // stdin, stdout, stderr, daemon, births, epoll.
+        // stdin, stdout, stderr, daemon, births, listener, epoll.
         assert_eq!(
             fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count(),
-            6
+            7
         );
+        assert!(crew.keeper.socket_path.as_ref().unwrap().exists());
         let others = [
             crew.spawner.pidfd.try_clone().unwrap(),
             crew.maker.pidfd.try_clone().unwrap(),
@@ -667,6 +726,7 @@ mod tests {
         for pidfd in others {
             assert!(readable(pidfd.as_fd(), Duration::from_secs(20)).unwrap());
         }
+        assert_eq!(scratch.left(), 0, "its socket has lost its name");
     }
 
     #[test]
@@ -731,6 +791,7 @@ mod tests {
         let scratch = Scratch::new();
         let options = CrewOptions {
             scratch_dir: Path::new("relative"),
+            run_dir: scratch.directory.path(),
             helpers_procs: scratch.procs.as_fd(),
         };
         assert!(matches!(Crew::start(&options), Err(CrewError::Scratch(_))));
@@ -742,6 +803,7 @@ mod tests {
         let read_only = File::open("/dev/null").unwrap();
         let options = CrewOptions {
             scratch_dir: scratch.directory.path(),
+            run_dir: scratch.directory.path(),
             helpers_procs: read_only.as_fd(),
         };
         assert!(matches!(
@@ -750,6 +812,7 @@ mod tests {
         ));
         let options = CrewOptions {
             scratch_dir: scratch.directory.path(),
+            run_dir: scratch.directory.path(),
             helpers_procs: scratch.procs.as_fd(),
         };
         // A program that ends without an answer.
@@ -758,5 +821,6 @@ mod tests {
             Err(CrewError::SetUp { .. })
         ));
         assert_eq!(children(), before);
+        assert_eq!(scratch.left(), 0);
     }
 }

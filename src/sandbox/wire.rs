@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::{job::JobId, sandbox::init::record::Record};
 
-/// Version of events and commands.
+/// Version of everything a daemon and a keeper say to each other but the hello, which is the same for ever.
 pub const VERSION: u8 = 1;
 /// Length of a [`KeeperEvent`], bytes: version, tag, two zeros, job id, 32 bytes of payload.
 pub const EVENT_BYTES: usize = 52;
@@ -25,8 +25,8 @@ pub const GO: &[u8] = b"G";
 /// First byte of the message that asks init to pass a signal on; the second is the signal's number.
 pub const SIGNAL: u8 = b'S';
 
-const ID_AT: usize = 4;
-const PAYLOAD_AT: usize = 20;
+pub(super) const ID_AT: usize = 4;
+pub(super) const PAYLOAD_AT: usize = 20;
 
 const _: () = assert!(PAYLOAD_AT + EXITED_BYTES == EVENT_BYTES && PAYLOAD_AT + 4 == COMMAND_BYTES);
 
@@ -364,14 +364,14 @@ impl KeeperCommand {
     }
 }
 
-fn head(bytes: &mut [u8], tag: u8, id: Option<JobId>) {
+pub(super) fn head(bytes: &mut [u8], tag: u8, id: Option<JobId>) {
     (bytes[0], bytes[1]) = (VERSION, tag);
     if let Some(id) = id {
         put(bytes, ID_AT, &id.to_bytes());
     }
 }
 
-fn open(bytes: &[u8]) -> Result<(u8, JobId), WireError> {
+pub(super) fn open(bytes: &[u8]) -> Result<(u8, JobId), WireError> {
     if bytes[0] != VERSION {
         return Err(WireError::Version(bytes[0]));
     }
@@ -379,15 +379,15 @@ fn open(bytes: &[u8]) -> Result<(u8, JobId), WireError> {
     Ok((bytes[1], JobId::from_bytes(array(bytes, ID_AT))))
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+pub(super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes[at..at + N].try_into().expect("a slice of N bytes")
 }
 
-fn zeros(bytes: &[u8]) -> Result<(), WireError> {
+pub(super) fn zeros(bytes: &[u8]) -> Result<(), WireError> {
     if bytes.iter().all(|byte| *byte == 0) {
         Ok(())
     } else {

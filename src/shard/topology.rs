@@ -84,6 +84,7 @@ impl Host {
     pub(super) fn crew_options(&self) -> CrewOptions<'_> {
         CrewOptions {
             scratch_dir: &self.scratch_dir,
+            run_dir: &self.scratch_dir,
             helpers_procs: self.helpers_procs.as_fd(),
         }
     }

@@ -27,5 +27,6 @@ pub mod preadv;
 pub mod process;
 pub mod raw;
 pub mod scm;
+pub mod seqpacket;
 pub mod uring;
 pub mod userns;

@@ -59,19 +59,28 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
         )?;
         Ok::<_, seccompiler::BackendError>(vec![SeccompRule::new(vec![condition])?])
     };
+    let level = u64::try_from(libc::SOL_SOCKET).expect("a positive constant");
+    let name = u64::try_from(libc::SO_PEERCRED).expect("a positive constant");
+    let of_peer = [(1, level), (2, name)].map(|(argument, value)| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+    });
+    let of_peer = of_peer.into_iter().collect::<Result<Vec<_>, _>>()?;
     let to_stderr = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 2)?;
     Ok(BTreeMap::from([
         #[cfg(target_arch = "x86_64")]
         (libc::SYS_epoll_wait, vec![]), // wait for anything
-        (libc::SYS_epoll_pwait, vec![]),       // the same on aarch64
-        (libc::SYS_epoll_ctl, vec![]),         // watch a job, stop watching it
-        (libc::SYS_recvmsg, vec![]),           // births: the only message that brings descriptors
-        (libc::SYS_recvfrom, vec![]),          // commands, and records of init
-        (libc::SYS_sendto, vec![]),            // events, and signals for init
-        (libc::SYS_waitid, vec![]),            // reap
-        (libc::SYS_close, vec![]),             // release
+        (libc::SYS_epoll_pwait, vec![]), // the same on aarch64
+        (libc::SYS_epoll_ctl, vec![]),   // watch a job, stop watching it
+        (libc::SYS_recvmsg, vec![]),     // births: the only message that brings descriptors
+        (libc::SYS_recvfrom, vec![]),    // commands, and records of init
+        (libc::SYS_sendto, vec![]),      // events, and signals for init
+        (libc::SYS_sendmsg, vec![]),     // a job's descriptors for a daemon that takes over
+        (libc::SYS_accept4, vec![]),     // let that daemon in
+        (libc::SYS_getsockopt, vec![SeccompRule::new(of_peer)?]), // and see whose it is
+        (libc::SYS_waitid, vec![]),      // reap
+        (libc::SYS_close, vec![]),       // release
         (libc::SYS_pidfd_send_signal, vec![]), // kill a job that cannot be taken over
-        (libc::SYS_brk, vec![]), // the allocator, for the tables: here and the next four
+        (libc::SYS_brk, vec![]),         // the allocator, for the tables: here and the next four
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
         (libc::SYS_mremap, vec![]),

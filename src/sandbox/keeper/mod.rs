@@ -12,13 +12,17 @@
 //! cgroup, reading output by the daemon. When the daemon is gone it goes on holding; when the spawner is gone
 //! it says so and goes on. Without both and without a job it ends.
 //!
+//! While it has no daemon it listens on a named socket. The first of its own user that connects is its daemon
+//! from then on, until that has closed its end: never two at once. See `line` for what they say.
+//!
 //! A job here: born → (records) → gone (pidfd readable, records read, reaped) → released. Release may come
 //! before gone; the pidfd is then kept until the job is reaped.
 
 mod filter;
+mod line;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     io,
@@ -37,17 +41,21 @@ use nix::{
 
 pub use filter::{ConfineError, confine};
 
-use self::table::{Job, Origin, Seat, Table};
+use self::{
+    line::{Line, Said},
+    table::{Job, Origin, Seat, Table},
+};
 use crate::{
     job::JobId,
     sandbox::{
         birth::{Birth, StepFailure},
         init::record::{RECORD_BYTES, Record},
-        wire::{self, COMMAND_BYTES, InitRecord, KeeperCommand, KeeperEvent},
+        inventory::HELLO_BYTES,
+        wire::{self, COMMAND_BYTES, InitRecord, KeeperCommand},
     },
     sys::{
         keeper_calls::{exit_now, pidfd_kill},
-        scm,
+        scm, seqpacket,
     },
 };
 
@@ -62,8 +70,14 @@ const MESSAGES_PER_TURN: usize = 64;
 /// First and longest pause between two looks for children nobody told us of, milliseconds.
 const REAP_PAUSE_MS: (u16, u16) = (10, 60_000);
 
+/// Daemons that may wait for us to lose the one we have. There is one a base directory, and its successor.
+const WAITING_MAX: u8 = 4;
+
 const TOKEN_DAEMON: u64 = 0;
 const TOKEN_BIRTHS: u64 = 1;
+const TOKEN_LISTENER: u64 = u64::MAX;
+
+const _: () = assert!(HELLO_BYTES <= COMMAND_BYTES);
 
 /// What of a job an epoll token names. Seats start at 1, so tokens of jobs start at 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,16 +92,17 @@ const fn token(seat: Seat, side: Side) -> u64 {
 
 /// Runs the keeper until the daemon tells it to end and no job is left.
 ///
-/// `daemon` carries events out and commands in, `births` what the spawner sends; both SOCK_SEQPACKET. The
-/// process must be single-threaded. It confines itself before it reads anything.
-pub fn run(daemon: OwnedFd, births: OwnedFd) -> ! {
-    let Ok(mut keeper) = Keeper::new(daemon, births) else {
+/// `daemon` carries events out and commands in, `births` what the spawner sends, and on `listener`, which is
+/// bound already, later daemons are waited for; all SOCK_SEQPACKET. The process must be single-threaded. It
+/// confines itself before it reads anything.
+pub fn run(daemon: OwnedFd, births: OwnedFd, listener: OwnedFd) -> ! {
+    let Ok(mut keeper) = Keeper::new(daemon, births, listener) else {
         exit_now(EXIT_SETUP)
     };
     if confine().is_err() {
         exit_now(EXIT_SETUP);
     }
-    keeper.ready = Notice::Due;
+    keeper.notices.ready = Notice::Due;
     match keeper.serve() {
         Ok(()) => exit_now(0),
         Err(_) => exit_now(EXIT_EPOLL),
@@ -102,6 +117,23 @@ enum Notice {
     Told,
 }
 
+#[derive(Debug)]
+struct Notices {
+    ready: Notice,
+    spawner_gone: Notice,
+}
+
+/// What of the named socket we are waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listening {
+    /// Nothing: there is a daemon.
+    Not,
+    /// For a daemon.
+    Yes,
+    /// For a free descriptor, without which nobody can be let in.
+    NoRoom,
+}
+
 /// How much of what lay in a socket was taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Heard {
@@ -113,36 +145,43 @@ enum Heard {
 #[derive(Debug)]
 struct Keeper {
     epoll: Epoll,
-    /// `None` once it is gone: nobody is told anything any more.
-    daemon: Option<OwnedFd>,
-    /// Whether the daemon's socket was full, so that we wait for room in it.
-    choked: bool,
+    /// `None` while there is no daemon: nobody is told anything then.
+    line: Option<Line>,
+    listener: OwnedFd,
+    listening: Listening,
+    /// Only a daemon of this user is let in.
+    user: u32,
     /// `None` once the spawner is gone.
     births: Option<OwnedFd>,
     table: Table,
-    ready: Notice,
-    spawner_gone: Notice,
+    notices: Notices,
     leaving: bool,
     /// Until the next look for unknown children; `None` when there are no children to look for.
     reap_pause_ms: Option<u16>,
 }
 
 impl Keeper {
-    fn new(daemon: OwnedFd, births: OwnedFd) -> io::Result<Self> {
+    fn new(daemon: OwnedFd, births: OwnedFd, listener: OwnedFd) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         for (socket, token) in [(&daemon, TOKEN_DAEMON), (&births, TOKEN_BIRTHS)] {
             let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
             fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
             epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         }
+        // Here and not where it was bound, so that whoever connects is told our process id.
+        seqpacket::listen(listener.as_fd(), WAITING_MAX)?;
         Ok(Self {
             epoll,
-            daemon: Some(daemon),
-            choked: false,
+            line: Some(Line::open(daemon)),
+            listener,
+            listening: Listening::Not,
+            user: nix::unistd::geteuid().as_raw(),
             births: Some(births),
             table: Table::default(),
-            ready: Notice::NotYet,
-            spawner_gone: Notice::NotYet,
+            notices: Notices {
+                ready: Notice::NotYet,
+                spawner_gone: Notice::NotYet,
+            },
             leaving: false,
             reap_pause_ms: None,
         })
@@ -152,10 +191,11 @@ impl Keeper {
         let mut events = [EpollEvent::empty(); BATCH];
         loop {
             self.tell();
+            self.listen();
             // Without a spawner nothing new comes. The daemon, if it lives, is told that before we go: what it
             // sent to the spawner and heard no birth of was not made.
             let is_all_told =
-                self.daemon.is_none() || (self.leaving && self.spawner_gone == Notice::Told);
+                self.line.is_none() || (self.leaving && self.notices.spawner_gone == Notice::Told);
             if self.births.is_none() && is_all_told && self.table.is_empty() {
                 self.reap_unknown();
                 return Ok(());
@@ -180,6 +220,7 @@ impl Keeper {
     fn on_ready(&mut self, ready: u64) {
         match ready {
             TOKEN_DAEMON => self.on_commands(),
+            TOKEN_LISTENER => self.on_connection(),
             // What is left keeps the socket readable.
             TOKEN_BIRTHS => _ = self.on_births(),
             // A job that was released in this same batch is not found, which is right.
@@ -192,10 +233,15 @@ impl Keeper {
 
     fn on_commands(&mut self) {
         for _ in 0..MESSAGES_PER_TURN {
-            let Some(daemon) = &self.daemon else { return };
+            let Some(line) = &mut self.line else { return };
             // One byte more than a command, so that a longer message is seen to be none.
             let mut buffer = [0; COMMAND_BYTES + 1];
-            match receive(daemon.as_fd(), &mut buffer) {
+            match receive(line.socket.as_fd(), &mut buffer) {
+                Received::Message(length) if line.is_greeting() => {
+                    if line.on_hello(&buffer[..length]) {
+                        self.start_over();
+                    }
+                }
                 Received::Message(length) => {
                     // What is no command was sent by something that is not our daemon: ignored.
                     if let Ok(command) = KeeperCommand::decode(&buffer[..length]) {
@@ -205,6 +251,60 @@ impl Keeper {
                 Received::Nothing => return,
                 Received::Closed => return self.lose_daemon(),
             }
+        }
+    }
+
+    /// A new daemon knows nothing of what the last one was told, nor stands by what that one wanted.
+    fn start_over(&mut self) {
+        self.table.rewind();
+        self.leaving = false;
+        self.notices.ready = Notice::Told; // the hello has said it
+        if self.notices.spawner_gone == Notice::Told {
+            self.notices.spawner_gone = Notice::Due;
+        }
+    }
+
+    /// Lets one daemon in, and no other while that one is there.
+    fn on_connection(&mut self) {
+        if self.line.is_some() {
+            return;
+        }
+        let socket = match seqpacket::accept(self.listener.as_fd()) {
+            Ok(socket) => socket,
+            Err(error) => match error.raw_os_error() {
+                // Tried again when something has been closed: the socket stays readable, and we would spin.
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    let _ = self.epoll.delete(&self.listener);
+                    self.listening = Listening::NoRoom;
+                    return;
+                }
+                _ => return,
+            },
+        };
+        let is_ours = seqpacket::peer(socket.as_fd()).is_ok_and(|peer| peer.uid == self.user);
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_DAEMON);
+        if is_ours && self.epoll.add(&socket, readable).is_ok() {
+            let _ = self.epoll.delete(&self.listener);
+            self.listening = Listening::Not;
+            self.line = Some(Line::accepted(socket));
+        }
+    }
+
+    /// Waits for a daemon when there is none.
+    fn listen(&mut self) {
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_LISTENER);
+        if self.line.is_none()
+            && self.listening == Listening::Not
+            && self.epoll.add(&self.listener, readable).is_ok()
+        {
+            self.listening = Listening::Yes;
+        }
+    }
+
+    /// A descriptor has been closed: there may be room for a daemon's.
+    fn has_room(&mut self) {
+        if self.listening == Listening::NoRoom {
+            self.listening = Listening::Not;
         }
     }
 
@@ -253,45 +353,31 @@ impl Keeper {
 
     /// Sends what there is to tell, as far as the daemon's socket takes it.
     fn tell(&mut self) {
-        let Some(daemon) = &self.daemon else { return };
-        let mut lost = false;
-        let mut choked = false;
-        let mut send_one = |event: &KeeperEvent| {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match retry(|| send(daemon.as_raw_fd(), &event.encode(), flags)) {
-                Ok(_) => return true,
-                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => choked = true,
-                Err(_) => lost = true,
-            }
-            false
-        };
-        if self.ready == Notice::Due && send_one(&KeeperEvent::Ready) {
-            self.ready = Notice::Told;
-        }
-        let all = self.ready == Notice::Told && self.table.tell(&mut send_one);
-        if all && self.spawner_gone == Notice::Due && send_one(&KeeperEvent::SpawnerGone) {
-            self.spawner_gone = Notice::Told;
-        }
-        if lost {
+        let Some(line) = &mut self.line else { return };
+        let said = line.tell(&mut self.table, &mut self.notices, self.births.is_none());
+        if said == Said::Lost {
             return self.lose_daemon();
         }
-        if choked != self.choked {
+        let is_choked = said == Said::Some;
+        if is_choked != line.is_choked {
             let mut flags = EpollFlags::EPOLLIN;
-            flags.set(EpollFlags::EPOLLOUT, choked);
+            flags.set(EpollFlags::EPOLLOUT, is_choked);
             if self
                 .epoll
-                .modify(daemon, &mut EpollEvent::new(flags, TOKEN_DAEMON))
+                .modify(&line.socket, &mut EpollEvent::new(flags, TOKEN_DAEMON))
                 .is_ok()
             {
-                self.choked = choked;
+                line.is_choked = is_choked;
             }
         }
     }
 
     /// The daemon is gone. Its jobs are held on to; what they have to tell stays in the table.
     fn lose_daemon(&mut self) {
-        if let Some(daemon) = self.daemon.take() {
-            let _ = self.epoll.delete(&daemon);
+        if let Some(line) = self.line.take() {
+            let _ = self.epoll.delete(&line.socket);
+            drop(line);
+            self.has_room();
         }
     }
 
@@ -386,7 +472,9 @@ impl Keeper {
     fn lose_spawner(&mut self) {
         if let Some(births) = self.births.take() {
             let _ = self.epoll.delete(&births);
-            self.spawner_gone = Notice::Due;
+            drop(births);
+            self.has_room();
+            self.notices.spawner_gone = Notice::Due;
             // It was our child, and may have died between a clone and its birth.
             self.reap_pause_ms = Some(REAP_PAUSE_MS.0);
         }
@@ -457,6 +545,8 @@ impl Keeper {
         }
         // Descriptors of one open file stay registered while the daemon has another: take it out by hand.
         let _ = self.epoll.delete(&pidfd);
+        drop(pidfd);
+        self.has_room();
         self.on_records(seat);
         self.deafen(seat);
         let Some(job) = self.table.get_mut(seat) else {

@@ -1,17 +1,19 @@
 //! The jobs a keeper holds, and what of them it has not yet told. No system calls.
 //!
 //! What is to be told of a job is read off its state, so the queue holds jobs, not messages: at most one
-//! entry a job, nothing is ever lost, and a daemon that does not read costs no memory.
+//! entry a job, nothing is ever lost, and a daemon that does not read costs no memory. For the same reason a
+//! daemon that takes over can be told everything once more, in the order of births.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    os::fd::OwnedFd,
+    collections::{BTreeMap, HashMap, VecDeque},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use crate::{
     job::JobId,
     sandbox::{
         birth::StepFailure,
+        inventory::{HeldState, Passed},
         wire::{ExitedRecord, InitRecord, KeeperEvent, StartedRecord},
     },
 };
@@ -86,6 +88,28 @@ impl Job {
         }
     }
 
+    /// What a list says of it.
+    pub(super) fn state(&self) -> HeldState {
+        HeldState {
+            started: self.started.is_some(),
+            exited: self.exited.is_some(),
+            gone: self.gone,
+            failed: matches!(self.origin, Origin::Failed(_)),
+            released: self.released,
+        }
+    }
+
+    /// What a daemon needs of it, in the order of travel.
+    pub(super) fn descriptors(&self) -> (Passed, Vec<BorrowedFd<'_>>) {
+        let passed = Passed {
+            output: self.output.is_some(),
+            control: self.control.is_some(),
+            is_incomplete: false,
+        };
+        let fds = self.output.iter().flatten().chain(&self.control);
+        (passed, fds.map(AsFd::as_fd).collect())
+    }
+
     /// The next event that has not been told.
     fn next(&self) -> Option<KeeperEvent> {
         let (id, told) = (self.id, self.told);
@@ -119,7 +143,7 @@ impl Job {
 /// All jobs of a keeper, by seat and by id.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    jobs: HashMap<Seat, Job>,
+    jobs: BTreeMap<Seat, Job>,
     seats: HashMap<JobId, Seat>,
     queue: VecDeque<Seat>,
     last: Seat,
@@ -149,6 +173,22 @@ impl Table {
         let job = self.jobs.remove(&seat)?;
         self.seats.remove(&job.id);
         Some(job)
+    }
+
+    /// The first job in the order of births whose seat is not before `seat`.
+    pub(super) fn first_from(&self, seat: Seat) -> Option<(Seat, &Job)> {
+        let (seat, job) = self.jobs.range(seat..).next()?;
+        Some((*seat, job))
+    }
+
+    /// Forgets what has been told: a daemon that does not know it has taken over.
+    pub(super) fn rewind(&mut self) {
+        self.queue.clear();
+        let seats: Vec<Seat> = self.jobs.keys().copied().collect();
+        for job in self.jobs.values_mut() {
+            (job.told, job.queued) = (Told::default(), false);
+        }
+        seats.into_iter().for_each(|seat| self.announce(seat));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -253,6 +293,36 @@ mod tests {
         );
         table.announce(seat);
         assert_eq!(drain(&mut table, 9), []);
+    }
+
+    #[test]
+    fn after_a_rewind_everything_is_told_again_in_the_order_of_births_but_for_what_is_released() {
+        let mut table = Table::default();
+        let seats = [3, 1, 2].map(|number| {
+            let job = Job::new(id(number), number.into(), Origin::Born);
+            table.insert(job).unwrap()
+        });
+        seats.into_iter().for_each(|seat| table.announce(seat));
+        assert_eq!(drain(&mut table, 2).len(), 2);
+        let job = table.get_mut(seats[0]).unwrap();
+        job.note(InitRecord::Started(STARTED));
+        table.announce(seats[0]);
+        table.get_mut(seats[1]).unwrap().released = true;
+        let born = |number: u8| KeeperEvent::Born {
+            id: id(number),
+            pid: number.into(),
+        };
+        let started = KeeperEvent::Started {
+            id: id(3),
+            record: STARTED,
+        };
+        for _ in 0..2 {
+            table.rewind();
+            assert_eq!(drain(&mut table, 9), [born(3), started, born(2)]);
+        }
+        assert_eq!(drain(&mut table, 9), []);
+        let order = [0, 1, 2, 3, 4].map(|from| table.first_from(from).map(|(seat, _)| seat));
+        assert_eq!(order, [Some(1), Some(1), Some(2), Some(3), None]);
     }
 
     #[test]

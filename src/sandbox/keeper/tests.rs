@@ -1,4 +1,4 @@
-//! A real keeper in a process of its own; the test plays daemon and spawner.
+//! A real keeper in a process of its own; the test plays daemon and spawner. `adopt` tests with it too.
 
 use std::{fs, path::PathBuf};
 
@@ -15,18 +15,18 @@ use nix::{
 
 use super::*;
 use crate::sandbox::{
-    birth,
+    adopt, birth,
     init::record::Record,
-    wire::{ExitedRecord, StartedRecord},
+    wire::{ExitedRecord, KeeperEvent, StartedRecord},
 };
 use crate::sys::keeper_calls::{Forked, close_others, fork, pidfd_open};
 
-const STARTED: StartedRecord = StartedRecord {
+pub(in crate::sandbox) const STARTED: StartedRecord = StartedRecord {
     step: 0,
     errno: 0,
     mono_ns: 99,
 };
-const EXITED: ExitedRecord = ExitedRecord {
+pub(in crate::sandbox) const EXITED: ExitedRecord = ExitedRecord {
     wait_status: 15,
     utime_us: 1,
     stime_us: 2,
@@ -34,7 +34,7 @@ const EXITED: ExitedRecord = ExitedRecord {
 };
 
 /// [`STARTED`] as init writes it.
-fn started() -> Record {
+pub(in crate::sandbox) fn started() -> Record {
     let StartedRecord {
         step,
         errno,
@@ -48,7 +48,7 @@ fn started() -> Record {
 }
 
 /// [`EXITED`] as init writes it, with the moment, which is not passed on.
-fn exited() -> Record {
+pub(in crate::sandbox) fn exited() -> Record {
     let ExitedRecord {
         wait_status,
         utime_us,
@@ -65,13 +65,14 @@ fn exited() -> Record {
 }
 
 /// What a child of the keeper does with its control socket, as an init would.
-type Init = fn(&OwnedFd);
+pub(in crate::sandbox) type Init = fn(&OwnedFd);
 
-struct Kept {
-    daemon: Option<OwnedFd>,
-    spawner: Option<OwnedFd>,
-    pid: u32,
-    pidfd: OwnedFd,
+pub(in crate::sandbox) struct Kept {
+    pub(in crate::sandbox) daemon: Option<OwnedFd>,
+    pub(in crate::sandbox) spawner: Option<OwnedFd>,
+    pub(in crate::sandbox) pid: u32,
+    pub(in crate::sandbox) pidfd: OwnedFd,
+    pub(in crate::sandbox) run_dir: tempfile::TempDir,
 }
 
 impl Drop for Kept {
@@ -81,7 +82,7 @@ impl Drop for Kept {
     }
 }
 
-fn pair() -> (OwnedFd, OwnedFd) {
+pub(in crate::sandbox) fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -91,7 +92,7 @@ fn pair() -> (OwnedFd, OwnedFd) {
     .unwrap()
 }
 
-fn id(number: u8) -> JobId {
+pub(in crate::sandbox) fn id(number: u8) -> JobId {
     JobId::from_bytes([number; 16])
 }
 
@@ -109,9 +110,12 @@ fn child(init: Init, control: &OwnedFd) -> u32 {
 }
 
 /// Starts a keeper whose births are `inits`, numbered from 0, and with `strays` children it is not told of.
-fn keep(inits: &[Init], strays: usize) -> Kept {
+pub(in crate::sandbox) fn keep(inits: &[Init], strays: usize) -> Kept {
     let (daemon, keeper_daemon) = pair();
     let (spawner, births) = pair();
+    let run_dir = tempfile::tempdir().unwrap();
+    let directory = fs::File::open(&run_dir).unwrap();
+    let listener = seqpacket::bind(directory.as_fd(), &adopt::socket_name()).unwrap();
     let pid = match fork().unwrap() {
         Forked::Parent(pid) => pid,
         Forked::Child => {
@@ -121,6 +125,7 @@ fn keep(inits: &[Init], strays: usize) -> Kept {
                 spawner.as_fd(),
                 keeper_daemon.as_fd(),
                 births.as_fd(),
+                listener.as_fd(),
             ];
             close_others(&ours).unwrap();
             for (number, init) in inits.iter().enumerate() {
@@ -143,7 +148,7 @@ fn keep(inits: &[Init], strays: usize) -> Kept {
             }
             (0..strays).for_each(|_| _ = child(|_| {}, &births));
             drop((daemon, spawner));
-            run(keeper_daemon, births)
+            run(keeper_daemon, births, listener)
         }
     };
     let kept = Kept {
@@ -151,13 +156,14 @@ fn keep(inits: &[Init], strays: usize) -> Kept {
         spawner: Some(spawner),
         pid,
         pidfd: pidfd_open(pid).unwrap(),
+        run_dir,
     };
-    drop((keeper_daemon, births));
+    drop((keeper_daemon, births, listener));
     assert_eq!(kept.event(), KeeperEvent::Ready);
     kept
 }
 
-fn readable(fd: BorrowedFd<'_>, timeout_ms: u16) -> bool {
+pub(in crate::sandbox) fn readable(fd: BorrowedFd<'_>, timeout_ms: u16) -> bool {
     poll(
         &mut [PollFd::new(fd, PollFlags::POLLIN)],
         PollTimeout::from(timeout_ms),
@@ -167,7 +173,7 @@ fn readable(fd: BorrowedFd<'_>, timeout_ms: u16) -> bool {
 }
 
 impl Kept {
-    fn event(&self) -> KeeperEvent {
+    pub(in crate::sandbox) fn event(&self) -> KeeperEvent {
         let daemon = self.daemon.as_ref().unwrap();
         assert!(readable(daemon.as_fd(), 20_000), "the keeper says nothing");
         let mut buffer = [0; 64];
@@ -175,7 +181,7 @@ impl Kept {
         KeeperEvent::decode(&buffer[..length]).unwrap()
     }
 
-    fn born(&self, number: u8) -> u32 {
+    pub(in crate::sandbox) fn born(&self, number: u8) -> u32 {
         let event = self.event();
         let KeeperEvent::Born { id: born, pid } = event else {
             panic!("{event:?}, not the birth of {number}")
@@ -184,7 +190,7 @@ impl Kept {
         pid
     }
 
-    fn command(&self, command: KeeperCommand) {
+    pub(in crate::sandbox) fn command(&self, command: KeeperCommand) {
         let daemon = self.daemon.as_ref().unwrap();
         send(
             daemon.as_raw_fd(),
@@ -194,13 +200,13 @@ impl Kept {
         .unwrap();
     }
 
-    fn descriptors(&self) -> usize {
+    pub(in crate::sandbox) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid))
             .unwrap()
             .count()
     }
 
-    fn ended(&self) -> i32 {
+    pub(in crate::sandbox) fn ended(&self) -> i32 {
         assert!(
             readable(self.pidfd.as_fd(), 20_000),
             "the keeper does not end"
@@ -214,7 +220,7 @@ impl Kept {
     }
 
     /// Waits for a state of the keeper that commands lead to without an answer.
-    fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+    pub(in crate::sandbox) fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         for _ in 0..2_000 {
             if holds(self) {
                 return;
@@ -228,11 +234,11 @@ impl Kept {
     }
 }
 
-fn tell(control: &OwnedFd, bytes: &[u8]) {
+pub(in crate::sandbox) fn tell(control: &OwnedFd, bytes: &[u8]) {
     send(control.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL).unwrap();
 }
 
-fn hear(control: &OwnedFd) -> Vec<u8> {
+pub(in crate::sandbox) fn hear(control: &OwnedFd) -> Vec<u8> {
     let mut buffer = [0; 8];
     let length = recv(control.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap();
     buffer[..length].to_vec()
@@ -271,7 +277,7 @@ fn a_job_is_born_started_exited_gone_reaped_and_after_release_nothing_is_held() 
     );
     assert_eq!(kept.event(), KeeperEvent::Gone { id: id(0) });
     assert!(!proc_dir(pid).exists(), "reaped before it is reported");
-    assert_eq!(before, 6, "standard three, daemon, births, epoll");
+    assert_eq!(before, 7, "standard three, daemon, births, listener, epoll");
     assert_eq!(
         kept.descriptors(),
         before + 3,
@@ -393,8 +399,8 @@ fn without_a_daemon_jobs_are_held_and_nothing_spins() {
         0,
     );
     kept.daemon = None;
-    // The standard three, births, epoll; four of the living job, three of the dead one.
-    kept.until("both jobs are held", |kept| kept.descriptors() == 12);
+    // The standard three, births, listener, epoll; four of the living job, three of the dead one.
+    kept.until("both jobs are held", |kept| kept.descriptors() == 13);
     assert!(!readable(kept.pidfd.as_fd(), 200), "the keeper ended");
     let stat = fs::read_to_string(format!("/proc/{}/stat", kept.pid)).unwrap();
     let fields: Vec<&str> = stat
@@ -405,7 +411,7 @@ fn without_a_daemon_jobs_are_held_and_nothing_spins() {
         .collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     assert!(ticks <= 8, "{ticks} ticks of processor time");
-    assert_eq!(kept.descriptors(), 12);
+    assert_eq!(kept.descriptors(), 13);
 }
 
 #[test]
