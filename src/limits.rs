@@ -234,6 +234,9 @@ pub const DOWN_MARGIN: Duration = Duration::from_secs(15);
 /// Time that `down` gives the kernel to end a daemon that was killed.
 pub const DOWN_KILL_WAIT: Duration = Duration::from_secs(10);
 
+/// Time that a daemon which leaves its jobs to the next one gives the store.
+pub const LEAVE_WAIT: Duration = Duration::from_secs(5);
+
 // ---- certificates -----------------------------------------------------------------------------------
 
 /// Life of the authority and of what `init` issues: nobody should be locked out of a forgotten machine.
@@ -440,9 +443,9 @@ const _: () = assert!(
 /// Bytes of a file read at once for a copy out of `/work`.
 pub const COPY_CHUNK_BYTES: usize = 256 << 10;
 
-// ---- journal ----------------------------------------------------------------------------------------
+// ---- store ------------------------------------------------------------------------------------------
 
-/// Records of a shard's journal that wait in memory while the disk takes none, bytes; more are lost.
-pub const JOURNAL_PENDING_BYTES: usize = 16 << 20;
-/// A write of the journal that failed is tried again after so long.
-pub const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+/// An outcome that the store did not take is offered again after so long.
+pub const STORE_RETRY: Duration = Duration::from_millis(500);
+/// How long an idempotency key stands for its job.
+pub const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);

@@ -7,6 +7,8 @@ use joblet::{
     config::{Config, format_duration},
     host::{Base, BaseError, BaseLock, Holder},
     limits,
+    pki::PkiFiles,
+    shard::topology::Purpose,
 };
 use nix::sys::signal::Signal;
 
@@ -16,8 +18,26 @@ pub(super) fn run(base: &Path) -> Result<()> {
     let base = Base::open(base)?;
     // With the lock in our hands no daemon can make what we are about to clear.
     let _lock = take_lock(&base)?;
+    end_left_jobs(&base)?;
     wiring::clear(&base)?;
     say(&format!("{} is down", base.root().display()));
+    Ok(())
+}
+
+/// Ends the jobs that a daemon left running as a daemon would: with the grace of each, and an outcome in the store.
+fn end_left_jobs(base: &Base) -> Result<()> {
+    if !base.has_keepers()? {
+        return Ok(());
+    }
+    // A configuration or keys that cannot be read must not keep jobs alive: they are killed then.
+    let config = Config::load(&base.config_file(), &overrides()).unwrap_or_default();
+    let Ok(keys) = PkiFiles::load(&base.pki()) else {
+        return Ok(());
+    };
+    say("ending the jobs that a daemon left running");
+    if let Err(error) = wiring::run_daemon(base, &config, keys, Purpose::Down) {
+        say(&format!("they are killed, because they could not be ended in order: {error:#}"));
+    }
     Ok(())
 }
 
@@ -56,8 +76,8 @@ fn end_daemon(base: &Base) -> Result<()> {
     let pid = daemon.pid();
     say(&format!("asking the daemon, process {pid}, to end"));
     daemon
-        .signal(Signal::SIGTERM)
-        .with_context(|| format!("send SIGTERM to process {pid}"))?;
+        .signal(Signal::SIGUSR1)
+        .with_context(|| format!("send SIGUSR1 to process {pid}"))?;
     if daemon
         .wait(longest)
         .with_context(|| format!("wait for process {pid}"))?

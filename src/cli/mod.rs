@@ -44,7 +44,7 @@ enum Verb {
     Init(InitFlags),
     /// Serve in the foreground.
     Serve {
-        /// Admit nothing and exit when the last job has ended (not in this version).
+        /// Admit nothing and exit when the last job has ended.
         #[arg(long)]
         drain: bool,
     },
@@ -111,10 +111,7 @@ struct IssueFlags {
 pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Init(flags) => init::run(&cli.base, &flags),
-        Verb::Serve { drain: true } => {
-            bail!("serve --drain is not in this version; stop the jobs, then: joblet down")
-        }
-        Verb::Serve { drain: false } => serve::run(&cli.base),
+        Verb::Serve { drain } => serve::run(&cli.base, drain),
         Verb::Down => down::run(&cli.base),
         Verb::Cert(CertVerb::Issue(flags)) => cert::issue(&cli.base, &flags),
         Verb::Doctor { json } => doctor::run(&cli.base, json),

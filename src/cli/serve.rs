@@ -7,12 +7,13 @@ use joblet::{
     config::Config,
     host::{Base, preflight},
     pki::PkiFiles,
+    shard::topology::Purpose,
 };
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{overrides, wiring};
 
-pub(super) fn run(base: &Path) -> Result<()> {
+pub(super) fn run(base: &Path, is_drain: bool) -> Result<()> {
     let base = Base::open(base)?;
     let config = Config::load(&base.config_file(), &overrides())?;
     start_log()?;
@@ -24,11 +25,16 @@ pub(super) fn run(base: &Path) -> Result<()> {
     let _lock = base.lock().context("one daemon serves a base directory")?;
     let keys = PkiFiles::load(&base.pki())
         .context("restore it from a backup, or see: joblet init --help")?;
-    wiring::run_daemon(&base, &config, keys)
+    let purpose = if is_drain {
+        Purpose::Drain
+    } else {
+        Purpose::Serve
+    };
+    wiring::run_daemon(&base, &config, keys, purpose)
 }
 
 /// Lines of the daemon's own log go to stderr; `JOBLET_LOG` says which.
-fn start_log() -> Result<()> {
+pub(super) fn start_log() -> Result<()> {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var("JOBLET_LOG")

@@ -1,7 +1,7 @@
 //! Where the command line meets the daemon: one function a door.
 
 use std::{
-    net::UdpSocket,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixDatagram,
@@ -11,12 +11,16 @@ use std::{
 
 use anyhow::{Context, Result};
 use joblet::{
+    cgroup::Spared,
     config::Config,
     front::{Datagram, Front, FrontConfig, steering},
     host::{self, Base},
     pki::PkiFiles,
     sandbox::crew,
-    shard::{Handle, topology},
+    shard::{
+        Handle,
+        topology::{self, Ending, Purpose},
+    },
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity},
@@ -29,28 +33,49 @@ use nix::{
 
 use super::say;
 
-/// Serves until told to end. The caller holds the lock of `base` and has checked the machine.
-pub(super) fn run_daemon(base: &Base, config: &Config, keys: PkiFiles) -> Result<()> {
-    clear(base)?;
+/// Serves, or does what else a daemon comes up for, until it is to end. The caller holds the lock of `base` and has
+/// checked the machine.
+pub(super) fn run_daemon(
+    base: &Base,
+    config: &Config,
+    keys: PkiFiles,
+    purpose: Purpose,
+) -> Result<()> {
     let cpus = allowed_cpus()?;
     let cores = std::num::NonZeroUsize::new(cpus.len()).context("no core may be used")?;
     let shards = config.server.shard_count(cores).get();
-    let sockets = steering::bind(config.server.listen, shards)?;
+    let listen = match purpose {
+        Purpose::Serve | Purpose::Drain => config.server.listen,
+        // Nobody is to find it.
+        Purpose::Down => SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+    };
+    let sockets = steering::bind(listen, shards)?;
     let front = Arc::new(front_config(keys)?);
     let signals = end_signals()?;
-    topology::run(
+    let seal_key = base.seal_key()?;
+    let ending = topology::run(
         topology::Setup {
             base,
             config,
             sockets,
             cpus,
+            seal_key,
+            purpose,
             signals,
-            on_ready: ready,
+            on_ready: match purpose {
+                Purpose::Serve | Purpose::Drain => ready,
+                Purpose::Down => || {},
+            },
         },
         Arc::new(move |handle, socket| Box::pin(serve_front(handle, socket, Arc::clone(&front)))),
     )?;
-    clear(base)?;
-    say("joblet: every job has ended, nothing is left but files");
+    match ending {
+        Ending::Left => say("joblet: jobs go on; the next joblet serve takes them over"),
+        Ending::Drained | Ending::Down => {
+            clear(base)?;
+            say("joblet: every job has ended, nothing is left but files");
+        }
+    }
     Ok(())
 }
 
@@ -111,7 +136,12 @@ fn allowed_cpus() -> Result<Vec<usize>> {
 /// readable when one has come.
 fn end_signals() -> Result<OwnedFd> {
     let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1, // every job is to end: `joblet down`
+    ] {
         set.add(signal);
     }
     set.thread_block().context("block signals")?;
@@ -129,7 +159,9 @@ pub(super) fn keeper() -> Result<()> {
 /// Ends and removes every kernel object that carries the instance of `base`: processes, cgroups, mounts, loop
 /// devices. The caller holds the lock, so no daemon is making new ones.
 pub(super) fn clear(base: &Base) -> Result<()> {
-    let report = host::recover(base.root(), &base.instance().to_string())
+    let nothing = (Spared::default(), []);
+    let instance = base.instance().to_string();
+    let report = host::recover(base.root(), &instance, &nothing.0, &nothing.1)
         .context("remove what an earlier daemon left")?;
     tracing::debug!(?report, "cleared");
     Ok(())

@@ -4,6 +4,7 @@
 //! BASE/            0700, by default /opt/joblet
 //!   joblet.yml     configuration
 //!   instance       eight hex digits
+//!   seal.key       seals secrets of jobs that wait
 //!   lock           locked by the daemon that serves here; holds its pid, for people
 //!   run/           sockets of helper processes
 //!   jobs/          a directory a job: its output
@@ -14,6 +15,7 @@
 //! Nobody else may be able to change what is here: a path that others own or may write is refused.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -25,10 +27,14 @@ use nix::{
     fcntl::{Flock, FlockArg},
     unistd::{Pid, geteuid},
 };
+use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
 use super::{Holder, Instance};
 use crate::sys::durable;
+
+/// Length of the key of the store.
+const SEAL_KEY_BYTES: usize = 32;
 
 const DIRS: [&str; 5] = ["run", "jobs", "journal", "pki", "work"];
 
@@ -62,6 +68,9 @@ pub enum BaseError {
     /// The file `instance` holds something else.
     #[error("{} does not hold eight hex digits; restore it, jobs that still run are found by it", .0.display())]
     Instance(PathBuf),
+    /// The key of the store is something else.
+    #[error("{} does not hold {SEAL_KEY_BYTES} bytes; restore it, secrets of waiting jobs are sealed with it", .0.display())]
+    SealKey(PathBuf),
     /// Another daemon serves there.
     #[error("{} is in use by {}", .root.display(), describe(*.pid))]
     Held {
@@ -212,6 +221,38 @@ impl Base {
     #[must_use]
     pub fn instance(&self) -> Instance {
         self.instance
+    }
+
+    /// The key under which the store seals secrets; made when there is none.
+    ///
+    /// # Errors
+    /// [`BaseError::Io`]; [`BaseError::SealKey`] when the file is no key.
+    pub fn seal_key(&self) -> Result<[u8; SEAL_KEY_BYTES], BaseError> {
+        let path = self.root.join("seal.key");
+        match fs::read(&path) {
+            Ok(bytes) => bytes.try_into().map_err(|_| BaseError::SealKey(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut key = [0; SEAL_KEY_BYTES];
+                SystemRandom::new()
+                    .fill(&mut key)
+                    .map_err(|_| io_error("draw", &path, io::Error::other("no random bytes")))?;
+                durable::replace(&path, &key).map_err(|source| io_error("write", &path, source))?;
+                Ok(key)
+            }
+            Err(source) => Err(io_error("read", &path, source)),
+        }
+    }
+
+    /// Whether keepers of a former daemon may hold jobs: their sockets are there.
+    ///
+    /// # Errors
+    /// [`BaseError::Io`].
+    pub fn has_keepers(&self) -> Result<bool, BaseError> {
+        let run = self.run();
+        let entries = fs::read_dir(&run).map_err(|source| io_error("list", &run, source))?;
+        Ok(entries
+            .flatten()
+            .any(|entry| entry.path().extension() == Some(OsStr::new("sock"))))
     }
 
     /// The configuration file.

@@ -1,4 +1,4 @@
-//! Start-up is recovery: what a dead daemon of this base directory left is removed.
+//! Start-up is recovery: what a dead daemon of this base directory left, and what nobody goes on with, is removed.
 //!
 //! Only what carries our instance or lies in our base directory is touched. The order matters: processes
 //! first, then what they used (mounts, loop devices, images), their ids last, because an id may be handed out
@@ -14,15 +14,20 @@ use nix::mount::{MntFlags, umount2};
 use thiserror::Error;
 
 use crate::{
-    cgroup::{CgroupError, Tree},
+    cgroup::{CgroupError, Spared, Tree},
     limits,
-    sandbox::identity::{self, IdError},
+    sandbox::{
+        adopt::{self, AdoptError},
+        identity::{self, IdError, IdRange},
+    },
     sys::mountinfo,
     volume::{self, WorkError},
 };
 
 /// Directories of the base directory that are ours alone: whatever is mounted below them, we mounted.
-const PRIVATE_DIRECTORIES: [&str; 2] = ["run", "work"];
+const PRIVATE_DIRECTORIES: [&str; 2] = [RUN, "work"];
+/// Where helpers have their sockets.
+const RUN: &str = "run";
 
 /// What was found and removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,6 +67,9 @@ pub enum RecoverError {
     /// Host ids.
     #[error(transparent)]
     Ids(#[from] IdError),
+    /// Names of keepers' sockets.
+    #[error(transparent)]
+    Sockets(#[from] AdoptError),
     /// The mount table could not be read.
     #[error("read /proc/self/mountinfo")]
     Mounts(#[source] io::Error),
@@ -76,17 +84,24 @@ pub enum RecoverError {
     },
 }
 
-/// Ends every process of `instance` and removes every kernel object and lease of it. No daemon of it may run
-/// but the caller, which must not have started a crew yet. Blocks.
+/// Ends every process of `instance` and removes every kernel object and lease of it, but for what is `spared` and
+/// the host ids `used` by that. No daemon of it may run but the caller, which must not have started a crew yet.
+/// Blocks.
 ///
 /// # Errors
 /// [`RecoverError`]; what came before the failure is done, and calling again goes on from there.
-pub fn recover(base_dir: &Path, instance: &str) -> Result<Report, RecoverError> {
+pub fn recover(
+    base_dir: &Path,
+    instance: &str,
+    spared: &Spared,
+    used: &[IdRange],
+) -> Result<Report, RecoverError> {
     recover_from(
         base_dir,
         instance,
         Path::new(identity::LEASE_DIRECTORY),
         limits::RECOVER_WAIT,
+        (spared, used),
     )
 }
 
@@ -95,28 +110,44 @@ fn recover_from(
     instance: &str,
     leases: &Path,
     wait: Duration,
+    (spared, used): (&Spared, &[IdRange]),
 ) -> Result<Report, RecoverError> {
     if Tree::contains_us(instance)? {
         return Err(RecoverError::InOwnTree(instance.to_owned()));
     }
     let mut report = Report::default();
+    let is_all = *spared == Spared::default();
     for tree in Tree::all(instance)? {
-        report.leaves += tree.leaves()?.len();
         report.trees += 1;
-        tree.kill_all()?;
-        if !tree.wait_empty(wait)? {
-            return Err(RecoverError::StillPopulated {
-                path: tree.path().to_owned(),
-            });
+        if is_all {
+            report.leaves += tree.leaves()?.len();
+            tree.kill_all()?;
+            if !tree.wait_empty(wait)? {
+                return Err(still_populated(&tree));
+            }
+            tree.remove_all()?;
+        } else {
+            let removed = tree.remove_all_but(spared, wait)?;
+            report.leaves += removed.ok_or_else(|| still_populated(&tree))?;
         }
-        tree.remove_all()?;
     }
-    Tree::remove_remains(instance)?;
+    if is_all {
+        Tree::remove_remains(instance)?;
+        adopt::remove_sockets(&base_dir.join(RUN))?;
+    } else {
+        Tree::remove_legacy_but(instance, spared)?;
+    }
     report.mounts = unmount(base_dir)?;
-    let cleaned = volume::clean(base_dir)?;
+    let cleaned = volume::clean(base_dir, &spared.jobs)?;
     (report.loop_devices, report.images) = (cleaned.devices, cleaned.images);
-    report.leases = identity::release_all(leases, instance)?;
+    report.leases = identity::release_unused(leases, instance, used)?;
     Ok(report)
+}
+
+fn still_populated(tree: &Tree) -> RecoverError {
+    RecoverError::StillPopulated {
+        path: tree.path().to_owned(),
+    }
 }
 
 /// Detaches what is mounted below our private directories, what covers first.
@@ -187,7 +218,8 @@ mod tests {
         }
 
         fn recover(&self) -> Result<Report, RecoverError> {
-            recover_from(self.base.path(), &self.instance, &self.leases, WAIT)
+            let nothing = (&Spared::default(), &[][..]);
+            recover_from(self.base.path(), &self.instance, &self.leases, WAIT, nothing)
         }
     }
 
@@ -336,6 +368,7 @@ mod tests {
             "00000000",
             Path::new("/nonexistent/ids"),
             WAIT,
+            (&Spared::default(), &[]),
         );
         assert_eq!(none.unwrap(), Report::default());
     }

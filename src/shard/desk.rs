@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! none ─► current ─► retired (its spawner is gone, its keeper holds the jobs it has)
-//!   ▲         │
-//!   └─────────┘ a new crew is started; starts wait for it
+//!   ▲         │         ▲
+//!   └─────────┘         └── keepers of former daemons are that from the beginning
+//! a new crew is started; starts wait for it
 //! ```
 //! A recipe that the spawner never read is made again. The one it was making when it died may have begun,
 //! so that job fails: nothing is ever run twice.
+
+mod adopted;
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,7 +29,7 @@ use crate::{
     limits,
     rt::{self, Notify, Ready},
     sandbox::{
-        crew::{Crew, CrewError},
+        crew::{Crew, CrewError, Helper},
         identity::{IdRange, IdRanges},
         init::record::step,
         plan::Step,
@@ -43,6 +46,8 @@ pub(super) struct Desk {
     current: RefCell<Option<Rc<Link>>>,
     /// Crews whose keeper still holds jobs.
     retired: RefCell<Vec<Rc<Link>>>,
+    /// Keepers of former daemons that another shard hears and that hold jobs of ours.
+    foreign: RefCell<Vec<Rc<Link>>>,
     pool: RefCell<NamespacePool>,
     ids: RefCell<IdRanges>,
     /// No host ids are left: starts fail until some are given back.
@@ -61,9 +66,13 @@ pub(super) struct Link {
     number: u32,
     /// Taken when the crew is ended.
     crew: RefCell<Option<Crew>>,
-    spawner: Channel,
+    /// Process id of its keeper.
+    pid: u32,
     keeper: Channel,
-    maker: Channel,
+    /// None of a keeper that was taken over.
+    makers: Option<Makers>,
+    /// The keeper of a former daemon, with the shard that hears it.
+    adopted: RefCell<Option<Helper>>,
     /// Recipes the spawner has not answered for, oldest first.
     pending: RefCell<VecDeque<(JobId, Instant)>>,
     /// Jobs whose end this keeper will tell.
@@ -72,6 +81,13 @@ pub(super) struct Link {
     /// All that its spawner ever did is known: it makes no job any more.
     is_spent: Cell<bool>,
     has_work: Notify,
+}
+
+/// The helpers that make jobs and namespaces.
+#[derive(Debug)]
+struct Makers {
+    spawner: Channel,
+    maker: Channel,
 }
 
 /// A helper's socket: what is sent and received through, and what is waited for.
@@ -96,6 +112,7 @@ impl Desk {
         Self {
             current: RefCell::default(),
             retired: RefCell::default(),
+            foreign: RefCell::default(),
             pool: RefCell::default(),
             ids: RefCell::new(ids),
             is_out_of_ids: Cell::new(false),
@@ -124,6 +141,10 @@ impl Desk {
             if let Some(crew) = crew {
                 report(rt::blocking("end a crew", move || crew.shut_down()).await);
             }
+            let adopted = link.adopted.borrow_mut().take();
+            if let Some(keeper) = adopted {
+                report(rt::blocking("end a keeper", move || keeper.end_keeper()).await);
+            }
         }
     }
 }
@@ -132,10 +153,10 @@ impl Link {
     /// Sends one recipe; the spawner answers for it through the keeper, or dies.
     pub(super) async fn send_start(&self, id: JobId, start: &StartFds<'_>) -> io::Result<()> {
         loop {
-            if self.is_spent.get() {
+            let Some(makers) = self.makers.as_ref().filter(|_| !self.is_spent.get()) else {
                 return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            match start::send(self.spawner.fd.as_fd(), id, start) {
+            };
+            match start::send(makers.spawner.fd.as_fd(), id, start) {
                 Ok(()) => {
                     self.pending.borrow_mut().push_back((id, rt::now()));
                     self.jobs.borrow_mut().insert(id);
@@ -143,7 +164,7 @@ impl Link {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.spawner.ready.writable().await?
+                    makers.spawner.ready.writable().await?
                 }
                 Err(error) => return Err(error),
             }
@@ -209,10 +230,11 @@ impl Shard {
         };
         let link = Rc::new(Link {
             number,
-            spawner,
+            pid: crew.keeper.pid,
             keeper,
-            maker,
+            makers: Some(Makers { spawner, maker }),
             crew: RefCell::new(Some(crew)),
+            adopted: RefCell::default(),
             pending: RefCell::default(),
             jobs: RefCell::default(),
             is_stuck: Cell::new(false),
@@ -285,7 +307,8 @@ impl Shard {
                     return;
                 }
             };
-            if let Err(error) = pool::request(link.maker.fd.as_fd(), ids) {
+            let Some(makers) = &link.makers else { return };
+            if let Err(error) = pool::request(makers.maker.fd.as_fd(), ids) {
                 ranges.free(ids);
                 if error.kind() != io::ErrorKind::WouldBlock {
                     tracing::warn!(crew = link.number, %error, "the pool maker takes no request");
@@ -297,13 +320,16 @@ impl Shard {
     }
 
     async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
+        let Some(Makers { maker, .. }) = &link.makers else {
+            return;
+        };
         loop {
-            match pool::receive(link.maker.fd.as_fd()) {
+            match pool::receive(maker.fd.as_fd()) {
                 Ok(Some(answer)) if self.is_current(&link) => self.take_namespaces(answer).await,
                 // Its ids have been given back; the next crew's maker is asked instead.
                 Ok(Some(_)) => {}
                 Ok(None) => {
-                    if link.maker.ready.readable().await.is_err() {
+                    if maker.ready.readable().await.is_err() {
                         break;
                     }
                 }
@@ -388,6 +414,24 @@ impl Shard {
     fn on_keeper_event(self: &Rc<Self>, link: &Rc<Link>, event: KeeperEvent) {
         match event {
             KeeperEvent::Ready => {}
+            KeeperEvent::SpawnerGone => self.on_spawner_gone(link),
+            KeeperEvent::Born { id, .. }
+            | KeeperEvent::StepFailed { id, .. }
+            | KeeperEvent::Started { id, .. }
+            | KeeperEvent::Exited { id, .. }
+            | KeeperEvent::Gone { id } => {
+                let owner = id.owner(self.shards);
+                if owner == self.index {
+                    self.on_job_event(link, event);
+                } else {
+                    self.pass_on(owner, link, event);
+                }
+            }
+        }
+    }
+
+    fn on_job_event(self: &Rc<Self>, link: &Rc<Link>, event: KeeperEvent) {
+        match event {
             KeeperEvent::Born { id, pid } => {
                 link.answered(id);
                 if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
@@ -413,7 +457,7 @@ impl Shard {
                 link.jobs.borrow_mut().remove(&id);
                 self.feed(Event::Gone(id));
             }
-            KeeperEvent::SpawnerGone => self.on_spawner_gone(link),
+            KeeperEvent::Ready | KeeperEvent::SpawnerGone => {} // of no job
         }
     }
 
@@ -459,6 +503,21 @@ impl Shard {
             .borrow_mut()
             .retain(|retired| !Rc::ptr_eq(retired, link));
         link.pending.borrow_mut().clear();
+        self.orphan_jobs(link).await;
+        let adopted = link.adopted.borrow_mut().take();
+        if let Some(keeper) = adopted {
+            let pid = link.pid;
+            self.tell_keeper_lost(pid);
+            report(rt::blocking("end a keeper", move || keeper.end_keeper()).await);
+        }
+        let crew = link.crew.borrow_mut().take();
+        if let Some(crew) = crew {
+            end(crew).await;
+        }
+    }
+
+    /// Ends the jobs of a keeper that has ended itself.
+    async fn orphan_jobs(self: &Rc<Self>, link: &Rc<Link>) {
         let jobs: Vec<JobId> = link.jobs.borrow_mut().drain().collect();
         for id in &jobs {
             self.kill(*id);
@@ -466,10 +525,6 @@ impl Shard {
         for id in jobs {
             self.wait_until_empty(id).await;
             self.feed(Event::Orphaned(id));
-        }
-        let crew = link.crew.borrow_mut().take();
-        if let Some(crew) = crew {
-            end(crew).await;
         }
     }
 

@@ -7,21 +7,30 @@
 //! ```
 //! It runs before any thread of ours, in the hands of whoever holds the lock of the base directory.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+};
 
 use super::{
-    desk::chain,
-    effect::{FoundJob, Whereabouts},
+    body::Body,
+    desk::{Link, chain},
+    driver::Shard,
+    effect::{Event, FoundJob, Whereabouts},
     topology::StartError,
 };
 use crate::{
     cgroup::{Spared, Tree},
     host::{self, Base},
     job::{JobId, JobView, ShardIndex},
-    log::{self, JobFiles, Recovered},
+    log::{self, JobFiles, Pipes, Recovered},
     rt,
     sandbox::{
-        adopt::{self, AdoptedKeeper, HeldJob},
+        adopt::{self, AdoptedKeeper, HeldJob, HeldPipes},
+        crew::Helper,
         identity::{self, IdRange},
     },
     volume::WorkImage,
@@ -32,8 +41,6 @@ use crate::{
 pub(super) struct Inheritance {
     pub(super) keepers: Vec<Heirloom>,
     pub(super) jobs: Vec<Inherited>,
-    /// Host ids that live jobs use.
-    pub(super) ids: Vec<(JobId, IdRange)>,
 }
 
 /// A keeper, the shard that hears it, and what it has to be told at once.
@@ -48,8 +55,8 @@ pub(super) struct Heirloom {
 #[derive(Debug)]
 pub(super) struct Inherited {
     pub(super) found: FoundJob,
-    /// What its keeper gave for it, with the keeper's place in [`Inheritance::keepers`].
-    pub(super) held: Option<(usize, HeldJob)>,
+    /// The process id of the keeper that holds it, and what that gave for it.
+    pub(super) held: Option<(u32, HeldJob)>,
     pub(super) ids: Option<IdRange>,
     pub(super) image: Option<WorkImage>,
     pub(super) log: Recovered,
@@ -85,7 +92,7 @@ pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, 
         }
     }
     let mut jobs = Vec::new();
-    let mut ids = Vec::new();
+    let mut used = Vec::new();
     for view in live {
         let id = view.id;
         let held = held.remove(&id);
@@ -96,7 +103,7 @@ pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, 
         };
         let pid = held.as_ref().map(|(_, job)| job.pid).filter(|pid| *pid > 0);
         let range = pid.and_then(identity::range_of);
-        ids.extend(range.map(|range| (id, range)));
+        used.extend(range);
         let image = pid.and_then(|pid| adopt_image(base, id, pid));
         jobs.push(Inherited {
             log: recover_log(base, id),
@@ -109,7 +116,6 @@ pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, 
     for job in &mut jobs {
         job.found.view.log = job.log.totals;
     }
-    let used: Vec<IdRange> = ids.iter().map(|(_, range)| *range).collect();
     let report = host::recover(base.root(), &instance, &spared, &used)?;
     tracing::info!(
         held = spared.jobs.len(),
@@ -120,7 +126,6 @@ pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, 
     Ok(Inheritance {
         keepers: heirlooms,
         jobs,
-        ids,
     })
 }
 
@@ -128,18 +133,18 @@ pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, 
 fn divide(
     keepers: Vec<AdoptedKeeper>,
     accepted: &HashSet<JobId>,
-) -> (Vec<Heirloom>, HashMap<JobId, (usize, HeldJob)>) {
+) -> (Vec<Heirloom>, HashMap<JobId, (u32, HeldJob)>) {
     let mut heirlooms = Vec::new();
     let mut held = HashMap::new();
     for mut keeper in keepers {
         let mut strangers = Vec::new();
-        let place = heirlooms.len();
+        let pid = keeper.keeper.pid;
         for job in std::mem::take(&mut keeper.jobs) {
             if job.state.released {
                 continue; // Only its process is still to be reaped.
             }
             if accepted.contains(&job.id) {
-                held.insert(job.id, (place, job));
+                held.insert(job.id, (pid, job));
             } else {
                 strangers.push(job.id);
             }
@@ -178,10 +183,118 @@ fn recover_log(base: &Base, id: JobId) -> Recovered {
     }
 }
 
+/// What one shard takes over.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    /// Keepers to hear, with what each has to be told at once.
+    pub(super) heard: Vec<Heirloom>,
+    /// Keepers that other shards hear, and that hold jobs of this one: process id and socket.
+    pub(super) told: Vec<(u32, OwnedFd)>,
+    pub(super) jobs: Vec<Inherited>,
+}
+
 impl Inheritance {
-    /// The shard of `shards` that hears the keeper in `place`: that of most of its jobs' ids would be any, so they
-    /// are dealt out.
-    pub(super) const fn shard_of(place: usize, shards: usize) -> ShardIndex {
-        place % shards
+    /// Host ids of the jobs that shard `shard` of `shards` owns.
+    pub(super) fn ids_of(&self, shard: ShardIndex, shards: usize) -> Vec<IdRange> {
+        self.jobs
+            .iter()
+            .filter(|job| job.found.view.id.owner(shards) == shard)
+            .filter_map(|job| job.ids)
+            .collect()
+    }
+
+    /// Deals everything out: a job to the shard that owns it, a keeper to the next in turn.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub(super) fn deal(self, shards: usize) -> io::Result<Vec<Share>> {
+        let mut shares: Vec<Share> = (0..shards).map(|_| Share::default()).collect();
+        for (place, heirloom) in self.keepers.into_iter().enumerate() {
+            let hearer = place % shards;
+            for (_, share) in shares
+                .iter_mut()
+                .enumerate()
+                .filter(|(shard, _)| *shard != hearer)
+            {
+                let socket = heirloom.keeper.keeper.socket.try_clone()?;
+                share.told.push((heirloom.keeper.keeper.pid, socket));
+            }
+            shares[hearer].heard.push(heirloom);
+        }
+        for job in self.jobs {
+            shares[job.found.view.id.owner(shards)].jobs.push(job);
+        }
+        Ok(shares)
+    }
+}
+
+impl Shard {
+    /// Takes a share over: afterwards every job of it is the reactor's, and the events of its keepers come in.
+    ///
+    /// # Errors
+    /// A socket that cannot be watched.
+    pub(super) fn inherit(self: &Rc<Self>, share: Share) -> io::Result<()> {
+        let of_keeper = |jobs: &[Inherited], keeper: u32| -> Vec<JobId> {
+            jobs.iter()
+                .filter(|job| job.held.as_ref().is_some_and(|(pid, _)| *pid == keeper))
+                .map(|job| job.found.view.id)
+                .collect()
+        };
+        let mut links = HashMap::new();
+        let mut heard = Vec::new();
+        for Heirloom { keeper, strangers } in share.heard {
+            let Helper { pid, .. } = keeper.keeper;
+            let socket = keeper.keeper.socket.try_clone()?;
+            let jobs = of_keeper(&share.jobs, pid);
+            let link = self.take_on(pid, &socket, jobs, Some(keeper.keeper))?;
+            links.insert(pid, Rc::clone(&link));
+            heard.push((link, strangers));
+        }
+        for (pid, socket) in share.told {
+            let jobs = of_keeper(&share.jobs, pid);
+            links.insert(pid, self.take_on(pid, &socket, jobs, None)?);
+        }
+        for job in share.jobs {
+            self.inherit_job(job, &links);
+        }
+        for (link, strangers) in heard {
+            self.hear_adopted(link, strangers);
+        }
+        Ok(())
+    }
+
+    fn inherit_job(self: &Rc<Self>, job: Inherited, links: &HashMap<u32, Rc<Link>>) {
+        let id = job.found.view.id;
+        let spec = Arc::clone(&job.found.view.spec);
+        let mut body = Body::new();
+        body.ids = job.ids;
+        body.image = job.image;
+        let pipes = job.held.map(|(keeper, held)| {
+            body.has_leaf = true;
+            body.has_memory_limit = spec.limits.memory_bytes.is_some();
+            body.link = links.get(&keeper).map(Rc::clone);
+            body.pid = Some(held.pid).filter(|pid| *pid > 0);
+            // One that has started was let go; of any other nobody knows.
+            body.control = held.control.filter(|_| !held.state.started);
+            (held.pipes, held.state)
+        });
+        let progress = Rc::clone(&body.progress);
+        self.bodies.borrow_mut().insert(id, body);
+        if let Some((pipes, state)) = pipes {
+            if !state.started && !state.gone && !state.failed {
+                self.bound_again(id, &spec);
+            }
+            if let Some(HeldPipes { stdout, stderr }) = pipes {
+                let pipes = Pipes { stdout, stderr };
+                let limits = self.host.log_limits;
+                match self.recorder.capture(id, pipes, limits, &job.log, progress) {
+                    Ok(capture) => self.go_on_capturing(id, Rc::new(capture)),
+                    Err(error) => {
+                        tracing::error!(job_id = %id, error = chain(&error), "output of a job is not read");
+                    }
+                }
+            }
+        }
+        self.feed(Event::Found(Box::new(job.found)));
     }
 }

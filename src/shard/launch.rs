@@ -187,6 +187,28 @@ impl Shard {
         Ok(())
     }
 
+    /// Keeps the capture of a job that a former daemon had started.
+    pub(super) fn go_on_capturing(self: &Rc<Self>, id: JobId, capture: Rc<Capture>) {
+        if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
+            body.capture = Some(Rc::clone(&capture));
+        }
+        self.watch_log_limit(id, &capture);
+    }
+
+    /// Puts the limits of a job in force that its former daemon may have died before doing: it has not been let go,
+    /// as far as anybody knows.
+    pub(super) fn bound_again(self: &Rc<Self>, id: JobId, spec: &Spec) {
+        let work = self
+            .bodies
+            .borrow()
+            .get(&id)
+            .and_then(|body| body.image.as_ref()?.tree.try_clone().ok());
+        if let Err(failure) = self.bound(id, spec, work.as_ref()) {
+            tracing::error!(job_id = %id, step = failure.step, "limits of a job cannot be set, it is ended");
+            self.kill(id);
+        }
+    }
+
     fn watch_log_limit(self: &Rc<Self>, id: JobId, capture: &Rc<Capture>) {
         if self.host.log_limits.policy == Policy::Drop {
             return;

@@ -26,6 +26,7 @@ pub mod effect;
 mod front_door;
 mod handle;
 mod history;
+mod inherit;
 mod launch;
 mod metrics;
 mod output;

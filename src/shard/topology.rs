@@ -1,51 +1,51 @@
 //! How the shards come up, what they share, and how they go down together.
 //!
-//! Order matters: what was left by a former daemon goes first, helper processes start before any thread or
-//! key exists, sockets are bound in the order of the shards, then each shard gets its thread and its core.
+//! Order matters: what a former daemon left is taken over or goes first, helper processes start before any thread
+//! or key exists, sockets are bound in the order of the shards, then each shard gets its thread and its core.
+
+mod thread;
 
 use std::{
     io,
     net::UdpSocket,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize},
         mpsc,
     },
-    thread,
     time::Duration,
 };
 
 use thiserror::Error;
 
+use self::thread::{Mailbox, ThreadParts};
 use super::{
     core::CoreLimits,
-    desk::Desk,
-    driver::{Loads, Shard, ShardParts},
+    driver::Loads,
     handle::{Handle, Settings},
-    journal::JournalWriter,
-    remote::{Call, Local, Remote},
-    seats::Seats,
+    inherit::{self, Inheritance},
+    remote::Local,
 };
 use crate::{
     cgroup::{self, CgroupError},
     config::{Config, LogPolicy},
-    host::Base,
-    job::{JobView, ShardIndex},
+    host::{Base, RecoverError},
+    job::ShardIndex,
     limits,
-    log::{self, DiskGuard, JobFiles, LogError, Policy, Recorder},
+    log::{self, DiskGuard, LogError, Policy},
     rt::{
-        self, Ready, RunError,
-        mail::{Bell, Rx, Sleeper, Tx, link},
+        RunError,
+        mail::{Bell, link},
     },
     sandbox::{
+        adopt::AdoptError,
         crew::{Crew, CrewError, CrewOptions},
         identity::{IdError, IdRanges, LEASE_DIRECTORY, LeaseOptions},
         plan::Rlimit,
     },
-    store::{self, JournalError},
+    store::{self, Reader, Store, StoreError, Writer},
     sys::affinity::CpuMask,
 };
 
@@ -77,6 +77,7 @@ pub(super) struct Host {
     pub(super) loads: Loads,
     helpers_procs: OwnedFd,
     scratch_dir: PathBuf,
+    /// Shards that accept.
     ready: AtomicUsize,
 }
 
@@ -114,7 +115,11 @@ pub enum StartError {
         source: CrewError,
     },
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+    #[error("remove what a former daemon left")]
+    Recover(#[from] RecoverError),
     #[error("watch the file system of {}", .path.display())]
     Disk {
         path: PathBuf,
@@ -135,6 +140,28 @@ pub enum StartError {
     },
 }
 
+/// What a daemon comes up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve until a signal comes.
+    Serve,
+    /// To admit nothing and to end with the last job.
+    Drain,
+    /// To end every job that a former daemon left, and then itself.
+    Down,
+}
+
+/// How a daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Its jobs go on, and the next daemon takes them over.
+    Left,
+    /// No job was left.
+    Drained,
+    /// Every job was ended.
+    Down,
+}
+
 /// What the daemon brings to the shards.
 #[derive(Debug)]
 pub struct Setup<'a> {
@@ -146,7 +173,11 @@ pub struct Setup<'a> {
     pub sockets: Vec<UdpSocket>,
     /// Cores the daemon may use, from before anything was pinned.
     pub cpus: Vec<usize>,
-    /// Readable when a signal that ends the daemon has come.
+    /// The key under which the store seals secrets.
+    pub seal_key: [u8; 32],
+    /// What to come up for.
+    pub purpose: Purpose,
+    /// A signalfd(2) with the signals that end the daemon.
     pub signals: OwnedFd,
     /// Called once when every shard accepts.
     pub on_ready: fn(),
@@ -155,18 +186,25 @@ pub struct Setup<'a> {
 /// Starts the front of one shard on its thread; ends when the front has closed.
 pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> Local<()> + Send + Sync>;
 
-/// Brings the shards up and returns when every job has ended after a signal. The threads of the shards are
-/// left where they are: the caller ends the process.
+/// Brings the shards up, with what a former daemon left, and returns when the daemon is to end: after SIGTERM,
+/// SIGINT or SIGHUP with its jobs running, after SIGUSR1 when each has ended. The threads of the shards are left
+/// where they are: the caller ends the process.
 ///
 /// # Errors
 /// [`StartError`].
-pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
+pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let shards = setup.sockets.len();
-    let core = core_limits(setup.config, shards, raise_open_files())?;
+    let core = core_limits(shards, raise_open_files())?;
+    let (writer, reader) = open_store(&setup)?;
+    let inheritance = inherit::take_over(setup.base, reader.live()?)?;
+    drop(reader);
     let host = Arc::new(host(&setup, shards)?);
-    let ids = lease_ids(&setup, shards)?;
+    let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;
-    let histories = replay(&setup, shards)?;
+    let shares = inheritance.deal(shards).map_err(|source| StartError::Kernel {
+        what: "copies of keepers' sockets",
+        source,
+    })?;
     let mailboxes = mailboxes(shards)?;
     let (done, is_done) = mpsc::channel();
     let mut signals = Some(setup.signals);
@@ -175,9 +213,9 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
         .into_iter()
         .zip(crews)
         .zip(ids)
-        .zip(histories)
+        .zip(shares)
         .zip(mailboxes);
-    for (index, ((((socket, crew), ids), history), mailbox)) in per_shard.enumerate() {
+    for (index, ((((socket, crew), ids), share), mailbox)) in per_shard.enumerate() {
         let parts = ThreadParts {
             index,
             host: Arc::clone(&host),
@@ -186,11 +224,13 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
             mailbox,
             ids,
             crew,
-            journal: store::open_shard(&setup.base.journal(), index)?.into(),
-            history,
+            writer: writer.clone(),
+            store_path: setup.base.store(),
+            share,
             socket,
             front: Arc::clone(&front),
             signals: signals.take(),
+            purpose: setup.purpose,
             on_ready: setup.on_ready,
         };
         let done = done.clone();
@@ -199,7 +239,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
                 let _ = done.send(result);
             }
         };
-        let thread = thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(format!("shard-{index}"))
             .spawn(run);
         thread.map_err(|source| StartError::Kernel {
@@ -207,7 +247,20 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<(), StartError> {
             source,
         })?;
     }
-    is_done.recv().unwrap_or(Ok(()))
+    let ending = is_done.recv().unwrap_or(Ok(Ending::Left))?;
+    writer.close();
+    Ok(ending)
+}
+
+fn open_store(setup: &Setup<'_>) -> Result<(Writer, Reader), StartError> {
+    let path = setup.base.store();
+    let writer = Store::open(&store::Options {
+        path: &path,
+        durability: setup.config.store.durability,
+        seal_key: setup.seal_key,
+    })?;
+    let reader = Reader::open(&path, setup.seal_key)?;
+    Ok((writer, reader))
 }
 
 fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
@@ -268,8 +321,13 @@ fn devices(base: &Path) -> Vec<cgroup::Device> {
     devices
 }
 
-/// Host ids of each shard's jobs: every shard leases slices of its own, more as it needs them.
-fn lease_ids(setup: &Setup<'_>, shards: usize) -> Result<Vec<IdRanges>, StartError> {
+/// Host ids of each shard's jobs: every shard leases slices of its own, more as it needs them. Those of jobs that
+/// were taken over stay leased.
+fn lease_ids(
+    setup: &Setup<'_>,
+    shards: usize,
+    inheritance: &Inheritance,
+) -> Result<Vec<IdRanges>, StartError> {
     let options = LeaseOptions {
         directory: PathBuf::from(LEASE_DIRECTORY),
         instance: setup.base.instance().to_string(),
@@ -278,7 +336,10 @@ fn lease_ids(setup: &Setup<'_>, shards: usize) -> Result<Vec<IdRanges>, StartErr
         count: setup.config.ids.count,
     };
     (0..shards)
-        .map(|_| IdRanges::lease(options.clone()).map_err(StartError::Ids))
+        .map(|shard| {
+            let used = inheritance.ids_of(shard, shards);
+            IdRanges::adopt(options.clone(), &used).map_err(StartError::Ids)
+        })
         .collect()
 }
 
@@ -317,59 +378,6 @@ fn start_crews(host: &Host, shards: usize) -> Result<Vec<Crew>, StartError> {
         .collect()
 }
 
-/// Jobs of former daemons by the shard that owns them now. One that had not ended was lost with its daemon,
-/// and the journal is told so.
-fn replay(setup: &Setup<'_>, shards: usize) -> Result<Vec<Vec<JobView>>, StartError> {
-    let dir = setup.base.journal();
-    let wall_ns = i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX);
-    let now = store::Moment {
-        wall_ns,
-        mono_ns: rt::mono_ns(),
-    };
-    let mut found = store::replay(&dir, now)?;
-    for damage in &found.damaged {
-        tracing::error!(path = %damage.path.display(), line = damage.line, "a line of the journal is damaged and skipped");
-    }
-    if !found.lost.is_empty() {
-        tracing::warn!(
-            jobs = found.lost.len(),
-            "jobs of a daemon that died are lost"
-        );
-    }
-    for job in &mut found.lost {
-        // What it wrote until the daemon died is in its files; index and files are made to agree.
-        match log::recover(
-            JobFiles::new(setup.base.root(), job.id).dir(),
-            rt::wall_ns(),
-        ) {
-            Ok(recovered) => job.log = recovered.totals,
-            Err(error) => {
-                tracing::error!(job_id = %job.id, %error, "the log of a lost job cannot be read")
-            }
-        }
-    }
-    found.ended.append(&mut found.lost);
-    let history = store::compact(
-        &dir,
-        found.ended,
-        &found.damaged,
-        setup.config.limits.history_jobs,
-    )?;
-    for job in &history.forgotten {
-        let files = JobFiles::new(setup.base.root(), job.id);
-        if let Err(error) = std::fs::remove_dir_all(files.dir())
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(job_id = %job.id, %error, "output of a forgotten job is left");
-        }
-    }
-    let mut histories: Vec<Vec<JobView>> = (0..shards).map(|_| Vec::new()).collect();
-    for job in history.kept {
-        histories[job.id.owner(shards)].push(job);
-    }
-    Ok(histories)
-}
-
 /// One inbound and one outbound end a pair of shards, and a bell each.
 fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
     let bells: io::Result<Vec<Arc<Bell>>> = (0..shards).map(|_| Bell::new()).collect();
@@ -399,11 +407,7 @@ fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
     Ok(boxes)
 }
 
-fn core_limits(
-    config: &Config,
-    shards: usize,
-    open_files: usize,
-) -> Result<CoreLimits, StartError> {
+fn core_limits(shards: usize, open_files: usize) -> Result<CoreLimits, StartError> {
     let live_jobs_max = live_jobs_max(open_files, shards);
     if live_jobs_max == 0 {
         return Err(StartError::OpenFiles { open_files });
@@ -411,7 +415,6 @@ fn core_limits(
     Ok(CoreLimits {
         live_jobs_max,
         starts_max: limits::STARTS_IN_FLIGHT_MAX,
-        history_max: config.limits.history_jobs.div_ceil(shards),
     })
 }
 
@@ -447,122 +450,6 @@ fn kernel(what: &'static str, errno: nix::Error) -> StartError {
     StartError::Kernel {
         what,
         source: errno.into(),
-    }
-}
-
-/// One shard's ends of the mailbox.
-struct Mailbox {
-    bell: Arc<Bell>,
-    out: Vec<Option<Tx<Call>>>,
-    inbound: Vec<Rx<Call>>,
-}
-
-/// Everything that goes to a shard's thread.
-struct ThreadParts {
-    index: ShardIndex,
-    host: Arc<Host>,
-    core: CoreLimits,
-    cpu: usize,
-    mailbox: Mailbox,
-    ids: IdRanges,
-    crew: Crew,
-    journal: OwnedFd,
-    history: Vec<JobView>,
-    socket: UdpSocket,
-    front: FrontStart,
-    /// The first shard hears the signals.
-    signals: Option<OwnedFd>,
-    on_ready: fn(),
-}
-
-impl ThreadParts {
-    /// Runs the shard. `None` when another shard says how it ended.
-    fn run(self) -> Result<Option<()>, StartError> {
-        let shard = self.index;
-        let options = rt::Options {
-            cpu: Some(self.cpu),
-            ..rt::Options::default()
-        };
-        rt::run(options, || self.live()).map_err(|source| StartError::Shard { shard, source })?
-    }
-
-    async fn live(self) -> Result<Option<()>, StartError> {
-        let io = |what| move |source| StartError::Kernel { what, source };
-        let sleeper = Sleeper::new(&self.mailbox.bell).map_err(io("a mailbox"))?;
-        let journal_file = rt::File::from_fd(self.journal).map_err(io("the journal's file"))?;
-        let recorder = Recorder::new(&self.host.base_dir, Arc::clone(&self.host.disk));
-        let recorder = recorder.map_err(|source| StartError::Disk {
-            path: self.host.jobs_dir.clone(),
-            source,
-        })?;
-        let shard = Shard::new(ShardParts {
-            index: self.index,
-            host: Arc::clone(&self.host),
-            limits: self.core,
-            remote: Remote::new(self.mailbox.out),
-            desk: Desk::new(self.ids),
-            recorder,
-            journal: JournalWriter::new(),
-            seats: Seats::new().map_err(io("a counter"))?,
-            history: self.history,
-        });
-        rt::spawn(shard.journal.clone().serve(journal_file));
-        rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
-        rt::spawn(Rc::clone(&shard).serve_timers());
-        rt::spawn(Rc::clone(&shard).serve_kept());
-        rt::spawn(Rc::clone(&shard).serve_seats());
-        rt::spawn(Rc::clone(&shard).serve_memory());
-        shard
-            .employ(self.crew)
-            .await
-            .map_err(io("a crew's sockets"))?;
-        let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
-        shard.front.keep(front);
-        if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {
-            (self.on_ready)();
-        }
-        let Some(signals) = self.signals else {
-            return std::future::pending().await;
-        };
-        let signals = Ready::new(signals).map_err(io("the signal descriptor"))?;
-        signals
-            .readable()
-            .await
-            .map_err(io("the signal descriptor"))?;
-        tracing::info!("a signal came: every job is stopped, as `joblet down` does");
-        shard.end_all().await;
-        Ok(Some(()))
-    }
-}
-
-impl Shard {
-    /// Ends every job of every shard, then every front, then every helper. Each waits for all before it: a front
-    /// may be telling a client of a job that another shard owns.
-    async fn end_all(self: &Rc<Self>) {
-        self.on_each(|shard| Box::pin(shard.shut_down())).await;
-        self.on_each(|shard| Box::pin(shard.end())).await;
-    }
-
-    async fn on_each(self: &Rc<Self>, act: fn(Rc<Self>) -> Local<()>) {
-        let each: Vec<_> = (0..self.shards)
-            .map(|index| {
-                let this = Rc::clone(self);
-                rt::spawn(async move { this.on(index, act).await })
-            })
-            .collect();
-        for shard in each {
-            if let Ok(Err(refusal)) = shard.await {
-                tracing::error!(%refusal, "a shard did not go down in order");
-            }
-        }
-    }
-
-    /// Everything after the last job.
-    async fn end(self: Rc<Self>) {
-        self.front.close().await;
-        self.discard_kept().await;
-        self.desk.shut_down().await;
-        self.seats.close().await;
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
         Whereabouts::NotBegun => view.spec.uploads.is_some(),
         Whereabouts::Lost => true,
     };
+    let log = view.log;
     let mut job = job(view, now);
     if whereabouts == Whereabouts::Held {
         // Its birth is heard of next, and then it is let go once more: nobody knows whether it was.
@@ -46,7 +47,7 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
             cause: ending.or(Some(Cause::HostLost)),
             ..Alive::default()
         };
-        finish(core, now, id, &alive, Default::default(), out);
+        finish(core, now, id, &alive, (log, None), out);
     } else {
         core.jobs.insert(id, job);
         core.waiting.push_back(id);

@@ -1,0 +1,204 @@
+//! The thread of one shard, from its first task to the end of the daemon.
+
+use std::{
+    io,
+    net::UdpSocket,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{Ending, FrontStart, Host, Purpose, StartError};
+use crate::{
+    job::ShardIndex,
+    limits,
+    log::Recorder,
+    rt::{
+        self, Either, Ready,
+        mail::{Bell, Rx, Sleeper, Tx},
+    },
+    sandbox::{crew::Crew, identity::IdRanges},
+    shard::{
+        Handle,
+        core::CoreLimits,
+        desk::Desk,
+        driver::{Shard, ShardParts},
+        effect::Event,
+        history::Archive,
+        inherit::Share,
+        records::Records,
+        remote::{Call, Local, Remote},
+        seats::Seats,
+    },
+    store::Writer,
+};
+
+/// One shard's ends of the mailbox.
+pub(super) struct Mailbox {
+    pub(super) bell: Arc<Bell>,
+    pub(super) out: Vec<Option<Tx<Call>>>,
+    pub(super) inbound: Vec<Rx<Call>>,
+}
+
+/// Everything that goes to a shard's thread.
+pub(super) struct ThreadParts {
+    pub(super) index: ShardIndex,
+    pub(super) host: Arc<Host>,
+    pub(super) core: CoreLimits,
+    pub(super) cpu: usize,
+    pub(super) mailbox: Mailbox,
+    pub(super) ids: IdRanges,
+    pub(super) crew: Crew,
+    pub(super) writer: Writer,
+    pub(super) store_path: PathBuf,
+    pub(super) share: Share,
+    pub(super) socket: UdpSocket,
+    pub(super) front: FrontStart,
+    /// The first shard hears the signals.
+    pub(super) signals: Option<OwnedFd>,
+    pub(super) purpose: Purpose,
+    pub(super) on_ready: fn(),
+}
+
+impl ThreadParts {
+    /// Runs the shard. `None` when another shard says how the daemon ended.
+    pub(super) fn run(self) -> Result<Option<Ending>, StartError> {
+        let shard = self.index;
+        let options = rt::Options {
+            cpu: Some(self.cpu),
+            ..rt::Options::default()
+        };
+        rt::run(options, || self.live()).map_err(|source| StartError::Shard { shard, source })?
+    }
+
+    async fn live(self) -> Result<Option<Ending>, StartError> {
+        let io = |what| move |source| StartError::Kernel { what, source };
+        let sleeper = Sleeper::new(&self.mailbox.bell).map_err(io("a mailbox"))?;
+        let (records, inbox) = Records::new(self.writer).map_err(io("a mailbox"))?;
+        let recorder = Recorder::new(&self.host.base_dir, Arc::clone(&self.host.disk));
+        let recorder = recorder.map_err(|source| StartError::Disk {
+            path: self.host.jobs_dir.clone(),
+            source,
+        })?;
+        let shard = Shard::new(ShardParts {
+            index: self.index,
+            host: Arc::clone(&self.host),
+            limits: self.core,
+            remote: Remote::new(self.mailbox.out),
+            desk: Desk::new(self.ids),
+            recorder,
+            records,
+            archive: Archive::new(self.store_path),
+            seats: Seats::new().map_err(io("a counter"))?,
+        });
+        rt::spawn(Rc::clone(&shard).serve_records(inbox));
+        // Before any mail: other shards pass on what they hear of these jobs.
+        shard.inherit(self.share).map_err(io("a keeper's socket"))?;
+        rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
+        rt::spawn(Rc::clone(&shard).serve_timers());
+        rt::spawn(Rc::clone(&shard).serve_kept());
+        rt::spawn(Rc::clone(&shard).serve_seats());
+        rt::spawn(Rc::clone(&shard).serve_memory());
+        shard
+            .employ(self.crew)
+            .await
+            .map_err(io("a crew's sockets"))?;
+        let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
+        shard.front.keep(front);
+        if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {
+            (self.on_ready)();
+        }
+        let Some(signals) = self.signals else {
+            return std::future::pending().await;
+        };
+        let signals = Ready::new(signals).map_err(io("the signal descriptor"))?;
+        let ending = match self.purpose {
+            Purpose::Serve => signalled(&signals).await,
+            Purpose::Drain => match rt::or(signalled(&signals), shard.run_all_dry()).await {
+                Either::Left(ending) => ending,
+                Either::Right(()) => Ok(Ending::Drained),
+            },
+            Purpose::Down => Ok(Ending::Down),
+        };
+        let ending = ending.map_err(io("the signal descriptor"))?;
+        match ending {
+            Ending::Left => {
+                tracing::info!("a signal came: jobs go on, the next daemon takes them over");
+                shard.leave_all().await;
+            }
+            Ending::Drained => shard.on_each(|shard| Box::pin(shard.end())).await,
+            Ending::Down => {
+                tracing::info!("every job is stopped");
+                shard.end_all().await;
+            }
+        }
+        Ok(Some(ending))
+    }
+}
+
+/// Waits for a signal; what it asks for.
+async fn signalled(signals: &Ready) -> io::Result<Ending> {
+    signals.readable().await?;
+    // struct signalfd_siginfo of signalfd(2): the signal is its first word.
+    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+    nix::unistd::read(signals, &mut info)?;
+    let [a, b, c, d, ..] = info;
+    let signal = u32::from_ne_bytes([a, b, c, d]).cast_signed();
+    Ok(match signal {
+        libc::SIGUSR1 => Ending::Down,
+        _ => Ending::Left,
+    })
+}
+
+impl Shard {
+    /// Ends every job of every shard, then every front, then every helper. Each waits for all before it: a front
+    /// may be telling a client of a job that another shard owns.
+    async fn end_all(self: &Rc<Self>) {
+        self.on_each(|shard| Box::pin(shard.shut_down())).await;
+        self.on_each(|shard| Box::pin(shard.end())).await;
+    }
+
+    /// Admits nothing more, and returns when no shard has a job.
+    async fn run_all_dry(self: &Rc<Self>) {
+        self.on_each(|shard| Box::pin(shard.run_dry())).await;
+    }
+
+    /// Lets go of everything and leaves it to the next daemon.
+    async fn leave_all(self: &Rc<Self>) {
+        self.on_each(|shard| Box::pin(shard.leave())).await;
+    }
+
+    async fn leave(self: Rc<Self>) {
+        self.feed(Event::Close);
+        self.front.close().await;
+        // What ended just now is told by its keeper again if the store does not take it any more.
+        let settled = rt::timeout(limits::LEAVE_WAIT, self.records.settled());
+        if settled.await.is_err() {
+            tracing::warn!(shard = self.index, "the store does not answer");
+        }
+    }
+
+    async fn on_each(self: &Rc<Self>, act: fn(Rc<Self>) -> Local<()>) {
+        let each: Vec<_> = (0..self.shards)
+            .map(|index| {
+                let this = Rc::clone(self);
+                rt::spawn(async move { this.on(index, act).await })
+            })
+            .collect();
+        for shard in each {
+            if let Ok(Err(refusal)) = shard.await {
+                tracing::error!(%refusal, "a shard did not go down in order");
+            }
+        }
+    }
+
+    /// Everything after the last job.
+    async fn end(self: Rc<Self>) {
+        self.front.close().await;
+        self.discard_kept().await;
+        self.desk.shut_down().await;
+        self.seats.close().await;
+    }
+}
+
