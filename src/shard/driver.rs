@@ -56,7 +56,7 @@ pub(crate) struct Shard {
     pub(super) timers: Timers,
     pub(super) watches: Watches,
     pub(super) records: Records,
-    pub(super) archive: Archive,
+    pub(super) archive: Rc<Archive>,
     /// What the driver holds of each job that has not ended.
     pub(super) bodies: RefCell<HashMap<JobId, Body>>,
     core: RefCell<Core>,
@@ -102,7 +102,7 @@ impl Shard {
             timers: Timers::default(),
             watches: Watches::default(),
             records: parts.records,
-            archive: parts.archive,
+            archive: Rc::new(parts.archive),
             bodies: RefCell::default(),
             core: RefCell::new(core),
             queue: RefCell::default(),

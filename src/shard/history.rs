@@ -1,55 +1,60 @@
 //! Jobs that have ended: they are in the store and in no shard's memory, and every shard may read them.
 
-use std::{cell::RefCell, path::PathBuf, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 
 use super::{desk::chain, driver::Shard, handle::unknown};
 use crate::{
     job::{JobId, JobView, Refusal, RefusalCode, State},
-    rt,
+    rt::{self, Gate},
     store::{ListQuery, Reader, StoreError},
 };
 
-/// Connections to the store that nobody reads through right now.
+/// The connection of one shard to the store; who wants it waits for who has it.
 #[derive(Debug)]
 pub(super) struct Archive {
-    path: PathBuf,
-    idle: RefCell<Vec<Reader>>,
+    reader: RefCell<Option<Reader>>,
+    turn: Gate,
 }
 
 impl Archive {
-    pub(super) const fn new(path: PathBuf) -> Self {
+    pub(super) fn new(reader: Reader) -> Self {
         Self {
-            path,
-            idle: RefCell::new(Vec::new()),
+            reader: RefCell::new(Some(reader)),
+            turn: Gate::new(1),
         }
     }
 
     /// Reads from the store on the blocking pool.
     ///
     /// # Errors
-    /// `Failed` when it cannot be read.
+    /// `Failed` when it cannot be read, `Busy` when the pool takes no more.
     pub(super) async fn read<T: Send + 'static>(
-        &self,
+        self: &Rc<Self>,
         read: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let idle = self.idle.borrow_mut().pop();
-        let path = self.path.clone();
-        let work = move || {
-            let reader = match idle {
-                Some(reader) => reader,
-                None => Reader::open(&path)?,
+        let archive = Rc::clone(self);
+        // A task of its own, so that the connection comes back when the caller goes away meanwhile.
+        let done = rt::spawn(async move {
+            let _turn = archive.turn.enter().await;
+            let reader = archive.reader.borrow_mut().take();
+            let Some(reader) = reader else {
+                return Err(Refusal::new(RefusalCode::Failed, "the store cannot be read any more"));
             };
-            let result = read(&reader)?;
-            Ok((reader, result))
-        };
-        match rt::blocking("read the store", work).await {
-            Ok(Ok((reader, result))) => {
-                self.idle.borrow_mut().push(reader);
-                Ok(result)
+            let work = move || {
+                let result = read(&reader);
+                (reader, result)
+            };
+            match rt::blocking("read the store", work).await {
+                Ok((reader, result)) => {
+                    archive.reader.replace(Some(reader));
+                    result.map_err(|error| unread(&error))
+                }
+                Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string())),
             }
-            Ok(Err(error)) => Err(unread(&error)),
-            Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string())),
-        }
+        });
+        done.await.unwrap_or_else(|panicked| {
+            Err(Refusal::new(RefusalCode::Failed, panicked.to_string()))
+        })
     }
 }
 

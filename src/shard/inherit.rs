@@ -33,6 +33,7 @@ use crate::{
         crew::Helper,
         identity::{self, IdRange},
     },
+    store::{Live, Reader},
     volume::WorkImage,
 };
 
@@ -62,11 +63,35 @@ pub(super) struct Inherited {
     pub(super) log: Recovered,
 }
 
-/// Takes over what `live`, the accepted jobs that have not ended, still have, and removes what else is left.
+impl Inherited {
+    const fn lost(view: JobView, log: Recovered) -> Self {
+        Self {
+            found: FoundJob {
+                view,
+                whereabouts: Whereabouts::Lost,
+            },
+            held: None,
+            ids: None,
+            image: None,
+            log,
+        }
+    }
+}
+
+/// Takes over what the accepted jobs that have not ended still have, and removes what else is left.
 ///
 /// # Errors
 /// [`StartError`]; nothing that lives is lost by it.
-pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, StartError> {
+pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, StartError> {
+    let Live { jobs: live, broken } = reader.live()?;
+    let mut jobs = Vec::new();
+    for (id, error) in broken {
+        // It cannot go on: whatever of it runs is ended with all that nobody has accepted.
+        tracing::error!(job_id = %id, error = chain(&error), "a job cannot go on as the store has it");
+        if let Ok(Some(view)) = reader.get(id) {
+            jobs.push(Inherited::lost(view, recover_log(base, id)));
+        }
+    }
     let instance = base.instance().to_string();
     let mut keepers = Vec::new();
     for met in adopt::keepers(&base.run())? {
@@ -91,7 +116,6 @@ pub(super) fn take_over(base: &Base, live: Vec<JobView>) -> Result<Inheritance, 
             Tree::name_seat(*id, job.pid)?;
         }
     }
-    let mut jobs = Vec::new();
     let mut used = Vec::new();
     for view in live {
         let id = view.id;

@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    future::Future,
     io,
     rc::Rc,
     sync::{
@@ -16,7 +17,9 @@ use std::{
     },
 };
 
-use super::{driver::Shard, effect::Event};
+use thiserror::Error;
+
+use super::{desk::chain, driver::Shard, effect::Event};
 use crate::{
     job::{Accepted, JobId, Refusal, RefusalCode},
     limits,
@@ -25,11 +28,48 @@ use crate::{
         mail::{Bell, Sleeper},
         oneshot,
     },
-    store::{Change, Done, StoreError, Writer},
+    store::{Change, Done, Rejected, StoreError, Writer},
 };
 
 /// What the store said to one change.
-type Answer = Result<Done, StoreError>;
+type Answer = Result<Done, Unkept>;
+
+/// Why the store does not keep a change.
+#[derive(Debug, Error)]
+pub(super) enum Unkept {
+    /// Too many changes wait for it.
+    #[error("too many records wait for the store")]
+    Backlog,
+    /// It has ended: the daemon is going down.
+    #[error("the store has ended")]
+    Closed,
+    /// It says why.
+    #[error(transparent)]
+    Refused(#[from] StoreError),
+}
+
+impl Unkept {
+    /// Whether the same change may be taken later.
+    const fn may_pass(&self) -> bool {
+        match self {
+            Self::Backlog | Self::Closed => true,
+            Self::Refused(error) => match error {
+                StoreError::Full | StoreError::Damaged { .. } | StoreError::Sqlite { .. } => true,
+                StoreError::KeyConflict { .. }
+                | StoreError::Exists { .. }
+                | StoreError::Unknown { .. }
+                | StoreError::HasEnded { .. }
+                | StoreError::NoOutcome { .. }
+                | StoreError::OutputTooLarge { .. }
+                | StoreError::TooMany { .. }
+                | StoreError::Row { .. }
+                | StoreError::RowId
+                | StoreError::Seal { .. }
+                | StoreError::Unseal { .. } => false,
+            },
+        }
+    }
+}
 
 /// The store as one shard sees it.
 pub(super) struct Records {
@@ -81,14 +121,14 @@ impl Records {
     /// Hands a change to the store; waits for its commit.
     ///
     /// # Errors
-    /// What the store says; `Busy` when too many changes wait.
+    /// [`Unkept`].
     ///
     /// # Cancel
     /// The change is made all the same.
     pub(super) fn submit(
         &self,
         change: Change,
-    ) -> impl Future<Output = Result<Done, StoreError>> + use<> {
+    ) -> impl Future<Output = Answer> + use<> {
         let ticket = self.next.replace(self.next.get() + 1);
         let (sender, receiver) = oneshot();
         self.waiting.borrow_mut().insert(ticket, sender);
@@ -98,19 +138,31 @@ impl Records {
             Arc::clone(&self.sent),
             Arc::clone(&self.bell),
         );
-        let done = move |answer| {
+        let done = move |answer: Result<Done, StoreError>| {
             // A shard that is gone does not listen any more.
-            if answers.send((ticket, answer)).is_ok() {
+            if answers
+                .send((ticket, answer.map_err(Unkept::from)))
+                .is_ok()
+            {
                 sent.fetch_add(1, Ordering::Release);
                 bell.ring();
             }
         };
-        let is_taken = self.writer.submit(change, Box::new(done)).is_ok();
-        if !is_taken {
+        let rejected = match self.writer.submit(change, Box::new(done)) {
+            Ok(()) => None,
+            Err(Rejected::Full(_)) => Some(Unkept::Backlog),
+            Err(Rejected::Closed(_)) => Some(Unkept::Closed),
+        };
+        if rejected.is_some() {
             self.waiting.borrow_mut().remove(&ticket);
             self.closed();
         }
-        async move { receiver.await.unwrap_or(Err(StoreError::Busy)) }
+        async move {
+            match rejected {
+                Some(why) => Err(why),
+                None => receiver.await.unwrap_or(Err(Unkept::Closed)),
+            }
+        }
     }
 
     fn closed(&self) {
@@ -171,7 +223,7 @@ impl Shard {
                     shard.answer_submitter(id, Ok(existing));
                     Err(duplicate(first))
                 }
-                Ok(Done::Accepted | Done::Kept | Done::Pruned { .. }) => Ok(()),
+                Ok(_) => Ok(()),
                 Err(error) => Err(unrecorded(&error)),
             };
             shard.feed(Event::Recorded(id, result));
@@ -206,6 +258,10 @@ impl Shard {
         rt::spawn(async move {
             let mut is_told = false;
             while let Err(error) = kept.await {
+                if !error.may_pass() {
+                    tracing::error!(job_id = %id, %error, "an outcome is not in the store");
+                    break;
+                }
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::error!(job_id = %id, %error, "an outcome waits for the store");
                 }
@@ -225,23 +281,24 @@ fn duplicate(first: JobId) -> Refusal {
 }
 
 /// Why a job that the store could not take is not accepted.
-fn unrecorded(error: &StoreError) -> Refusal {
+fn unrecorded(error: &Unkept) -> Refusal {
     match error {
-        StoreError::Full { .. } => Refusal::new(
+        Unkept::Refused(StoreError::Full) => Refusal::new(
             RefusalCode::Busy,
             "the disk of the state directory is full and the job cannot be recorded",
         )
         .hint("jobs that run go on; submits are taken again when there is space"),
-        StoreError::KeyConflict { key, id } => Refusal::new(
+        Unkept::Refused(StoreError::KeyConflict { key, id }) => Refusal::new(
             RefusalCode::Conflict,
             format!("idempotency key {key} belongs to job {id}, which was asked for differently"),
         )
         .hint("use another key, or repeat the very same request"),
-        StoreError::Busy => Refusal::new(RefusalCode::Busy, "too many records wait for the store")
+        Unkept::Backlog => Refusal::new(RefusalCode::Busy, error.to_string())
             .hint("try again in a moment"),
-        other => Refusal::new(
+        Unkept::Closed => Refusal::new(RefusalCode::Busy, "the daemon is going down"),
+        Unkept::Refused(other) => Refusal::new(
             RefusalCode::Failed,
-            format!("the job cannot be recorded: {}", super::desk::chain(other)),
+            format!("the job cannot be recorded: {}", chain(other)),
         ),
     }
 }

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     cgroup::{self, CgroupError},
-    config::{Config, LogPolicy},
+    config::{self, Config, LogPolicy},
     host::{Base, RecoverError},
     job::ShardIndex,
     limits,
@@ -45,7 +45,7 @@ use crate::{
         identity::{IdError, IdRanges, LEASE_DIRECTORY, LeaseOptions},
         plan::Rlimit,
     },
-    store::{self, Reader, Store, StoreError, Writer},
+    store::{self, OpenError, Reader, SealKey, Store, StoreError, Writer},
     sys::affinity::CpuMask,
 };
 
@@ -115,6 +115,8 @@ pub enum StartError {
         source: CrewError,
     },
     #[error(transparent)]
+    OpenStore(#[from] OpenError),
+    #[error("read the store")]
     Store(#[from] StoreError),
     #[error(transparent)]
     Adopt(#[from] AdoptError),
@@ -195,9 +197,10 @@ pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> Local<()> + Send + Sync>;
 pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let shards = setup.sockets.len();
     let core = core_limits(shards, raise_open_files())?;
-    let (writer, reader) = open_store(&setup)?;
-    let inheritance = inherit::take_over(setup.base, reader.live()?)?;
-    drop(reader);
+    let seal_key = SealKey::from_bytes(&setup.seal_key);
+    let (writer, store) = open_store(&setup, seal_key.clone())?;
+    let reader = Reader::open(&setup.base.store(), &seal_key)?;
+    let inheritance = inherit::take_over(setup.base, &reader)?;
     let host = Arc::new(host(&setup, shards)?);
     let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;
@@ -225,7 +228,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
             ids,
             crew,
             writer: writer.clone(),
-            store_path: setup.base.store(),
+            reader: Reader::open(&setup.base.store(), &seal_key)?,
             share,
             socket,
             front: Arc::clone(&front),
@@ -248,19 +251,19 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
         })?;
     }
     let ending = is_done.recv().unwrap_or(Ok(Ending::Left))?;
-    writer.close();
+    store.close();
     Ok(ending)
 }
 
-fn open_store(setup: &Setup<'_>) -> Result<(Writer, Reader), StartError> {
-    let path = setup.base.store();
-    let writer = Store::open(&store::Options {
-        path: &path,
-        durability: setup.config.store.durability,
-        seal_key: setup.seal_key,
-    })?;
-    let reader = Reader::open(&path, setup.seal_key)?;
-    Ok((writer, reader))
+fn open_store(setup: &Setup<'_>, key: SealKey) -> Result<(Writer, Store), StartError> {
+    Ok(Store::open(store::Options {
+        path: setup.base.store(),
+        key,
+        durability: match setup.config.store.durability {
+            config::Durability::Process => store::Durability::Process,
+            config::Durability::Power => store::Durability::Power,
+        },
+    })?)
 }
 
 fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {

@@ -4,7 +4,6 @@ use std::{
     io,
     net::UdpSocket,
     os::fd::OwnedFd,
-    path::PathBuf,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
@@ -31,7 +30,7 @@ use crate::{
         remote::{Call, Local, Remote},
         seats::Seats,
     },
-    store::Writer,
+    store::{Reader, Writer},
 };
 
 /// One shard's ends of the mailbox.
@@ -51,7 +50,7 @@ pub(super) struct ThreadParts {
     pub(super) ids: IdRanges,
     pub(super) crew: Crew,
     pub(super) writer: Writer,
-    pub(super) store_path: PathBuf,
+    pub(super) reader: Reader,
     pub(super) share: Share,
     pub(super) socket: UdpSocket,
     pub(super) front: FrontStart,
@@ -89,7 +88,7 @@ impl ThreadParts {
             desk: Desk::new(self.ids),
             recorder,
             records,
-            archive: Archive::new(self.store_path),
+            archive: Archive::new(self.reader),
             seats: Seats::new().map_err(io("a counter"))?,
         });
         rt::spawn(Rc::clone(&shard).serve_records(inbox));
