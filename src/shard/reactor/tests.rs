@@ -10,13 +10,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     job::{Limits, Outcome, Reason, Spec, User, WorkKind},
-    shard::{core::CoreLimits, effect::ExitStatus},
+    shard::{
+        core::CoreLimits,
+        effect::{ExitStatus, FoundJob, Whereabouts},
+    },
 };
 
 const LIMITS: CoreLimits = CoreLimits {
     live_jobs_max: 8,
     starts_max: 2,
-    history_max: 4,
 };
 
 fn id(n: u8) -> JobId {
@@ -82,10 +84,21 @@ impl Story {
         out
     }
 
+    /// The client has given everything and the store keeps the job.
+    fn accept(&mut self, n: u8) -> Vec<Effect> {
+        assert_eq!(
+            self.feed(Event::Accept(id(n))),
+            [Effect::RecordAccepted(id(n))]
+        );
+        let mut effects = self.feed(Event::Recorded(id(n), Ok(())));
+        assert_eq!(effects.remove(0), Effect::Answer(id(n), Ok(())));
+        effects
+    }
+
     fn running(timeout: Option<Duration>) -> Self {
         let mut story = Self::new();
         story.feed(new_job(1, timeout));
-        story.feed(Event::Accept(id(1)));
+        story.accept(1);
         story.feed(Event::Sent(id(1)));
         story.feed(Event::Born(id(1)));
         story.feed(Event::Started(id(1), Ok(3_000)));
@@ -122,7 +135,7 @@ fn exit(status: ExitStatus) -> Event {
 fn output_beyond_its_limit_ends_a_job_even_before_its_birth_is_heard_of() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
-    story.feed(Event::Accept(id(1)));
+    story.accept(1);
     story.feed(Event::Sent(id(1)));
     assert_eq!(story.feed(Event::LogLimit(id(1))), [Effect::Kill(id(1))]);
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
@@ -136,10 +149,7 @@ fn output_beyond_its_limit_ends_a_job_even_before_its_birth_is_heard_of() {
 fn a_job_goes_from_submit_to_completed() {
     let mut story = Story::new();
     assert_eq!(story.feed(new_job(1, None)), [Effect::Prepare(id(1))]);
-    assert_eq!(
-        story.feed(Event::Accept(id(1))),
-        [Effect::RecordAccepted(id(1))]
-    );
+    assert_eq!(story.accept(1), []);
     assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
     assert_eq!(story.feed(Event::Born(id(1))), []);
     assert_eq!(story.core.view(id(1)).unwrap().state, State::Initializing);
@@ -157,25 +167,83 @@ fn a_job_goes_from_submit_to_completed() {
 }
 
 #[test]
-fn go_waits_for_the_acceptance() {
+fn go_waits_until_the_store_keeps_the_job() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
     assert_eq!(story.feed(Event::Sent(id(1))), []);
     assert_eq!(story.feed(Event::Born(id(1))), []);
     assert_eq!(
         story.feed(Event::Accept(id(1))),
-        [Effect::RecordAccepted(id(1)), Effect::Go(id(1))]
+        [Effect::RecordAccepted(id(1))]
     );
     assert_eq!(story.feed(Event::Accept(id(1))), []);
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Ok(()))),
+        [Effect::Answer(id(1), Ok(())), Effect::Go(id(1))]
+    );
+    assert_eq!(story.feed(Event::Recorded(id(1), Ok(()))), []);
+}
+
+fn full() -> Refusal {
+    Refusal::new(RefusalCode::Busy, "full")
 }
 
 #[test]
-fn a_birth_that_overtakes_the_sending_lets_the_command_go_once() {
+fn a_job_that_the_store_cannot_take_never_was() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Sent(id(1)));
+    story.feed(Event::Accept(id(1)));
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Err(full()))),
+        [
+            Effect::Answer(id(1), Err(full())),
+            Effect::Kill(id(1))
+        ]
+    );
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
+    story.feed(Event::Gone(id(1)));
+    assert_eq!(
+        story.feed(Event::Drained(id(1), LogTotals::default(), None)),
+        [
+            Effect::Release(id(1)),
+            Effect::Forget(id(1)),
+            Effect::DeleteOutput(id(1))
+        ]
+    );
+    assert!(story.core.jobs.is_empty());
+}
+
+#[test]
+fn a_job_whose_start_failed_while_the_store_could_not_take_it_never_was() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
     story.feed(Event::Accept(id(1)));
-    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
-    assert_eq!(story.feed(Event::Sent(id(1))), []);
+    let failure = StartFailure {
+        step: "x".to_owned(),
+        errno: 1,
+    };
+    story.feed(Event::PrepareFailed(id(1), failure));
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Err(full()))),
+        [Effect::Answer(id(1), Err(full()))]
+    );
+    story.feed(Event::Drained(id(1), LogTotals::default(), None));
+    assert!(story.core.jobs.is_empty());
+}
+
+#[test]
+fn an_ended_job_is_remembered_until_the_store_has_its_end() {
+    let mut story = Story::running(None);
+    story.feed(exit(ExitStatus::Code(0)));
+    story.end();
+    assert_eq!((story.core.jobs.len(), story.core.live()), (1, 0));
+    assert_eq!(
+        story.feed(Event::EndRecorded(id(1))),
+        [Effect::Forget(id(1))]
+    );
+    assert_eq!((story.core.jobs.len(), story.core.live()), (0, 0));
+    assert_eq!(story.feed(Event::EndRecorded(id(1))), []);
 }
 
 #[test]
@@ -190,6 +258,7 @@ fn stop_while_running_sends_term_and_arms_the_grace_timer() {
     assert_eq!(
         story.feed(stop),
         [
+            Effect::RecordEnding(id(1)),
             Effect::Signal(id(1), libc::SIGTERM),
             Effect::SetTimer(id(1), Timer::Grace, at)
         ]
@@ -212,7 +281,7 @@ fn stop_while_running_sends_term_and_arms_the_grace_timer() {
 #[test]
 fn a_timeout_ends_as_timeout_even_when_the_command_then_exits_by_itself() {
     let mut story = Story::running(Some(Duration::from_secs(1)));
-    assert_eq!(story.feed(Event::Timer(id(1), Timer::Timeout)).len(), 2);
+    assert_eq!(story.feed(Event::Timer(id(1), Timer::Timeout)).len(), 3);
     story.feed(exit(ExitStatus::Code(0)));
     let (state, outcome) = story.end();
     assert_eq!((state, outcome.reason), (State::Timeout, Reason::Timeout));
@@ -240,7 +309,7 @@ fn what_init_could_not_start_is_named() {
     fn check(failure: ExecFailure, expected: Reason) {
         let mut story = Story::new();
         story.feed(new_job(1, None));
-        story.feed(Event::Accept(id(1)));
+        story.accept(1);
         story.feed(Event::Sent(id(1)));
         story.feed(Event::Born(id(1)));
         assert_eq!(story.feed(Event::Started(id(1), Err(failure))), []);
@@ -274,7 +343,7 @@ fn a_failed_step_ends_the_job_with_its_name_and_frees_the_slot() {
     let mut story = Story::new();
     for n in 1..=3 {
         story.feed(new_job(n, None));
-        story.feed(Event::Accept(id(n)));
+        story.accept(n);
     }
     assert_eq!((story.core.starting, story.core.waiting.len()), (2, 1));
     let failure = StartFailure {
@@ -301,7 +370,7 @@ fn a_failed_step_ends_the_job_with_its_name_and_frees_the_slot() {
 fn a_job_killed_before_it_is_born_is_killed_again_when_it_is() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
-    story.feed(Event::Accept(id(1)));
+    story.accept(1);
     story.feed(Event::Sent(id(1)));
     let stop = Event::Stop {
         id: id(1),
@@ -318,7 +387,7 @@ fn a_job_killed_before_it_is_born_is_killed_again_when_it_is() {
 fn a_birth_that_comes_before_the_word_that_its_recipe_was_sent_lets_it_go() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
-    story.feed(Event::Accept(id(1)));
+    story.accept(1);
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
     assert_eq!(story.feed(Event::Sent(id(1))), []);
 }
@@ -333,7 +402,11 @@ fn an_abandoned_upload_leaves_no_trace() {
     story.feed(Event::Gone(id(1)));
     assert_eq!(
         story.feed(Event::Drained(id(1), LogTotals::default(), None)),
-        [Effect::Release(id(1)), Effect::DeleteOutput(id(1))]
+        [
+            Effect::Release(id(1)),
+            Effect::Forget(id(1)),
+            Effect::DeleteOutput(id(1))
+        ]
     );
     assert!(story.core.jobs.is_empty());
 }
@@ -342,38 +415,10 @@ fn an_abandoned_upload_leaves_no_trace() {
 fn a_recipe_the_spawner_never_read_is_sent_again() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
-    story.feed(Event::Accept(id(1)));
+    story.accept(1);
     story.feed(Event::Sent(id(1)));
     assert_eq!(story.feed(Event::Unsent(id(1))), [Effect::Prepare(id(1))]);
     assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
-}
-
-#[test]
-fn the_history_is_bounded_and_what_is_forgotten_is_deleted() {
-    let mut story = Story::new();
-    let mut deleted = Vec::new();
-    for n in 1..=6 {
-        story.feed(new_job(n, None));
-        story.feed(Event::Accept(id(n)));
-        story.feed(Event::PrepareFailed(
-            id(n),
-            StartFailure {
-                step: "x".to_owned(),
-                errno: 1,
-            },
-        ));
-        deleted.extend(
-            story
-                .feed(Event::Drained(id(n), LogTotals::default(), None))
-                .into_iter()
-                .filter(|effect| matches!(effect, Effect::DeleteOutput(_))),
-        );
-    }
-    assert_eq!(
-        deleted,
-        [Effect::DeleteOutput(id(1)), Effect::DeleteOutput(id(2))]
-    );
-    assert_eq!(story.core.jobs.len(), 4);
 }
 
 #[test]
@@ -403,6 +448,9 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(n, limited)| new_job(n, limited.then_some(Duration::from_secs(1)))),
         job.clone().prop_map(Event::Accept),
         job.clone().prop_map(Event::Abandon),
+        job.clone().prop_map(|id| Event::Recorded(id, Ok(()))),
+        job.clone().prop_map(|id| Event::Recorded(id, Err(full()))),
+        job.clone().prop_map(Event::EndRecorded),
         job.clone().prop_map(|id| Event::PrepareFailed(
             id,
             StartFailure {
@@ -476,7 +524,7 @@ proptest! {
                     prop_assert_eq!(*times, 1, "released twice");
                 }
                 if let Effect::Go(id) = effect {
-                    prop_assert!(story.core.jobs[id].accepted, "go without acceptance");
+                    prop_assert_eq!(story.core.jobs[id].record, Record::Kept, "go before the store keeps it");
                 }
             }
             let slots = story.core.jobs.values().filter(|job| job.has_slot).count();
@@ -484,7 +532,8 @@ proptest! {
             prop_assert!(slots <= LIMITS.starts_max);
             let waiting = story.core.jobs.values().filter(|job| job.phase == Phase::Waiting).count();
             prop_assert_eq!(waiting, story.core.waiting.len());
-            prop_assert!(story.core.history.len() <= LIMITS.history_max);
+            let over = story.core.jobs.values().filter(|job| matches!(job.phase, Phase::Ended { .. }));
+            prop_assert_eq!(over.count(), story.core.ended);
             for (id, job) in &story.core.jobs {
                 let is_over = matches!(job.phase, Phase::Ended { .. });
                 prop_assert_eq!(is_over, job.state().has_ended(), "state and phase of {} disagree", id);
@@ -492,4 +541,67 @@ proptest! {
             }
         }
     }
+}
+
+/// A job of a former daemon as its store has it.
+fn found(n: u8, whereabouts: Whereabouts, ending: Option<Reason>) -> Event {
+    let mut story = Story::new();
+    story.feed(new_job(n, Some(Duration::from_secs(60))));
+    let mut view = story.core.view(id(n)).unwrap();
+    view.ending = ending;
+    Event::Found(Box::new(FoundJob { view, whereabouts }))
+}
+
+#[test]
+fn a_job_that_a_keeper_holds_goes_on_where_it_is() {
+    let mut story = Story::new();
+    assert_eq!(story.feed(found(1, Whereabouts::Held, None)), []);
+    // Nobody knows whether it was let go; twice is once.
+    assert_eq!(story.feed(Event::Born(id(1))), [Effect::Go(id(1))]);
+    story.now.mono_ns = 20_000_000_000;
+    let at = story.now.instant + Duration::from_secs(50);
+    assert_eq!(
+        story.feed(Event::Started(id(1), Ok(10_000_001_000))),
+        [Effect::SetTimer(id(1), Timer::Timeout, at)],
+        "of its minute ten seconds were over"
+    );
+    assert_eq!(story.core.view(id(1)).unwrap().state, State::Running);
+    story.feed(exit(ExitStatus::Code(4)));
+    let (state, outcome) = story.end();
+    assert_eq!((state, outcome.exit_code), (State::Failed, Some(4)));
+}
+
+#[test]
+fn a_job_that_was_being_stopped_is_stopped_with_its_grace_once_more() {
+    let mut story = Story::new();
+    let by = "bob".to_owned();
+    let ending = Some(Reason::Stopped { by: by.clone() });
+    story.feed(found(1, Whereabouts::Held, ending));
+    let at = story.now.instant + Duration::from_secs(10);
+    assert_eq!(
+        story.feed(Event::Born(id(1))),
+        [
+            Effect::Signal(id(1), libc::SIGTERM),
+            Effect::SetTimer(id(1), Timer::Grace, at)
+        ]
+    );
+    assert_eq!(story.feed(Event::Started(id(1), Ok(3_000))), []);
+    let (state, outcome) = story.end();
+    assert_eq!((state, outcome.reason), (State::Stopped, Reason::Stopped { by }));
+}
+
+#[test]
+fn a_job_that_had_not_begun_is_made_again_and_one_that_may_have_run_is_lost() {
+    let mut story = Story::new();
+    assert_eq!(
+        story.feed(found(1, Whereabouts::NotBegun, None)),
+        [Effect::Prepare(id(1))]
+    );
+    assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(
+        story.feed(found(2, Whereabouts::Lost, None)),
+        [Effect::Release(id(2)), Effect::RecordEnded(id(2))]
+    );
+    let view = story.core.view(id(2)).unwrap();
+    assert_eq!(view.outcome.unwrap().reason, Reason::HostLost);
 }
