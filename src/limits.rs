@@ -447,5 +447,48 @@ pub const COPY_CHUNK_BYTES: usize = 256 << 10;
 
 /// An outcome that the store did not take is offered again after so long.
 pub const STORE_RETRY: Duration = Duration::from_millis(500);
-/// How long an idempotency key stands for its job.
-pub const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
+/// Changes that wait for the store's thread; more are refused. A shard that ends its jobs all at once has one for
+/// each, and tries again with what was refused.
+pub const STORE_QUEUE_CHANGES: usize = 4_096;
+/// Changes in one transaction: those behind it wait until it is done.
+pub const STORE_BATCH_CHANGES: usize = 256;
+const _: () = assert!(STORE_BATCH_CHANGES <= STORE_QUEUE_CHANGES);
+/// Bytes in one transaction, roughly: SQLite holds changed pages in memory until then.
+pub const STORE_BATCH_BYTES: usize = 8 << 20;
+// The largest submit is at most six times as long in JSON, a byte as an escape, and still one transaction.
+const _: () = assert!(SUBMIT_BYTES_MAX <= STORE_BATCH_BYTES);
+/// Bytes, roughly, after which what the write-ahead log holds is written to the file in the background.
+pub const STORE_CHECKPOINT_BYTES: usize = 4 << 20;
+/// Bytes, roughly, after which the store's thread does that itself, so that the log starts anew: in the
+/// background it never gets to the end of a log that never stops growing.
+pub const STORE_WAL_BYTES: usize = 64 << 20;
+const _: () = assert!(STORE_CHECKPOINT_BYTES + STORE_BATCH_BYTES <= STORE_WAL_BYTES);
+/// Size that the file of the log is cut to when it starts anew, bytes.
+pub const STORE_WAL_KEPT_BYTES: u64 = 16 << 20;
+/// How long a change waits for a lock that another program holds on the database: people may look at it with
+/// tools of their own.
+pub const STORE_LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Page cache of a connection that reads, bytes: a list of 100 jobs is less.
+pub const STORE_READ_CACHE_BYTES: u64 = 512 << 10;
+/// Databases up to so many bytes are looked through whole at start; of larger ones all but the contents of ended
+/// jobs, so that a daemon starts in a second whatever its history.
+pub const STORE_CHECK_BYTES: u64 = 32 << 20;
+/// Jobs that one change deletes at most: some 20 ms.
+pub const STORE_DELETE_JOBS: usize = 512;
+/// Keys that one change forgets at most.
+pub const STORE_FORGET_KEYS: usize = 4_096;
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_KEY_KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Free pages of the database, 4 KiB each, that stay for new jobs; of more some are given back.
+pub const STORE_FREE_PAGES: u32 = 4_096;
+/// Pages that are given back at once.
+pub const STORE_VACUUM_PAGES: u32 = 256;
+const _: () = assert!(STORE_VACUUM_PAGES <= STORE_FREE_PAGES);
+/// Output of an ended job that moves into the store, both streams together, bytes: a million small jobs need not
+/// cost three million inodes.
+pub const SMALL_OUTPUT_BYTES: usize = 4 << 10;
+/// Index of such output, bytes: output in more pieces than it holds stays in files.
+pub const SMALL_OUTPUT_INDEX_BYTES: usize = 4 << 10;
+/// Candidates of a prefix that a reader is asked for at most.
+pub const FIND_JOBS_MAX: usize = 100;
+const _: () = assert!(FIND_JOBS_MAX <= LIST_JOBS_MAX);

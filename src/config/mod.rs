@@ -44,6 +44,8 @@ pub struct Config {
     pub best_effort: bool,
     /// Host ids that jobs run as.
     pub ids: Ids,
+    /// What a change of the store survives.
+    pub store: Store,
 }
 
 /// `server`: where and on how many cores.
@@ -96,6 +98,23 @@ pub struct Ids {
     pub first: u32,
     /// `ids.count`: number of ranges, which follow each other.
     pub count: u32,
+}
+
+/// `store`: how what happened to jobs is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Store {
+    /// `store.durability`: what an acknowledged change survives.
+    pub durability: Durability,
+}
+
+/// What an acknowledged change of the store survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The death of the daemon in any way. The last changes before a power loss may be missing.
+    #[default]
+    Process,
+    /// A power loss too: each group of changes waits for the disk.
+    Power,
 }
 
 /// Values of the environment that win over the file.
@@ -189,6 +208,7 @@ impl Config {
             jobs: Jobs::from_raw(raw.section("jobs")?)?,
             best_effort: raw.flag("best_effort", false)?,
             ids: Ids::from_raw(raw.section("ids")?)?,
+            store: Store::from_raw(raw.section("store")?)?,
         };
         raw.finish()?;
         Ok(config)
@@ -312,6 +332,24 @@ impl Ids {
             first: narrow(first),
             count: narrow(count),
         })
+    }
+}
+
+impl Store {
+    fn from_raw(mut raw: RawConfig) -> Result<Self, ConfigError> {
+        let default = Self::default();
+        let found = Self {
+            durability: raw.word(
+                "durability",
+                default.durability,
+                &[
+                    ("process", Durability::Process),
+                    ("power", Durability::Power),
+                ],
+            )?,
+        };
+        raw.finish()?;
+        Ok(found)
     }
 }
 

@@ -69,6 +69,11 @@ ids:
   # must not be anybody else's: see /etc/passwd, /etc/subuid and other daemons of this machine.
   # first: 2147483648
   # count: 32767
+
+store:
+  # What an acknowledged submit or end of a job survives: process (the daemon may be killed at any moment; a
+  # power loss may take the last seconds) or power (a power loss too; every acknowledgement waits for the disk).
+  # durability: process
 ";
 
 #[cfg(test)]
@@ -100,7 +105,7 @@ mod tests {
                 None => text += &format!("{line}\n"),
             }
         }
-        assert_eq!(keys, 24, "{text}");
+        assert_eq!(keys, 25, "{text}");
         assert_eq!(Config::parse(&text).unwrap(), Config::default());
     }
 }

@@ -41,7 +41,7 @@ fn an_empty_file_means_the_defaults() {
 fn unknown_keys_are_refused_with_their_full_name() {
     refuses(
         "sever: {}",
-        "unknown key sever; known here: version, server, limits, jobs, best_effort, ids",
+        "unknown key sever; known here: version, server, limits, jobs, best_effort, ids, store",
     );
     refuses(
         "jobs: {graze: 1s}",
@@ -353,6 +353,22 @@ fn best_effort_is_said_in_so_many_words() {
     refuses(
         "best_effort: maybe",
         "best_effort is \"maybe\"; allowed is true or false",
+    );
+}
+
+#[test]
+fn durability_is_one_of_two_words() {
+    accepts("store: {durability: process}", |_| {});
+    accepts("store: {durability: power}", |c| {
+        c.store.durability = Durability::Power;
+    });
+    refuses(
+        "store: {durability: disk}",
+        "store.durability is \"disk\"; allowed is process or power",
+    );
+    refuses(
+        "store: {sync: power}",
+        "unknown key store.sync; known here: durability",
     );
 }
 

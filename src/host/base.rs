@@ -10,6 +10,7 @@
 //!   jobs/          a directory a job: its output
 //!   journal/       what happened to jobs
 //!   pki/           authority, server certificate, keys
+//!   store.db       jobs, as a SQLite database; store.db-wal and store.db-shm belong to it
 //!   work/          disk images of `/work`
 //! ```
 //! Nobody else may be able to change what is here: a path that others own or may write is refused.
@@ -283,6 +284,12 @@ impl Base {
     #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.root.join("journal")
+    }
+
+    /// The database of jobs.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.root.join("store.db")
     }
 
     /// Where certificates and keys are.

@@ -384,7 +384,7 @@ impl Handle {
 const CANDIDATES: usize = 5;
 
 fn key_life_ns() -> i64 {
-    i64::try_from(limits::KEY_LIFE.as_nanos()).unwrap_or(i64::MAX)
+    i64::try_from(limits::IDEMPOTENCY_KEY_KEPT.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {

@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use super::{
     encode_accepted, encode_ended,
-    record::{Ended, Record},
+    line::{Ended, Record},
 };
 use crate::{
     job::{JobId, JobView, Outcome, Reason, ShardIndex, State, Transition, Usage},

@@ -1,14 +1,41 @@
-//! What outlives the daemon: an append-only journal of jobs, one file a shard.
+//! What outlives the daemon: jobs, in a SQLite database that one thread writes.
 //!
-//! A record is one line of JSON, so people can read it and a torn write can be told from a whole one. The
-//! store makes lines and reads them; the shard appends them through its own I/O, many at once. The types of
-//! the job room stay free of any format: `record` mirrors them privately, and does not compile when they
-//! and their mirror differ.
+//! [`Store::open`] starts that thread; a [`Writer`] hands it a [`Change`] and hears of it after the commit; a
+//! [`Reader`] answers questions about all jobs there ever were, so that nobody keeps them in memory. What an answered
+//! change survives is the [`Durability`]. Values of secrets are in it only while their job has not ended, and sealed.
+//!
+//! The types of the job room stay free of any format: `record` mirrors them privately.
 
+mod apply;
+mod change;
+mod checkpoint;
+mod error;
 mod journal;
+mod line;
+mod reader;
 mod record;
+mod row;
+mod schema;
+mod seal;
+mod writer;
 
+pub use change::{Change, Done, Key, SmallOutput};
+pub use error::{OpenError, StoreError};
 pub use journal::{
     Damage, History, JournalError, Moment, Replay, compact, open_shard, replay, shard_file,
 };
-pub use record::{encode_accepted, encode_ended};
+pub use line::{encode_accepted, encode_ended};
+pub use reader::{Cursor, ListQuery, Live, Reader};
+pub use seal::SealKey;
+pub use writer::{Answer, Options, Rejected, Store, Writer};
+
+/// What an answered change survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// The death of the daemon in any way: it is with the kernel. Of a power loss the database recovers too, but the
+    /// last changes may be missing.
+    #[default]
+    Process,
+    /// A power loss: the commit waits for the disk.
+    Power,
+}

@@ -1,223 +1,30 @@
-//! The two records of a job, and their lines.
+//! How the types of a job are written as JSON.
 //!
-//! ```text
-//! {"accepted":{"v":1,"id":"…","owner":"ann","argv":["true"],…}}     once, before it may run
-//! {"ended":{"v":1,"id":"…","state":"completed","outcome":{…},…}}    once, when its output is complete
-//! ```
+//! They stay free of any format: each has a private mirror here, which does not compile when the two differ.
 //! Bytes that are no text are written as `{"base64":"…"}`; values of secrets are not written at all.
-
-use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::job::{
-    ByteString, Caveat, EnvEntry, JobId, JobView, LimitKind, Limits, LogTotals, Outcome, Reason,
-    Spec, State, Transition, Usage, User, WorkKind,
+    ByteString, Caveat, EnvEntry, LimitKind, Limits, LogTotals, Outcome, Reason, State, Transition,
+    Usage, User, WorkKind,
 };
+use std::time::Duration;
 
-/// Version of both records.
-const VERSION: u32 = 1;
 /// What stands for the value of a secret.
-const SECRET: &[u8] = b"***";
-
-/// The line that says that a job was accepted. It ends with a newline.
-#[must_use]
-pub fn encode_accepted(view: &JobView) -> Vec<u8> {
-    line(&Record::Accepted(Accepted::from_view(view)))
-}
-
-/// The line that says how a job ended. It ends with a newline.
-///
-/// # Panics
-/// If the job has no outcome: it has not ended.
-#[must_use]
-pub fn encode_ended(view: &JobView) -> Vec<u8> {
-    line(&Record::Ended(Ended {
-        v: VERSION,
-        id: view.id.to_string(),
-        state: view.state,
-        transitions: view
-            .transitions
-            .iter()
-            .copied()
-            .map(TransitionRecord)
-            .collect(),
-        outcome: view
-            .outcome
-            .clone()
-            .expect("a job that has ended has an outcome"),
-        log: view.log,
-    }))
-}
-
-fn line(record: &Record) -> Vec<u8> {
-    let mut line =
-        serde_json::to_vec(record).expect("keys are text and nothing in a record can refuse");
-    line.push(b'\n');
-    line
-}
-
-/// One line of the journal.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Record {
-    Accepted(Accepted),
-    Ended(Ended),
-}
-
-impl Record {
-    /// Reads a line without its newline; `None` when it is none of ours.
-    pub(super) fn parse(line: &[u8]) -> Option<Self> {
-        let record: Self = serde_json::from_slice(line).ok()?;
-        let (Self::Accepted(Accepted { v, .. }) | Self::Ended(Ended { v, .. })) = &record;
-        (*v == VERSION).then_some(record)
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Accepted {
-    v: u32,
-    id: String,
-    owner: String,
-    #[serde(with = "StateMirror")]
-    state: State,
-    name: Option<String>,
-    labels: Vec<(String, String)>,
-    argv: Vec<Text>,
-    env: Vec<Variable>,
-    workdir: Text,
-    #[serde(with = "UserMirror")]
-    user: User,
-    work_bytes: u64,
-    #[serde(with = "WorkKindMirror")]
-    work: WorkKind,
-    #[serde(with = "LimitsMirror")]
-    limits: Limits,
-    caveats: Vec<CaveatRecord>,
-    timeout_ns: Option<u64>,
-    grace_ns: u64,
-    uploads: Option<u64>,
-    transitions: Vec<TransitionRecord>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Ended {
-    v: u32,
-    id: String,
-    #[serde(with = "StateMirror")]
-    state: State,
-    transitions: Vec<TransitionRecord>,
-    #[serde(with = "OutcomeMirror")]
-    outcome: Outcome,
-    #[serde(with = "LogTotalsMirror")]
-    log: LogTotals,
-}
-
-impl Accepted {
-    fn from_view(view: &JobView) -> Self {
-        let spec = &*view.spec;
-        Self {
-            v: VERSION,
-            id: view.id.to_string(),
-            owner: view.owner.clone(),
-            state: view.state,
-            name: spec.name.clone(),
-            labels: spec.labels.clone(),
-            argv: spec
-                .argv
-                .iter()
-                .map(|bytes| Text::from_bytes(bytes))
-                .collect(),
-            env: spec.env.iter().map(Variable::from_entry).collect(),
-            workdir: Text::from_bytes(&spec.workdir),
-            user: spec.user,
-            work_bytes: spec.work_bytes,
-            work: view.work,
-            limits: spec.limits.clone(),
-            caveats: view.caveats.iter().cloned().map(CaveatRecord).collect(),
-            timeout_ns: spec.timeout.map(to_ns),
-            grace_ns: to_ns(spec.grace),
-            uploads: spec.uploads,
-            transitions: view
-                .transitions
-                .iter()
-                .copied()
-                .map(TransitionRecord)
-                .collect(),
-        }
-    }
-
-    /// The job as it was when it was accepted; `None` when a field says what it cannot say.
-    pub(super) fn into_view(self) -> Option<JobView> {
-        let spec = Spec {
-            name: self.name,
-            labels: self.labels,
-            argv: self
-                .argv
-                .into_iter()
-                .map(Text::into_bytes)
-                .collect::<Option<_>>()?,
-            env: self
-                .env
-                .into_iter()
-                .map(Variable::into_entry)
-                .collect::<Option<_>>()?,
-            workdir: self.workdir.into_bytes()?,
-            user: self.user,
-            work_bytes: self.work_bytes,
-            limits: self.limits,
-            timeout: self.timeout_ns.map(Duration::from_nanos),
-            grace: Duration::from_nanos(self.grace_ns),
-            uploads: self.uploads,
-        };
-        Some(JobView {
-            id: JobId::parse(&self.id)?,
-            owner: self.owner,
-            state: self.state,
-            spec: Arc::new(spec),
-            work: self.work,
-            caveats: self.caveats.into_iter().map(|record| record.0).collect(),
-            transitions: self
-                .transitions
-                .into_iter()
-                .map(|record| record.0)
-                .collect(),
-            outcome: None,
-            log: LogTotals::default(),
-        })
-    }
-}
-
-impl Ended {
-    /// Which job ended.
-    pub(super) fn id(&self) -> Option<JobId> {
-        JobId::parse(&self.id)
-    }
-
-    /// Makes the accepted job the ended one.
-    pub(super) fn apply(self, view: &mut JobView) {
-        view.state = self.state;
-        view.transitions = self
-            .transitions
-            .into_iter()
-            .map(|record| record.0)
-            .collect();
-        view.outcome = Some(self.outcome);
-        view.log = self.log;
-    }
-}
+pub(super) const SECRET: &[u8] = b"***";
 
 /// Bytes of a user: as text where they are text.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum Text {
+pub(super) enum Text {
     Plain(String),
     Encoded { base64: String },
 }
 
 impl Text {
-    fn from_bytes(bytes: &[u8]) -> Self {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
         match str::from_utf8(bytes) {
             Ok(text) => Self::Plain(text.to_owned()),
             Err(_) => Self::Encoded {
@@ -226,7 +33,7 @@ impl Text {
         }
     }
 
-    fn into_bytes(self) -> Option<ByteString> {
+    pub(super) fn into_bytes(self) -> Option<ByteString> {
         match self {
             Self::Plain(text) => Some(text.into_bytes()),
             Self::Encoded { base64 } => STANDARD.decode(base64).ok(),
@@ -235,7 +42,7 @@ impl Text {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Variable {
+pub(super) struct Variable {
     name: String,
     value: Text,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -243,7 +50,7 @@ struct Variable {
 }
 
 impl Variable {
-    fn from_entry(entry: &EnvEntry) -> Self {
+    pub(super) fn from_entry(entry: &EnvEntry) -> Self {
         let value = if entry.is_secret {
             SECRET
         } else {
@@ -256,7 +63,7 @@ impl Variable {
         }
     }
 
-    fn into_entry(self) -> Option<EnvEntry> {
+    pub(super) fn into_entry(self) -> Option<EnvEntry> {
         Some(EnvEntry {
             name: self.name,
             value: self.value.into_bytes()?,
@@ -266,17 +73,17 @@ impl Variable {
 }
 
 /// Durations of jobs are bounded by a year; 64 bits of nanoseconds hold 584.
-fn to_ns(duration: Duration) -> u64 {
+pub(super) fn to_ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-struct TransitionRecord(#[serde(with = "TransitionMirror")] Transition);
+pub(super) struct TransitionRecord(#[serde(with = "TransitionMirror")] pub(super) Transition);
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Transition")]
-struct TransitionMirror {
+pub(super) struct TransitionMirror {
     #[serde(with = "StateMirror")]
     state: State,
     wall_ns: i64,
@@ -285,7 +92,7 @@ struct TransitionMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "State", rename_all = "snake_case")]
-enum StateMirror {
+pub(super) enum StateMirror {
     Scheduled,
     Queued,
     Initializing,
@@ -300,21 +107,21 @@ enum StateMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "WorkKind", rename_all = "snake_case")]
-enum WorkKindMirror {
+pub(super) enum WorkKindMirror {
     Memory,
     Disk,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "User")]
-struct UserMirror {
+pub(super) struct UserMirror {
     uid: u32,
     gid: u32,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Limits")]
-struct LimitsMirror {
+pub(super) struct LimitsMirror {
     cpu_percent: Option<u32>,
     memory_bytes: Option<u64>,
     io_bytes_per_second: Option<u64>,
@@ -324,11 +131,11 @@ struct LimitsMirror {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-struct CaveatRecord(#[serde(with = "CaveatMirror")] Caveat);
+pub(super) struct CaveatRecord(#[serde(with = "CaveatMirror")] pub(super) Caveat);
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Caveat")]
-struct CaveatMirror {
+pub(super) struct CaveatMirror {
     #[serde(with = "LimitKindMirror")]
     limit: LimitKind,
     is_partly: bool,
@@ -337,7 +144,7 @@ struct CaveatMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "LimitKind", rename_all = "snake_case")]
-enum LimitKindMirror {
+pub(super) enum LimitKindMirror {
     Cpu,
     Memory,
     Io,
@@ -347,7 +154,7 @@ enum LimitKindMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "LogTotals")]
-struct LogTotalsMirror {
+pub(super) struct LogTotalsMirror {
     stdout_bytes: u64,
     stderr_bytes: u64,
     dropped_bytes: u64,
@@ -355,7 +162,7 @@ struct LogTotalsMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Outcome")]
-struct OutcomeMirror {
+pub(super) struct OutcomeMirror {
     #[serde(with = "ReasonMirror")]
     reason: Reason,
     exit_code: Option<i32>,
@@ -369,7 +176,7 @@ struct OutcomeMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Usage")]
-struct UsageMirror {
+pub(super) struct UsageMirror {
     cpu_user_us: u64,
     cpu_system_us: u64,
     throttled_us: Option<u64>,
@@ -385,7 +192,7 @@ struct UsageMirror {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Reason", rename_all = "snake_case")]
-enum ReasonMirror {
+pub(super) enum ReasonMirror {
     Exited,
     Signaled,
     OutOfMemory,
