@@ -5,6 +5,7 @@
 //! again only when nothing runs under it. Doing it twice, or when nothing was left, changes nothing.
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -113,7 +114,7 @@ fn recover_from(
     }
     Tree::remove_remains(instance)?;
     report.mounts = unmount(base_dir)?;
-    let cleaned = volume::clean(base_dir)?;
+    let cleaned = volume::clean(base_dir, &HashSet::new())?;
     (report.loop_devices, report.images) = (cleaned.devices, cleaned.images);
     report.leases = identity::release_all(leases, instance)?;
     Ok(report)
