@@ -303,6 +303,11 @@ impl Shared {
         self.settled.notify_all();
     }
 
+    #[cfg(test)]
+    pub(super) fn has_ended(&self) -> bool {
+        self.running.get() == 0
+    }
+
     fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.phase_changed.notify_all();

@@ -19,6 +19,8 @@ mod reader;
 mod record;
 mod recover;
 mod stream;
+#[cfg(test)]
+mod succession;
 mod tail;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,10 @@
 //! the sizes of the files are the truth and the index follows: a torn record is cut off, bytes beyond the
 //! last record get one, and records beyond the files (a power cut) are cut back and counted as dropped. Call
 //! it only when no former daemon can still be writing: its lock is taken.
+//!
+//! Stored bytes are exact. Dropped ones are as the index says, which is written behind the dropping: what was
+//! thrown away between its last write and the death of the daemon is known to nobody and missing from the
+//! count. That can only be where the limit or the disk's reserve was reached.
 
 use std::{
     fs::{File, OpenOptions},

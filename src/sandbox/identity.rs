@@ -4,6 +4,9 @@
 //! daemon owns a slice by a file in `/run/joblet/ids` that names its instance and base directory. The files
 //! are made and judged under one lock of that directory. A lease whose base directory is gone, or holds
 //! another instance by now, is stale and taken over. `/run` empties at boot, when no job is left either.
+//!
+//! Jobs outlive their daemon, so the next one takes over the slices on which some still run, and only those;
+//! which range a job has is read off its init.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -114,6 +117,12 @@ pub enum IdError {
         /// Number of configured ranges.
         count: u32,
     },
+    /// A job of ours runs on ids that another daemon has leased: its lease is lost, and the job must end.
+    #[error("host ids from {base} are in use here and leased by others")]
+    Taken {
+        /// First id of the range.
+        base: u32,
+    },
     /// A file could not be read.
     #[error("read {}", .path.display())]
     Read {
@@ -151,20 +160,54 @@ impl IdRanges {
     /// # Errors
     /// [`IdError`].
     pub fn lease(options: LeaseOptions) -> Result<Self, IdError> {
-        if IdRange::from_base(options.first).is_none() {
-            return Err(IdError::First(options.first));
+        check(&options)?;
+        let mut ranges = Self::none(options);
+        ranges.grow()?;
+        Ok(ranges)
+    }
+
+    /// Takes over what a dead daemon of the same instance had leased, for as many shards as there are now:
+    /// `used` has for each the ranges that its jobs run on. Each shard's are in use with it and freed with it,
+    /// whichever slice they lie in; the free ranges of a slice go to one shard, in turn. A shard that gets no
+    /// slice leases one.
+    ///
+    /// Call [`release_unused`] before it, and neither while a daemon of this instance lives.
+    ///
+    /// # Errors
+    /// [`IdError`]. [`IdError::Taken`] when a range in use has no lease and somebody else's stands in its place.
+    pub fn adopt(options: &LeaseOptions, used: &[Vec<IdRange>]) -> Result<Vec<Self>, IdError> {
+        check(options)?;
+        let mut shards: Vec<Self> = used
+            .iter()
+            .map(|used| Self {
+                used: used.iter().copied().collect(),
+                ..Self::none(options.clone())
+            })
+            .collect();
+        let all: HashSet<IdRange> = used.iter().flatten().copied().collect();
+        let space = options.space();
+        for (turn, slice) in adopt_leases(options, &all)?.into_iter().enumerate() {
+            let count = shards.len().max(1);
+            let Some(shard) = shards.get_mut(turn % count) else {
+                break;
+            };
+            let free = ranges_of(slice, &space).filter(|range| !all.contains(range));
+            shard.free.extend(free);
+            shard.leased.push(lease_path(options, slice));
         }
-        for path in SUBORDINATE_FILES {
-            check_overlap(&options, Path::new(path))?;
+        for shard in shards.iter_mut().filter(|shard| shard.leased.is_empty()) {
+            shard.grow()?;
         }
-        let mut ranges = Self {
+        Ok(shards)
+    }
+
+    fn none(options: LeaseOptions) -> Self {
+        Self {
             options,
             leased: Vec::new(),
             free: VecDeque::new(),
             used: HashSet::new(),
-        };
-        ranges.grow()?;
-        Ok(ranges)
+        }
     }
 
     /// A range that nobody uses. When none is free another slice is leased (a file is made in `/run`).
@@ -180,10 +223,11 @@ impl IdRanges {
         Ok(range)
     }
 
-    /// Gives a range back: no process, file or namespace of its job is left. One that is not in use is
-    /// ignored, so that it can never be handed out twice.
+    /// Gives a range back: no process, file or namespace of its job is left, which the job's empty cgroup says.
+    /// One that is not in use is ignored, so that it can never be handed out twice; so is one outside of what
+    /// is configured by now.
     pub fn free(&mut self, range: IdRange) {
-        if self.used.remove(&range) {
+        if self.used.remove(&range) && self.options.space().contains(&range.base().into()) {
             self.free.push_back(range);
         }
     }
@@ -223,12 +267,9 @@ impl IdRanges {
             if u64::from(slice) >= space.end {
                 break;
             }
-            let path = self.options.directory.join(format!("{slice:08x}"));
+            let path = lease_path(&self.options, slice);
             if claim(&path, &self.options)? {
-                let ranges = (0..ID_SLICE_RANGES)
-                    .filter_map(|number| IdRange::from_base(slice + number * IDS_PER_JOB))
-                    .filter(|range| space.contains(&range.base().into()));
-                self.free.extend(ranges);
+                self.free.extend(ranges_of(slice, &space));
                 self.leased.push(path);
                 return Ok(());
             }
@@ -237,30 +278,126 @@ impl IdRanges {
     }
 }
 
+/// The ids that the process `pid`, a job's init, runs on: its user namespace maps 0 to 65,535 on one range, for
+/// users and for groups. `None` when it has ended or is in no namespace of ours.
+///
+/// # Source
+/// user_namespaces(7), "User and group ID mappings".
+#[must_use]
+pub fn range_of(pid: u32) -> Option<IdRange> {
+    let read = |map: &str| range_in(&fs::read_to_string(format!("/proc/{pid}/{map}")).ok()?);
+    let users = read("uid_map")?;
+    (read("gid_map")? == users).then_some(users)
+}
+
+/// The range of a map that is exactly one.
+fn range_in(map: &str) -> Option<IdRange> {
+    let mut numbers = map.split_whitespace().map(str::parse::<u32>);
+    let mut next = || numbers.next()?.ok();
+    let (inside, base, count) = (next()?, next()?, next()?);
+    let is_one = numbers.next().is_none() && (inside, count) == (0, IDS_PER_JOB);
+    IdRange::from_base(base).filter(|_| is_one)
+}
+
 /// Removes every lease of `instance`, whoever of it made them. Its jobs must have ended. Returns how many.
 ///
 /// # Errors
 /// [`IdError`]; a directory that does not exist holds no lease.
 pub fn release_all(directory: &Path, instance: &str) -> Result<usize, IdError> {
+    release_unused(directory, instance, &HashSet::new())
+}
+
+/// Removes the leases of `instance` in which no range of `used` lies, whoever of it made them. Of its jobs only
+/// those of `used` may live. Returns how many.
+///
+/// # Errors
+/// [`IdError`]; a directory that does not exist holds no lease.
+pub fn release_unused(
+    directory: &Path,
+    instance: &str,
+    used: &HashSet<IdRange>,
+) -> Result<usize, IdError> {
     if !directory.exists() {
         return Ok(0);
     }
     let _lock = lock(directory)?;
-    let read = |source| IdError::Read {
-        path: directory.to_owned(),
-        source,
-    };
+    let kept: HashSet<u32> = used.iter().map(|range| slice_of(*range)).collect();
     let mut removed = 0;
-    for entry in fs::read_dir(directory).map_err(read)? {
-        let path = entry.map_err(read)?.path();
-        if is_slice_name(path.file_name())
-            && Lease::read(&path)?.is_some_and(|lease| lease.is_of(instance))
-        {
-            remove(&path)?;
+    for slice in leases_of(directory, instance)? {
+        if !kept.contains(&slice) {
+            remove(&directory.join(slice_name(slice)))?;
             removed += 1;
         }
     }
     Ok(removed)
+}
+
+/// The slices that `instance` has leased, in order. The directory is locked.
+fn leases_of(directory: &Path, instance: &str) -> Result<Vec<u32>, IdError> {
+    let read = |source| IdError::Read {
+        path: directory.to_owned(),
+        source,
+    };
+    let mut slices = Vec::new();
+    for entry in fs::read_dir(directory).map_err(read)? {
+        let path = entry.map_err(read)?.path();
+        if let Some(slice) = slice_in(path.file_name())
+            && Lease::read(&path)?.is_some_and(|lease| lease.is_of(instance))
+        {
+            slices.push(slice);
+        }
+    }
+    slices.sort_unstable();
+    Ok(slices)
+}
+
+/// The slices of our instance, those of `used` among them: one whose lease was lost is leased again.
+fn adopt_leases(options: &LeaseOptions, used: &HashSet<IdRange>) -> Result<Vec<u32>, IdError> {
+    let _lock = lock(&options.directory)?;
+    let mut slices = leases_of(&options.directory, &options.instance)?;
+    for range in used {
+        let slice = slice_of(*range);
+        if !slices.contains(&slice) {
+            if !claim(&lease_path(options, slice), options)? {
+                return Err(IdError::Taken { base: range.base() });
+            }
+            slices.push(slice);
+        }
+    }
+    Ok(slices)
+}
+
+/// First id of the slice that a range lies in.
+const fn slice_of(range: IdRange) -> u32 {
+    range.base() - range.base() % SLICE_IDS
+}
+
+/// The ranges of a slice that may be used.
+fn ranges_of(slice: u32, space: &Range<u64>) -> impl Iterator<Item = IdRange> {
+    let space = space.clone();
+    (0..ID_SLICE_RANGES)
+        .filter_map(move |number| {
+            IdRange::from_base(slice.checked_add(number.checked_mul(IDS_PER_JOB)?)?)
+        })
+        .filter(move |range| space.contains(&range.base().into()))
+}
+
+fn lease_path(options: &LeaseOptions, slice: u32) -> PathBuf {
+    options.directory.join(slice_name(slice))
+}
+
+fn slice_name(slice: u32) -> String {
+    format!("{slice:08x}")
+}
+
+/// Whether ids may be had at all.
+fn check(options: &LeaseOptions) -> Result<(), IdError> {
+    if IdRange::from_base(options.first).is_none() {
+        return Err(IdError::First(options.first));
+    }
+    SUBORDINATE_FILES
+        .iter()
+        .try_for_each(|path| check_overlap(options, Path::new(path)))
 }
 
 /// What stands in a lease file: the instance, a line end, the base directory's bytes.
@@ -370,8 +507,11 @@ fn lock(directory: &Path) -> Result<Flock<File>, IdError> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| write(error.into()))
 }
 
-fn is_slice_name(name: Option<&OsStr>) -> bool {
-    name.is_some_and(|name| name.len() == 8 && name.as_bytes().iter().all(u8::is_ascii_hexdigit))
+/// The slice that a lease file is named after.
+fn slice_in(name: Option<&OsStr>) -> Option<u32> {
+    let name = name?.to_str().filter(|name| name.len() == 8)?;
+    let is_hex = name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u32::from_str_radix(name, 16).ok().filter(|_| is_hex)
 }
 
 /// Refuses a configured space in which somebody's subordinate ids lie. A host without the file has none.
@@ -409,261 +549,4 @@ fn check_overlap(options: &LeaseOptions, path: &Path) -> Result<(), IdError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use tempfile::TempDir;
-
-    use super::*;
-
-    const FIRST: u32 = 0x8000_0000;
-
-    struct Host {
-        root: TempDir,
-    }
-
-    impl Host {
-        fn new() -> Self {
-            Self {
-                root: TempDir::new().unwrap(),
-            }
-        }
-
-        fn daemon(&self, instance: &str) -> LeaseOptions {
-            let base_dir = self.root.path().join(format!("base-{instance}"));
-            fs::create_dir_all(&base_dir).unwrap();
-            File::create(base_dir.join("instance"))
-                .unwrap()
-                .write_all(instance.as_bytes())
-                .unwrap();
-            LeaseOptions {
-                directory: self.root.path().join("ids"),
-                instance: instance.to_owned(),
-                base_dir,
-                first: FIRST,
-                count: 3 * ID_SLICE_RANGES,
-            }
-        }
-
-        fn leases(&self) -> Vec<String> {
-            let mut names: Vec<String> = fs::read_dir(self.root.path().join("ids"))
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .filter(|name| name != ".lock")
-                .collect();
-            names.sort();
-            names
-        }
-    }
-
-    #[test]
-    fn daemons_and_shards_never_share_a_range_and_a_fourth_finds_none() {
-        let host = Host::new();
-        let mut held: Vec<_> = ["aaaa", "aaaa", "bbbb"]
-            .map(|name| IdRanges::lease(host.daemon(name)).unwrap())
-            .into();
-        let bases: Vec<u32> = held
-            .iter_mut()
-            .map(|ranges| ranges.allocate().unwrap().base())
-            .collect();
-        assert_eq!(bases, [FIRST, FIRST + SLICE_IDS, FIRST + 2 * SLICE_IDS]);
-        let refused = IdRanges::lease(host.daemon("cccc")).unwrap_err();
-        assert!(
-            matches!(refused, IdError::Exhausted { first: FIRST, .. }),
-            "{refused}"
-        );
-        held.pop().unwrap().release().unwrap();
-        assert_eq!(
-            IdRanges::lease(host.daemon("cccc"))
-                .unwrap()
-                .allocate()
-                .unwrap()
-                .base(),
-            bases[2]
-        );
-    }
-
-    #[test]
-    fn a_full_slice_is_followed_by_another_and_all_are_released() {
-        let host = Host::new();
-        let mut ranges = IdRanges::lease(LeaseOptions {
-            count: 2 * ID_SLICE_RANGES,
-            ..host.daemon("aaaa")
-        })
-        .unwrap();
-        let all: HashSet<IdRange> = (0..2 * ID_SLICE_RANGES)
-            .map(|_| ranges.allocate().unwrap())
-            .collect();
-        assert_eq!(all.len(), ranges.in_use());
-        assert!(matches!(ranges.allocate(), Err(IdError::Exhausted { .. })));
-        ranges.free(*all.first().unwrap());
-        assert_eq!(ranges.allocate().unwrap(), *all.first().unwrap());
-        assert_eq!(host.leases(), ["80000000", "81000000"]);
-        ranges.release().unwrap();
-        assert_eq!(host.leases(), [""; 0]);
-    }
-
-    trait First<T> {
-        fn first(&self) -> Option<&T>;
-    }
-
-    impl<T> First<T> for HashSet<T> {
-        fn first(&self) -> Option<&T> {
-            self.iter().next()
-        }
-    }
-
-    #[test]
-    fn no_more_is_handed_out_than_is_configured_and_spaces_that_overlap_share_no_range() {
-        let host = Host::new();
-        let lease = |name, shift: u32, count| {
-            IdRanges::lease(LeaseOptions {
-                first: FIRST + shift * IDS_PER_JOB,
-                count,
-                ..host.daemon(name)
-            })
-            .unwrap()
-        };
-        let mut one = lease("aaaa", 1, 256);
-        // The slice in which the first space begins is taken, though this one begins elsewhere in it.
-        let mut other = lease("bbbb", 2, 512);
-        let count = |ranges: &mut IdRanges| {
-            std::iter::from_fn(|| ranges.allocate().ok()).collect::<HashSet<_>>()
-        };
-        let theirs = count(&mut other);
-        let ours = count(&mut one);
-        assert!(ours.is_disjoint(&theirs));
-        assert_eq!((ours.len(), theirs.len()), (255, 258));
-    }
-
-    #[test]
-    fn the_end_of_the_id_space_is_not_handed_out() {
-        let host = Host::new();
-        let first = 0xFFF0_0000;
-        let mut ranges = IdRanges::lease(LeaseOptions {
-            first,
-            count: 8 * ID_SLICE_RANGES,
-            ..host.daemon("a")
-        })
-        .unwrap();
-        for number in 0..15 {
-            assert_eq!(
-                ranges.allocate().unwrap().base(),
-                first + number * IDS_PER_JOB
-            );
-        }
-        assert!(matches!(ranges.allocate(), Err(IdError::Exhausted { .. })));
-        for first in [0, 1, 65_535, 0xFFFF_0000, u32::MAX] {
-            let refused = IdRanges::lease(LeaseOptions {
-                first,
-                ..host.daemon("b")
-            })
-            .unwrap_err();
-            assert!(matches!(refused, IdError::First(_)), "{first}: {refused}");
-        }
-    }
-
-    #[test]
-    fn a_lease_is_taken_over_only_when_its_daemon_cannot_come_back() {
-        let host = Host::new();
-        let options = |name| LeaseOptions {
-            count: ID_SLICE_RANGES,
-            ..host.daemon(name)
-        };
-        drop(IdRanges::lease(options("aaaa")).unwrap());
-        let refused = || IdRanges::lease(options("bbbb")).unwrap_err();
-        assert!(
-            matches!(refused(), IdError::Exhausted { .. }),
-            "it may have jobs still"
-        );
-        assert!(
-            matches!(
-                IdRanges::lease(options("aaaa")).unwrap_err(),
-                IdError::Exhausted { .. }
-            ),
-            "nor is it taken by a shard of the same daemon"
-        );
-        let base = host.daemon("aaaa").base_dir;
-        File::create(base.join("instance"))
-            .unwrap()
-            .write_all(b"dddd")
-            .unwrap();
-        let taken = IdRanges::lease(options("bbbb")).unwrap();
-        drop(taken);
-        fs::remove_dir_all(host.daemon("bbbb").base_dir).unwrap();
-        drop(IdRanges::lease(options("cccc")).unwrap());
-        // An unfinished lease is a crash's.
-        File::create(host.root.path().join("ids/80000000")).unwrap();
-        drop(IdRanges::lease(options("eeee")).unwrap());
-    }
-
-    #[test]
-    fn recovery_releases_what_an_instance_leased_and_nothing_else() {
-        let host = Host::new();
-        for name in ["aaaa", "bbbb", "aaaa"] {
-            drop(IdRanges::lease(host.daemon(name)).unwrap());
-        }
-        let directory = host.root.path().join("ids");
-        assert_eq!(release_all(&directory, "aaaa").unwrap(), 2);
-        assert_eq!(host.leases(), ["81000000"]);
-        assert_eq!(release_all(&directory, "aaaa").unwrap(), 0);
-        assert_eq!(
-            release_all(Path::new("/nonexistent/ids"), "aaaa").unwrap(),
-            0
-        );
-    }
-
-    #[test]
-    fn subordinate_ids_of_users_are_refused_by_file_and_line() {
-        let host = Host::new();
-        let path = host.root.path().join("subuid");
-        let check = |line: &str| {
-            let text = format!("# comment\nann:100000:65536\n{line}\n");
-            File::create(&path)
-                .unwrap()
-                .write_all(text.as_bytes())
-                .unwrap();
-            check_overlap(&host.daemon("a"), &path)
-        };
-        let end = u64::from(FIRST) + 3 * u64::from(SLICE_IDS);
-        check(&format!("bob:{end}:1")).unwrap();
-        check(&format!("bob:{}:65536", FIRST - 65_536)).unwrap();
-        check(&format!("bob:{FIRST}:0")).unwrap();
-        for line in [
-            format!("bob:{}:1", end - 1),
-            format!("bob:{}:65537", FIRST - 65_536),
-            format!("b:0:{}", 1_u64 << 32),
-        ] {
-            let error = check(&line).unwrap_err();
-            assert!(
-                matches!(error, IdError::Overlap { line: 3, .. }),
-                "{line}: {error}"
-            );
-        }
-        check_overlap(&host.daemon("a"), Path::new("/nonexistent")).unwrap();
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-        /// However allocation and freeing alternate, doubled and foreign frees included: no range is handed
-        /// out while it is in use.
-        #[test]
-        fn a_range_in_use_is_never_handed_out(steps in prop::collection::vec(any::<(bool, u8)>(), 0..300)) {
-            let host = Host::new();
-            let mut ranges = IdRanges::lease(host.daemon("aaaa")).unwrap();
-            let mut used: Vec<IdRange> = Vec::new();
-            for (allocate, which) in steps {
-                if allocate {
-                    let range = ranges.allocate().unwrap();
-                    prop_assert!(!used.contains(&range));
-                    used.push(range);
-                } else if !used.is_empty() {
-                    let range = used.remove(usize::from(which) % used.len());
-                    ranges.free(range);
-                    ranges.free(range);
-                }
-                ranges.free(IdRange::from_base(IDS_PER_JOB).unwrap());
-                prop_assert_eq!(ranges.in_use(), used.len());
-            }
-        }
-    }
-}
+mod tests;

@@ -342,6 +342,55 @@ fn a_signal_before_go_is_not_lost() {
 }
 
 #[test]
+fn a_second_go_is_harmless_whenever_it_comes_and_whichever_end_it_comes_through() {
+    let bench = Bench::new();
+    // Both before the command starts: the second lies unread until it has.
+    let job = bench.start(&Request::shell("echo once"));
+    job.go();
+    job.go();
+    let report = job.finish();
+    assert_eq!((report.code(), report.stdout.as_str()), (0, "once\n"));
+    // By the keeper's end alone, as a later daemon does, and again while the command runs.
+    let mut job = bench.start(&Request::shell(
+        "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done",
+    ));
+    job.control = job.fds.control.try_clone().unwrap();
+    job.go();
+    assert!(matches!(
+        job.record(),
+        Some(Record::Started { errno: 0, .. })
+    ));
+    let mut ready = [0; 6];
+    File::from(job.fds.stdout.try_clone().unwrap())
+        .read_exact(&mut ready)
+        .unwrap();
+    job.go();
+    job.go();
+    job.signal(u8::try_from(libc::SIGTERM).unwrap());
+    let Some(Record::Exited { wait_status, .. }) = job.record() else {
+        panic!("a second start")
+    };
+    assert_eq!(libc::WEXITSTATUS(wait_status), 5);
+    assert_eq!(job.finish().stdout, "");
+    // And where the command cannot start.
+    let job = bench.start(&Request::new(&["/no/such/command"]));
+    job.go();
+    job.go();
+    assert_eq!(job.finish().start_error(), (step::EXECUTE, libc::ENOENT));
+}
+
+#[test]
+fn the_ids_of_a_job_are_read_off_its_init() {
+    let bench = Bench::new();
+    let request = Request::new(&["true"]);
+    let job = bench.start(&request);
+    let range = super::identity::range_of(job.birth.pid);
+    assert_eq!(range.map(|range| range.base()), Some(request.ids_base));
+    job.go();
+    assert_eq!(job.finish().code(), 0);
+}
+
+#[test]
 fn a_closed_control_socket_before_go_ends_init_and_after_go_does_not_end_the_command() {
     let bench = Bench::new();
     let mut job = bench.start(&Request::shell("echo never"));

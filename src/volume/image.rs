@@ -5,9 +5,13 @@
 //! the last descriptor and the job are gone, by whatever death, the kernel takes it all away. Only a crash
 //! while one is being made leaves something for [`clean`].
 //!
+//! A job that outlived its daemon holds its disk by itself: the next daemon opens the job's own `/work`, and has
+//! then what the last one had.
+//!
 //! No journal and no barriers: nothing of this outlives the machine's power.
 
 use std::{
+    collections::HashSet,
     ffi::{CString, OsStr},
     fs::{self, File},
     io,
@@ -19,7 +23,12 @@ use std::{
     process::{Command, ExitStatus, Stdio},
 };
 
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::stat::{Mode, fstat, major, minor},
+    unistd::{UnlinkatFlags, unlinkat},
+};
 use thiserror::Error;
 
 use crate::{
@@ -34,6 +43,8 @@ use crate::{
 /// Directory of the images, below the base directory.
 const DIRECTORY: &str = "work";
 const EXTENSION: &str = "img";
+/// What the kernel appends to the path of a file that has lost its name.
+const DELETED: &str = " (deleted)";
 const BLOCK_BYTES: u32 = 4_096;
 /// Where Debian and others keep it; a daemon's PATH often lacks these.
 const MKFS: [&str; 3] = [
@@ -129,8 +140,9 @@ pub enum WorkError {
 /// The disk under one job's `/work`. It ends when this, duplicates of `tree` and the job's own mount are gone.
 #[derive(Debug)]
 pub struct WorkImage {
-    /// The root of a mounted file system that is attached nowhere: nosuid, nodev, an empty directory of mode
-    /// 0755. Hand a duplicate to `move_mount`, or open files through it.
+    /// The root of a mounted file system: nosuid, nodev, at first an empty directory of mode 0755 that is attached
+    /// nowhere. Hand a duplicate to `move_mount`, or open files through it. Of an adopted one it is the job's
+    /// own `/work`; files are opened through it, also when the job is gone.
     pub tree: OwnedFd,
     /// Its loop device, for printing.
     pub device: PathBuf,
@@ -206,6 +218,40 @@ impl WorkImage {
         })
     }
 
+    /// The disk of job `job`, of this base directory, that outlived its daemon; `pid` is of its init. `None` when
+    /// its `/work` is no disk of ours, or the process has ended. Call it while the keeper says that the job is
+    /// not gone. Blocks.
+    ///
+    /// # Errors
+    /// [`WorkError::Read`].
+    pub fn adopt(base_dir: &Path, job: JobId, pid: u32) -> Result<Option<Self>, WorkError> {
+        let path = PathBuf::from(format!("/proc/{pid}/root/work"));
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let read = |source| WorkError::Read {
+            path: path.clone(),
+            source,
+        };
+        let tree = match open(&path, flags, Mode::empty()) {
+            Ok(tree) => tree,
+            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(None),
+            Err(error) => return Err(read(error.into())),
+        };
+        let device = fstat(&tree).map_err(|error| read(error.into()))?.st_dev;
+        // By its number and not by looking through all: there may be one a job.
+        let block = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+        let Some(image) = image_behind(Path::new(&block)) else {
+            return Ok(None);
+        };
+        let directory = canonical(base_dir)?;
+        if directory.is_none_or(|directory| job_of(&image, &directory) != Some(job)) {
+            return Ok(None);
+        }
+        // A link to the device's directory, whose name is the device's.
+        let name = fs::canonicalize(&block).map_err(read)?;
+        let device = Path::new("/dev").join(name.file_name().unwrap_or_default());
+        Ok(Some(Self { tree, device }))
+    }
+
     /// Gives the disk up. It is gone at once when nobody else uses it, else with its last user.
     pub fn discard(self) {
         drop(self.tree);
@@ -266,24 +312,22 @@ fn format(path: &Path, uid: u32, gid: u32) -> Result<(), WorkError> {
 }
 
 /// Removes what daemons of this base directory left when they died: detaches loop devices whose backing file
-/// lies in its `work` (one still in use goes with its last user) and deletes images. No daemon of it runs.
+/// lies in its `work` (one still in use goes with its last user) and deletes images, but for those of the jobs
+/// `spared`, which live. No daemon of it runs.
 ///
 /// # Errors
 /// [`WorkError::Read`], [`WorkError::Detach`], [`WorkError::Make`].
-pub fn clean(base_dir: &Path) -> Result<Cleaned, WorkError> {
-    let directory = base_dir.join(DIRECTORY);
+pub fn clean(base_dir: &Path, spared: &HashSet<JobId>) -> Result<Cleaned, WorkError> {
     let mut cleaned = Cleaned::default();
-    let directory = match directory.canonicalize() {
-        Ok(directory) => directory,
-        Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(cleaned),
-        Err(source) => {
-            return Err(WorkError::Read {
-                path: directory,
-                source,
-            });
-        }
+    let Some(directory) = canonical(base_dir)? else {
+        return Ok(cleaned);
     };
-    for device in devices_backed_below(&directory)? {
+    let is_spared =
+        |image: &Path| job_of(image, &directory).is_some_and(|job| spared.contains(&job));
+    for (device, image) in loop_devices()? {
+        if !image.starts_with(&directory) || is_spared(&image) {
+            continue;
+        }
         let detach = |source| WorkError::Detach {
             device: device.clone(),
             source,
@@ -298,7 +342,7 @@ pub fn clean(base_dir: &Path) -> Result<Cleaned, WorkError> {
     };
     for entry in fs::read_dir(&directory).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if path.extension() == Some(OsStr::new(EXTENSION)) {
+        if path.extension() == Some(OsStr::new(EXTENSION)) && !is_spared(&path) {
             fs::remove_file(&path).map_err(|source| WorkError::Make { path, source })?;
             cleaned.images += 1;
         }
@@ -306,11 +350,35 @@ pub fn clean(base_dir: &Path) -> Result<Cleaned, WorkError> {
     Ok(cleaned)
 }
 
-/// The loop devices of this machine whose backing file lies below `directory`, named or deleted.
-///
-/// # Errors
-/// [`WorkError::Read`].
-pub fn devices_backed_below(directory: &Path) -> Result<Vec<PathBuf>, WorkError> {
+/// The directory of images as the kernel writes its path; `None` when there is none.
+fn canonical(base_dir: &Path) -> Result<Option<PathBuf>, WorkError> {
+    let directory = base_dir.join(DIRECTORY);
+    match directory.canonicalize() {
+        Ok(directory) => Ok(Some(directory)),
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(WorkError::Read {
+            path: directory,
+            source,
+        }),
+    }
+}
+
+/// Whose image in `directory` that is, named or deleted.
+fn job_of(image: &Path, directory: &Path) -> Option<JobId> {
+    let name = image.strip_prefix(directory).ok()?.to_str()?;
+    let name = name.strip_suffix(DELETED).unwrap_or(name);
+    JobId::parse(name.strip_suffix(EXTENSION)?.strip_suffix('.')?)
+}
+
+/// The backing file of the block device with this directory below `/sys`; `None` when it is no loop device, or
+/// a free one.
+fn image_behind(block: &Path) -> Option<PathBuf> {
+    let backing = fs::read(block.join("loop/backing_file")).ok()?;
+    Some(PathBuf::from(OsStr::from_bytes(backing.trim_ascii_end())))
+}
+
+/// Every loop device of this machine with its backing file as the kernel names it.
+fn loop_devices() -> Result<Vec<(PathBuf, PathBuf)>, WorkError> {
     let block = Path::new("/sys/block");
     let read = |source| WorkError::Read {
         path: block.to_owned(),
@@ -319,200 +387,22 @@ pub fn devices_backed_below(directory: &Path) -> Result<Vec<PathBuf>, WorkError>
     let mut devices = Vec::new();
     for entry in fs::read_dir(block).map_err(read)? {
         let entry = entry.map_err(read)?;
-        // No such file: it is no loop device, or a free one.
-        let Ok(backing) = fs::read(entry.path().join("loop/backing_file")) else {
-            continue;
-        };
-        if Path::new(OsStr::from_bytes(backing.trim_ascii_end())).starts_with(directory) {
-            devices.push(Path::new("/dev").join(entry.file_name()));
+        if let Some(image) = image_behind(&entry.path()) {
+            devices.push((Path::new("/dev").join(entry.file_name()), image));
         }
     }
     Ok(devices)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::{io::Write, os::unix::fs::MetadataExt};
-
-    use nix::{
-        fcntl::{OFlag, openat},
-        sys::{
-            stat::{Mode, fstat},
-            statvfs::{FsFlags, fstatvfs},
-        },
-    };
-    use tempfile::TempDir;
-
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-
-    fn options(base: &TempDir, bytes: u64) -> WorkOptions<'_> {
-        WorkOptions {
-            base_dir: base.path(),
-            job: JobId::random(),
-            bytes,
-            uid: 70_001,
-            gid: 70_002,
-        }
-    }
-
-    fn devices(base: &TempDir) -> Vec<PathBuf> {
-        devices_backed_below(&base.path().canonicalize().unwrap()).unwrap()
-    }
-
-    fn open(image: &WorkImage, name: &str, flags: OFlag) -> File {
-        openat(&image.tree, name, flags, Mode::from_bits_retain(0o644))
-            .unwrap()
-            .into()
-    }
-
-    #[test]
-    fn a_fresh_disk_is_empty_owned_by_the_job_and_in_no_mount_table() {
-        let base = TempDir::new().unwrap();
-        let image = WorkImage::create(&options(&base, 64 * MIB)).unwrap();
-        let root = fstat(&image.tree).unwrap();
-        assert_eq!(
-            (root.st_uid, root.st_gid, root.st_mode & 0o7777),
-            (70_001, 70_002, 0o755)
-        );
-        let entries = fs::read_dir(format!(
-            "/proc/self/fd/{}",
-            std::os::fd::AsRawFd::as_raw_fd(&image.tree)
-        ));
-        assert_eq!(entries.unwrap().count(), 0);
-        let flags = fstatvfs(&image.tree).unwrap().flags();
-        assert!(
-            flags.contains(FsFlags::ST_NOSUID | FsFlags::ST_NODEV),
-            "{flags:?}"
-        );
-        let device = image.device.to_str().unwrap().to_owned();
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!table.contains(&format!(" {device} ")), "{table}");
-        assert_eq!(
-            fs::read_dir(base.path().join(DIRECTORY)).unwrap().count(),
-            0,
-            "the image has no name"
-        );
-        image.discard();
-    }
-
-    #[test]
-    fn the_size_is_enforced_and_what_was_written_before_is_there() {
-        let base = TempDir::new().unwrap();
-        let image = WorkImage::create(&options(&base, 16 * MIB)).unwrap();
-        let mut file = open(&image, "big", OFlag::O_CREAT | OFlag::O_RDWR);
-        let block = vec![7_u8; 256 << 10];
-        let mut written = 0;
-        let error = loop {
-            match file.write(&block) {
-                Ok(count) => written += count as u64,
-                Err(error) => break error,
-            }
-            assert!(written <= 16 * MIB, "more than the size");
-        };
-        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        assert!(written >= 14 * MIB, "{written} of 16 MiB usable");
-        assert_eq!(file.metadata().unwrap().size(), written);
-        drop(file);
-        image.discard();
-    }
-
-    #[test]
-    fn ten_gibibytes_that_nobody_writes_cost_next_to_nothing() {
-        let base = TempDir::new().unwrap();
-        let before = fstatvfs(File::open(base.path()).unwrap()).unwrap();
-        let image = WorkImage::create(&options(&base, 10 << 30)).unwrap();
-        let inside = fstatvfs(&image.tree).unwrap();
-        let bytes = inside.blocks_available() * inside.fragment_size();
-        assert!(bytes > 9_800 << 20, "{bytes} usable");
-        // The file has no name to ask; its device knows it.
-        let device = image.device.file_name().unwrap().to_str().unwrap();
-        let size: u64 = fs::read_to_string(format!("/sys/block/{device}/size"))
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
-        assert_eq!(size * 512, 10 << 30);
-        let after = fstatvfs(File::open(base.path()).unwrap()).unwrap();
-        let used =
-            before.blocks_free().saturating_sub(after.blocks_free()) * before.fragment_size();
-        assert!(
-            used < 1 << 30,
-            "{used} bytes of the host used (others write here too)"
-        );
-        image.discard();
-    }
-
-    #[test]
-    fn a_discarded_disk_leaves_no_device_and_one_in_use_stays_until_its_last_user() {
-        let base = TempDir::new().unwrap();
-        let image = WorkImage::create(&options(&base, 8 * MIB)).unwrap();
-        assert_eq!(devices(&base), std::slice::from_ref(&image.device));
-        let used = open(&image, "file", OFlag::O_CREAT | OFlag::O_RDWR);
-        image.discard();
-        assert_eq!(devices(&base).len(), 1, "a file of it is open");
-        drop(used);
-        until_gone(&base);
-    }
-
-    /// The kernel clears a device right after its last close, not always before that returns.
-    fn until_gone(base: &TempDir) {
-        for _ in 0..1_000 {
-            if devices(base).is_empty() {
-                return;
-            }
-            nix::poll::poll(&mut [], 10_u16).unwrap();
-        }
-        panic!("left: {:?}", devices(base));
-    }
-
-    #[test]
-    fn what_a_crash_left_is_cleaned_and_nothing_of_another_base() {
-        let (ours, theirs) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-        let other = WorkImage::create(&options(&theirs, 8 * MIB)).unwrap();
-        let crashed = WorkImage::create(&options(&ours, 8 * MIB)).unwrap();
-        File::create(ours.path().join(DIRECTORY).join("half-made.img")).unwrap();
-        File::create(ours.path().join(DIRECTORY).join("no image")).unwrap();
-        assert_eq!(
-            clean(ours.path()).unwrap(),
-            Cleaned {
-                devices: 1,
-                images: 1
-            }
-        );
-        drop(crashed);
-        until_gone(&ours);
-        assert_eq!(clean(ours.path()).unwrap(), Cleaned::default());
-        assert_eq!(devices(&theirs), std::slice::from_ref(&other.device));
-        assert_eq!(
-            clean(Path::new("/nonexistent")).unwrap(),
-            Cleaned::default()
-        );
-        other.discard();
-        until_gone(&theirs);
-    }
-
-    #[test]
-    fn sizes_out_of_bounds_and_a_second_image_of_a_job_are_refused() {
-        let base = TempDir::new().unwrap();
-        for bytes in [0, WORK_BYTES_MIN - 1, WORK_BYTES_MAX + 1] {
-            let refused = WorkImage::create(&options(&base, bytes)).unwrap_err();
-            assert!(matches!(refused, WorkError::Size { .. }), "{refused}");
-        }
-        let smallest = WorkImage::create(&options(&base, WORK_BYTES_MIN)).unwrap();
-        smallest.discard();
-        let options = options(&base, 8 * MIB);
-        File::create(
-            base.path()
-                .join(DIRECTORY)
-                .join(format!("{}.img", options.job)),
-        )
-        .unwrap();
-        assert!(matches!(
-            WorkImage::create(&options),
-            Err(WorkError::Make { .. })
-        ));
-        until_gone(&base);
-    }
+/// The loop devices of this machine whose backing file lies below `directory`, named or deleted.
+///
+/// # Errors
+/// [`WorkError::Read`].
+pub fn devices_backed_below(directory: &Path) -> Result<Vec<PathBuf>, WorkError> {
+    let mut devices = loop_devices()?;
+    devices.retain(|(_, image)| image.starts_with(directory));
+    Ok(devices.into_iter().map(|(device, _)| device).collect())
 }
+
+#[cfg(test)]
+mod tests;
