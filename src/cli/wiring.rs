@@ -1,6 +1,7 @@
 //! Where the command line meets the daemon: one function a door.
 
 use std::{
+    collections::HashSet,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::{
         fd::{AsFd, OwnedFd},
@@ -159,7 +160,7 @@ pub(super) fn keeper() -> Result<()> {
 /// Ends and removes every kernel object that carries the instance of `base`: processes, cgroups, mounts, loop
 /// devices. The caller holds the lock, so no daemon is making new ones.
 pub(super) fn clear(base: &Base) -> Result<()> {
-    let nothing = (Spared::default(), []);
+    let nothing = (Spared::default(), HashSet::new());
     let instance = base.instance().to_string();
     let report = host::recover(base.root(), &instance, &nothing.0, &nothing.1)
         .context("remove what an earlier daemon left")?;

@@ -8,7 +8,6 @@
 //!   lock           locked by the daemon that serves here; holds its pid, for people
 //!   run/           sockets of helper processes
 //!   jobs/          a directory a job: its output
-//!   journal/       what happened to jobs
 //!   pki/           authority, server certificate, keys
 //!   store.db       jobs, as a SQLite database; store.db-wal and store.db-shm belong to it
 //!   work/          disk images of `/work`
@@ -37,7 +36,7 @@ use crate::sys::durable;
 /// Length of the key of the store.
 const SEAL_KEY_BYTES: usize = 32;
 
-const DIRS: [&str; 5] = ["run", "jobs", "journal", "pki", "work"];
+const DIRS: [&str; 4] = ["run", "jobs", "pki", "work"];
 
 /// A base directory that has been checked.
 #[derive(Debug, Clone)]
@@ -280,12 +279,6 @@ impl Base {
         self.root.join("jobs")
     }
 
-    /// Where the journal is.
-    #[must_use]
-    pub fn journal(&self) -> PathBuf {
-        self.root.join("journal")
-    }
-
     /// The database of jobs.
     #[must_use]
     pub fn store(&self) -> PathBuf {
@@ -393,7 +386,6 @@ mod tests {
             first.root().to_owned(),
             first.run(),
             first.jobs(),
-            first.journal(),
             first.pki(),
             first.work(),
         ] {

@@ -5,6 +5,7 @@
 //! again only when nothing runs under it. Doing it twice, or when nothing was left, changes nothing.
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -94,7 +95,7 @@ pub fn recover(
     base_dir: &Path,
     instance: &str,
     spared: &Spared,
-    used: &[IdRange],
+    used: &HashSet<IdRange>,
 ) -> Result<Report, RecoverError> {
     recover_from(
         base_dir,
@@ -110,7 +111,7 @@ fn recover_from(
     instance: &str,
     leases: &Path,
     wait: Duration,
-    (spared, used): (&Spared, &[IdRange]),
+    (spared, used): (&Spared, &HashSet<IdRange>),
 ) -> Result<Report, RecoverError> {
     if Tree::contains_us(instance)? {
         return Err(RecoverError::InOwnTree(instance.to_owned()));
@@ -218,7 +219,7 @@ mod tests {
         }
 
         fn recover(&self) -> Result<Report, RecoverError> {
-            let nothing = (&Spared::default(), &[][..]);
+            let nothing = (&Spared::default(), &HashSet::new());
             recover_from(self.base.path(), &self.instance, &self.leases, WAIT, nothing)
         }
     }
@@ -368,7 +369,7 @@ mod tests {
             "00000000",
             Path::new("/nonexistent/ids"),
             WAIT,
-            (&Spared::default(), &[]),
+            (&Spared::default(), &HashSet::new()),
         );
         assert_eq!(none.unwrap(), Report::default());
     }

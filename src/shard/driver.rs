@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     job::{
-        Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State,
+        Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex,
     },
     log::{Progress, Recorder},
     rt::{self, Notify, OneshotSender, oneshot},

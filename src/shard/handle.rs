@@ -443,7 +443,7 @@ impl Submission {
             return Err(self.why_it_failed().await.unwrap_or(refusal));
         }
         let owner = id.owner(self.shard.shards);
-        let accept = |shard: Rc<Shard>| async move {
+        let accept = move |shard: Rc<Shard>| async move {
             let accepted = shard.accept(id).await?;
             Ok::<_, Refusal>((accepted, shard.look(accepted.id).await?))
         };

@@ -116,7 +116,7 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
             Tree::name_seat(*id, job.pid)?;
         }
     }
-    let mut used = Vec::new();
+    let mut used = HashSet::new();
     for view in live {
         let id = view.id;
         let held = held.remove(&id);

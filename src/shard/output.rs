@@ -108,7 +108,7 @@ fn unreadable(id: JobId, error: &LogError) -> Refusal {
 
 impl Shard {
     /// The progress of a job of ours: live, or at its end.
-    async fn progress(&self, id: JobId) -> Result<Rc<Progress>, Refusal> {
+    async fn progress(self: &Rc<Self>, id: JobId) -> Result<Rc<Progress>, Refusal> {
         if let Some(progress) = self.live_progress(id) {
             return Ok(progress);
         }

@@ -338,12 +338,10 @@ fn lease_ids(
         first: setup.config.ids.first,
         count: setup.config.ids.count,
     };
-    (0..shards)
-        .map(|shard| {
-            let used = inheritance.ids_of(shard, shards);
-            IdRanges::adopt(options.clone(), &used).map_err(StartError::Ids)
-        })
-        .collect()
+    let used: Vec<Vec<_>> = (0..shards)
+        .map(|shard| inheritance.ids_of(shard, shards))
+        .collect();
+    IdRanges::adopt(&options, &used).map_err(StartError::Ids)
 }
 
 /// What a job may use of what is counted by process: the kernel's own defaults, whatever the daemon has.

@@ -15,12 +15,12 @@ use crate::{
 };
 
 const INSERT: &str = "INSERT INTO jobs (id, owner, name, state, created_ns, ended_ns, work, stdout_bytes, \
-     stderr_bytes, dropped_bytes, secrets, caveats, transitions, outcome, spec) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+     stderr_bytes, dropped_bytes, secrets, caveats, transitions, outcome, spec, ending) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
 const UPDATE: &str = "UPDATE jobs SET state = ?2, work = ?3, stdout_bytes = ?4, stderr_bytes = ?5, \
-     dropped_bytes = ?6, caveats = ?7, transitions = ?8 WHERE id = ?1 AND ended_ns IS NULL";
+     dropped_bytes = ?6, caveats = ?7, transitions = ?8, ending = ?9 WHERE id = ?1 AND ended_ns IS NULL";
 const END: &str = "UPDATE jobs SET state = ?2, work = ?3, stdout_bytes = ?4, stderr_bytes = ?5, \
-     dropped_bytes = ?6, caveats = ?7, transitions = ?8, outcome = ?9, ended_ns = ?10, secrets = NULL \
+     dropped_bytes = ?6, caveats = ?7, transitions = ?8, outcome = ?9, ended_ns = ?10, secrets = NULL, ending = NULL \
      WHERE id = ?1 AND ended_ns IS NULL";
 /// The ended job that begins the `?1`th from the newest, if there are so many: it and what ended before it go.
 const LAST_BY_COUNT: &str = "SELECT ended_ns, id FROM jobs WHERE ended_ns IS NOT NULL \
@@ -219,7 +219,8 @@ impl<'c> Statements<'c> {
                 progress.caveats,
                 progress.transitions,
                 progress.outcome,
-                spec
+                spec,
+                progress.ending
             ])
             .map_err(|error| match error.sqlite_error_code() {
                 // All other rules hold for every job.
@@ -243,7 +244,8 @@ impl<'c> Statements<'c> {
                 stderr_bytes,
                 dropped_bytes,
                 progress.caveats,
-                progress.transitions
+                progress.transitions,
+                progress.ending
             ])
             .map_err(StoreError::from_sqlite("write"))?;
         if changed == 1 {

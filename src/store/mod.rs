@@ -10,8 +10,6 @@ mod apply;
 mod change;
 mod checkpoint;
 mod error;
-mod journal;
-mod line;
 mod reader;
 mod record;
 mod row;
@@ -21,10 +19,6 @@ mod writer;
 
 pub use change::{Change, Done, Key, SmallOutput};
 pub use error::{OpenError, StoreError};
-pub use journal::{
-    Damage, History, JournalError, Moment, Replay, compact, open_shard, replay, shard_file,
-};
-pub use line::{encode_accepted, encode_ended};
 pub use reader::{Cursor, ListQuery, Live, Reader};
 pub use seal::SealKey;
 pub use writer::{Answer, Options, Rejected, Store, Writer};

@@ -153,14 +153,6 @@ pub(super) enum LimitKindMirror {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "LogTotals")]
-pub(super) struct LogTotalsMirror {
-    stdout_bytes: u64,
-    stderr_bytes: u64,
-    dropped_bytes: u64,
-}
-
-#[derive(Serialize, Deserialize)]
 #[serde(remote = "Outcome")]
 pub(super) struct OutcomeMirror {
     #[serde(with = "ReasonMirror")]

@@ -13,15 +13,15 @@ use serde::{
 use super::{
     StoreError,
     record::{
-        CaveatRecord, LimitsMirror, OutcomeMirror, StateMirror, Text, TransitionRecord, UserMirror,
+        CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, StateMirror, Text, TransitionRecord, UserMirror,
         Variable, WorkKindMirror, to_ns,
     },
 };
-use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Spec, State, User, WorkKind};
+use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Reason, Spec, State, User, WorkKind};
 
 /// The columns that [`decode`] reads, in its order.
 pub(super) const COLUMNS: &str = "id, owner, name, state, work, spec, caveats, transitions, outcome, \
-     stdout_bytes, stderr_bytes, dropped_bytes, secrets";
+     stdout_bytes, stderr_bytes, dropped_bytes, secrets, ending";
 
 /// What was asked of a job, without its name: that is a column.
 #[derive(Serialize, Deserialize)]
@@ -44,6 +44,10 @@ struct SpecRecord {
 #[serde(transparent)]
 struct OutcomeRecord(#[serde(with = "OutcomeMirror")] Outcome);
 
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct ReasonRecord(#[serde(with = "ReasonMirror")] Reason);
+
 /// What changes in the life of a job.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -51,6 +55,7 @@ pub(super) struct Progress {
     pub(super) work: &'static str,
     pub(super) caveats: String,
     pub(super) transitions: String,
+    pub(super) ending: Option<String>,
     pub(super) outcome: Option<String>,
     pub(super) ended_ns: Option<i64>,
     /// Standard output, standard error, dropped.
@@ -90,6 +95,11 @@ pub(super) fn encode_progress(view: &JobView) -> Progress {
         work: work_text(view.work),
         caveats: json(&caveats),
         transitions: json(&transitions),
+        ending: view
+            .ending
+            .clone()
+            .filter(|_| view.outcome.is_none())
+            .map(|reason| json(&ReasonRecord(reason))),
         outcome: view
             .outcome
             .clone()
@@ -122,6 +132,10 @@ pub(super) fn decode(row: &Row<'_>) -> Result<(JobView, Option<String>), StoreEr
     let outcome: Option<OutcomeRecord> = outcome
         .map(|text| parse(&text).ok_or(refuse("outcome")))
         .transpose()?;
+    let ending: Option<String> = row.get(13).map_err(|_| refuse("ending"))?;
+    let ending: Option<ReasonRecord> = ending
+        .map(|text| parse(&text).ok_or(refuse("ending")))
+        .transpose()?;
     let view = JobView {
         id,
         owner: text(1, "owner")?,
@@ -130,6 +144,7 @@ pub(super) fn decode(row: &Row<'_>) -> Result<(JobView, Option<String>), StoreEr
         spec: Arc::new(spec.into_spec(name).ok_or(refuse("spec"))?),
         caveats: caveats.into_iter().map(|record| record.0).collect(),
         transitions: transitions.into_iter().map(|record| record.0).collect(),
+        ending: ending.map(|record| record.0),
         outcome: outcome.map(|record| record.0),
         log: LogTotals {
             stdout_bytes: bytes(9, "stdout_bytes")?,

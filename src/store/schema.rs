@@ -48,6 +48,7 @@ const MIGRATIONS: &[&str] = &["
         secrets TEXT,
         caveats TEXT NOT NULL,
         transitions TEXT NOT NULL,
+        ending TEXT,
         outcome TEXT,
         spec TEXT NOT NULL
     );

@@ -300,6 +300,7 @@ pub(in crate::front) mod tests {
                 };
                 8
             ],
+            ending: None,
             outcome: Some(Outcome {
                 reason,
                 exit_code: None,

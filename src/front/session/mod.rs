@@ -178,7 +178,7 @@ impl Session {
                 list.state.map(convert::state),
                 asked.min(limits::LIST_JOBS_MAX),
             )
-            .await;
+            .await?;
         let mut held = self.budget.reserve();
         held.grow(jobs.len() * limits::LISTED_JOB_BYTES)?;
         let jobs: Vec<_> = jobs.iter().map(convert::job).collect();

@@ -20,11 +20,14 @@ impl Session {
         let (bulk, first_upload) = self.bulk(announced.is_some(), &mut held).await?;
         let spec = convert::spec(submit, &bulk, self.handle.settings())?;
         drop((bulk, held));
-        let mut submission = self.handle.submit(&self.peer, spec, self.arrived).await?;
+        let mut submission = self
+            .handle
+            .submit(&self.peer, spec, None, self.arrived)
+            .await?;
         if let (Some(announced), Some(first)) = (announced, first_upload) {
             self.uploads(&mut submission, announced, first).await?;
         }
-        let id = submission.accept().await?;
+        let id = submission.accept().await?.id;
         self.outgoing
             .reply(&Reply::Accepted { id: id.to_bytes() })
             .await?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{fill_slots, finish};
 use crate::{
-    job::{JobView, Reason, State},
+    job::{JobId, JobView, Reason, State},
     shard::{
         core::{Alive, Cause, Core, Job, Phase, Record},
         effect::{Effect, FoundJob, Moment, Timer, Whereabouts},

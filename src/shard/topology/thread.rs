@@ -111,10 +111,10 @@ impl ThreadParts {
         let Some(signals) = self.signals else {
             return std::future::pending().await;
         };
-        let signals = Ready::new(signals).map_err(io("the signal descriptor"))?;
+        let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
         let ending = match self.purpose {
-            Purpose::Serve => signalled(&signals).await,
-            Purpose::Drain => match rt::or(signalled(&signals), shard.run_all_dry()).await {
+            Purpose::Serve => signals.next().await,
+            Purpose::Drain => match rt::or(signals.next(), shard.run_all_dry()).await {
                 Either::Left(ending) => ending,
                 Either::Right(()) => Ok(Ending::Drained),
             },
@@ -136,18 +136,30 @@ impl ThreadParts {
     }
 }
 
-/// Waits for a signal; what it asks for.
-async fn signalled(signals: &Ready) -> io::Result<Ending> {
-    signals.readable().await?;
-    // struct signalfd_siginfo of signalfd(2): the signal is its first word.
-    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-    nix::unistd::read(signals, &mut info)?;
-    let [a, b, c, d, ..] = info;
-    let signal = u32::from_ne_bytes([a, b, c, d]).cast_signed();
-    Ok(match signal {
-        libc::SIGUSR1 => Ending::Down,
-        _ => Ending::Left,
-    })
+/// The signals that end the daemon.
+struct Signals {
+    fd: OwnedFd,
+    ready: Ready,
+}
+
+impl Signals {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        let ready = Ready::new(fd.try_clone()?)?;
+        Ok(Self { fd, ready })
+    }
+
+    /// Waits for the next one; what it asks for.
+    async fn next(&self) -> io::Result<Ending> {
+        self.ready.readable().await?;
+        // struct signalfd_siginfo of signalfd(2): the signal is its first word.
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        nix::unistd::read(&self.fd, &mut info)?;
+        let [a, b, c, d, ..] = info;
+        Ok(match u32::from_ne_bytes([a, b, c, d]).cast_signed() {
+            libc::SIGUSR1 => Ending::Down,
+            _ => Ending::Left,
+        })
+    }
 }
 
 impl Shard {
