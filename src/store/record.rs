@@ -7,7 +7,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::job::{
-    ByteString, Caveat, EnvEntry, LimitKind, Limits, LogTotals, Outcome, Reason, State, Transition,
+    ByteString, Caveat, EnvEntry, LimitKind, Limits, Outcome, Reason, State, Transition,
     Usage, User, WorkKind,
 };
 use std::time::Duration;
