@@ -445,6 +445,8 @@ pub const COPY_CHUNK_BYTES: usize = 256 << 10;
 
 // ---- store ------------------------------------------------------------------------------------------
 
+/// Space that a job's record may take on the disk, bytes: without so much above the reserve none is admitted.
+pub const JOB_RECORD_BYTES: u64 = 16 << 10;
 /// An outcome that the store did not take is offered again after so long.
 pub const STORE_RETRY: Duration = Duration::from_millis(500);
 /// Changes that wait for the store's thread; more are refused. A shard that ends its jobs all at once has one for

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    path::Path,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -124,6 +125,12 @@ impl Handle {
         key: Option<IdempotencyKey>,
         arrived: Instant,
     ) -> Result<Submission, Refusal> {
+        let host = &self.shard.host;
+        let room = host.disk.take(limits::JOB_RECORD_BYTES);
+        if room.bytes() < limits::JOB_RECORD_BYTES {
+            return Err(no_space(&host.base_dir));
+        }
+        room.settle(0);
         let target = self.shard.place();
         let id = JobId::random_owned_by(target, self.shard.shards);
         let has_uploads = spec.uploads.is_some();
@@ -132,7 +139,6 @@ impl Handle {
         } else {
             WorkKind::Disk
         };
-        let host = &self.shard.host;
         let enforcement = |limit| host.cgroups.enforcement(limit);
         let default = &host.settings.default_limits;
         let caveats = admit(&spec.limits, default, host.best_effort, enforcement)?;
@@ -382,6 +388,15 @@ impl Handle {
 }
 
 const CANDIDATES: usize = 5;
+
+fn no_space(base: &Path) -> Refusal {
+    let base = base.display();
+    Refusal::new(
+        RefusalCode::Busy,
+        format!("the disk of {base} has nothing left but its reserve, no job is admitted"),
+    )
+    .hint("jobs that run go on; delete jobs or make space there, and submits are taken again")
+}
 
 fn key_life_ns() -> i64 {
     i64::try_from(limits::IDEMPOTENCY_KEY_KEPT.as_nanos()).unwrap_or(i64::MAX)

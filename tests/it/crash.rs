@@ -17,20 +17,70 @@ const KEEPER: &str = "joblet-keeper";
 const SPAWNER: &str = "joblet-spawner";
 
 #[test]
-fn the_daemon_is_killed_while_jobs_run_and_the_next_one_accounts_for_them() {
+fn the_daemon_is_killed_while_jobs_run_and_the_next_one_goes_on_with_them() {
     let Some(daemon) = start() else { return };
     let ids = submit_many(&daemon, JOBS);
+    let before: Vec<Vec<Process>> = ids.iter().map(|id| daemon.pids(id)).collect();
+    for _ in 0..2 {
+        daemon.kill();
+        daemon.serve();
+        for (id, pids) in ids.iter().zip(&before) {
+            wait_until(LONG, "the job is known to run", || {
+                let status = daemon.status(id);
+                Waiting::when(status["status"] == "RUNNING", || status.to_string())
+            });
+            assert_eq!(&daemon.pids(id), pids, "the same processes as before");
+        }
+    }
+    daemon.job(["true"]).assert_code(0);
+    let (stopped, killed) = ids.split_at(JOBS / 2);
+    for id in stopped {
+        daemon.rnx(["job", "stop", id]).assert_code(0);
+    }
+    for id in stopped {
+        assert_eq!(daemon.ended(id)["outcome"]["reason"], "stopped");
+    }
+    for id in killed {
+        assert_eq!(daemon.state(id), "RUNNING");
+    }
+    // Dropping the daemon proves that nothing of any of them is left.
+}
+
+#[test]
+fn what_a_job_writes_while_there_is_no_daemon_is_not_lost() {
+    let Some(daemon) = start() else { return };
+    let script = "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); echo line $n; echo err $n >&2; done; exit 7";
+    let ids: Vec<String> = (0..4)
+        .map(|_| daemon.submit(&[], &["sh", "-c", script]))
+        .collect();
     daemon.kill();
     daemon.serve();
-    // Until jobs are adopted they end with their daemon, and their status says so.
     for id in &ids {
-        let status = daemon.status(id);
-        assert_eq!(status["status"], "FAILED", "{status}");
-        assert_eq!(status["outcome"]["reason"], "host_lost", "{status}");
+        let status = daemon.ended(id);
+        assert_eq!(status["outcome"]["exit_code"], 7, "{status}");
+        let log = daemon.rnx(["job", "log", id]);
+        let expect = |word| (1..=3000).map(|n| format!("{word} {n}\n")).collect::<String>();
+        assert_eq!(log.text(), expect("line"));
+        assert_eq!(log.stderr, expect("err"));
     }
-    assert_eq!(daemon.all_leaves(), [] as [std::path::PathBuf; 0]);
-    daemon.job(["true"]).assert_code(0);
-    // Dropping the daemon proves that nothing of either is left.
+}
+
+#[test]
+fn a_job_that_ends_while_there_is_no_daemon_has_its_own_outcome() {
+    let Some(daemon) = start() else { return };
+    let id = daemon.submit(&[], &["sh", "-c", "echo up; read x < /work/never || exit 9"]);
+    let slow = daemon.submit(&[], &["sh", "-c", "echo up; sleep 1; exit 11"]);
+    daemon.wait_output(&slow, "up");
+    let init = daemon.pids(&slow)[0];
+    daemon.kill();
+    wait_until(LONG, "it ends", || {
+        Waiting::when(!init.is_alive(), || format!("{init:?}"))
+    });
+    daemon.serve();
+    assert_eq!(daemon.ended(&id)["outcome"]["exit_code"], 9);
+    let status = daemon.ended(&slow);
+    assert_eq!(status["outcome"]["exit_code"], 11, "{status}");
+    assert_eq!(status["outcome"]["reason"], "exited", "{status}");
 }
 
 #[test]
@@ -47,8 +97,10 @@ fn down_without_a_daemon_ends_what_a_killed_one_left() {
     let list = daemon
         .rnx(["job", "list", "--json", "--limit", "1000"])
         .json();
-    for job in list.as_array().unwrap() {
-        assert_eq!(job["status"], "FAILED", "{job}");
+    let list = list.as_array().unwrap();
+    assert_eq!(list.len(), JOBS);
+    for job in list {
+        assert_eq!(job["outcome"]["reason"], "daemon_down", "{job}");
     }
     daemon.job(["true"]).assert_code(0);
 }
@@ -270,27 +322,24 @@ fn two_daemons_live_side_by_side() {
 }
 
 #[test]
-fn sigterm_ends_jobs_and_helpers_and_exits_with_0() {
+fn sigterm_leaves_jobs_running_and_the_next_daemon_takes_them_over() {
     let Some(daemon) = start() else { return };
-    submit_many(&daemon, 20);
-    let helpers = daemon.process().descendants();
-    assert!(!helpers.is_empty());
+    let ids = submit_many(&daemon, 20);
+    let before: Vec<Vec<Process>> = ids.iter().map(|id| daemon.pids(id)).collect();
     assert_eq!(daemon.terminate(), Some(0));
-    wait_until(SHORT, "helpers and jobs are gone", || {
-        let alive: Vec<String> = helpers
-            .iter()
-            .filter(|p| p.is_alive())
-            .map(|p| format!("{} {}", p.pid, p.name()))
-            .collect();
-        let leaves = daemon.all_leaves();
-        Waiting::when(alive.is_empty() && leaves.is_empty(), || {
-            format!("{alive:?} {leaves:?}")
-        })
-    });
+    for (id, pids) in ids.iter().zip(&before) {
+        assert_eq!(&daemon.pids(id), pids);
+    }
+    daemon.serve();
+    daemon.job(["true"]).assert_code(0);
+    for (id, pids) in ids.iter().zip(&before) {
+        assert_eq!(daemon.state(id), "RUNNING");
+        assert_eq!(&daemon.pids(id), pids);
+    }
 }
 
 #[test]
-fn sigterm_tells_attached_clients_how_their_jobs_ended() {
+fn down_ends_jobs_and_helpers_and_tells_attached_clients_how_their_jobs_ended() {
     let Some(daemon) = start() else { return };
     let runs: Vec<_> = (0..6)
         .map(|_| {
@@ -306,13 +355,42 @@ fn sigterm_tells_attached_clients_how_their_jobs_ended() {
         let count = list.json().as_array().unwrap().len();
         Waiting::when(count == runs.len(), || format!("{count} run"))
     });
-    assert_eq!(daemon.terminate(), Some(0));
+    let helpers = daemon.process().descendants();
+    assert!(!helpers.is_empty());
+    daemon.joblet(&["down"]).assert_code(0);
     for run in runs {
         let output = run.finish();
         assert_eq!(output.text(), "begun\n", "{output:?}");
         // SIGTERM ended the command.
         output.assert_code(143);
     }
+    wait_until(SHORT, "helpers and jobs are gone", || {
+        let alive: Vec<String> = helpers
+            .iter()
+            .filter(|p| p.is_alive())
+            .map(|p| format!("{} {}", p.pid, p.name()))
+            .collect();
+        let leaves = daemon.all_leaves();
+        Waiting::when(alive.is_empty() && leaves.is_empty(), || {
+            format!("{alive:?} {leaves:?}")
+        })
+    });
+}
+
+#[test]
+fn a_draining_daemon_admits_nothing_and_ends_with_its_last_job() {
+    let Some(daemon) = start() else { return };
+    let id = daemon.submit(&[], &["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"]);
+    daemon.wait_output(&id, "up");
+    assert_eq!(daemon.terminate(), Some(0));
+    daemon.serve_with(&["--drain"]);
+    let run = daemon.job(["true"]);
+    run.assert_code(125);
+    assert!(run.stderr.contains("admits no jobs"), "{run:?}");
+    daemon.rnx(["job", "stop", &id]).assert_code(0);
+    assert_eq!(daemon.ends(), Some(0));
+    daemon.serve();
+    assert_eq!(daemon.status(&id)["outcome"]["reason"], "stopped");
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn output_stops_before_the_reserve_and_goes_on_when_there_is_space() {
             u64::try_from(log.stdout.len()).unwrap(),
             count("stdout_bytes")
         );
-        daemon.job(["sh", "-c", "exit 3"]).assert_code(3);
+        refused(&daemon);
 
         drop(filler);
         wait_until(SHORT, "output is stored again", || {
@@ -63,19 +63,16 @@ fn a_full_disk_ends_in_a_clear_word_and_the_daemon_goes_on() {
     }
     on_a_small_disk(|disk| {
         let daemon = Daemon::start_in(disk, |config| limit(&config, 0));
-        let sleeper = daemon.submit(&[], &["sleep", "600"]);
-        daemon.wait_state(&sleeper, "RUNNING");
+        let [sleeper, stopped] = [(); 2].map(|()| daemon.submit(&[], &["sleep", "600"]));
+        for id in [&sleeper, &stopped] {
+            daemon.wait_state(id, "RUNNING");
+        }
         let filler = Filler::of(disk, DISK);
         assert_eq!(free(disk), 0);
-        let run = daemon.job(["sh", "-c", "echo out; exit 3"]);
-        assert!(
-            run.code == 3 || (run.code == 125 && run.stderr.contains("error:")),
-            "{run:?}"
-        );
+        refused(&daemon);
         assert_eq!(daemon.state(&sleeper), "RUNNING");
-        let list = daemon.rnx(["job", "list", "--json"]).json();
-        let made = list[0]["id"].as_str().unwrap().to_owned();
-        assert_eq!(daemon.ended(&made)["outcome"]["exit_code"], 3);
+        daemon.rnx(["job", "stop", &stopped]).assert_code(0);
+        assert_eq!(daemon.ended(&stopped)["status"], "STOPPED");
         drop(filler);
         wait_until(SHORT, "a job and its output are as ever", || {
             let run = daemon.job(["sh", "-c", "echo out; exit 3"]);
@@ -89,8 +86,23 @@ fn a_full_disk_ends_in_a_clear_word_and_the_daemon_goes_on() {
         // What could not be written down then was written later.
         assert_eq!(daemon.terminate(), Some(0));
         daemon.serve();
-        assert_eq!(daemon.status(&made)["outcome"]["exit_code"], 3);
+        for id in [&sleeper, &stopped] {
+            assert_eq!(daemon.status(id)["outcome"]["reason"], "stopped");
+        }
     });
+}
+
+/// A submit is refused with a word about the disk, and leaves no job.
+fn refused(daemon: &Daemon) {
+    let count = || {
+        let list = daemon.rnx(["job", "list", "--json"]).json();
+        list.as_array().unwrap().len()
+    };
+    let before = count();
+    let run = daemon.job(["true"]);
+    run.assert_code(125);
+    assert!(run.stderr.contains("disk"), "{run:?}");
+    assert_eq!(count(), before);
 }
 
 /// The configuration with this `limits.disk_reserve`.

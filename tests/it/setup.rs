@@ -266,7 +266,6 @@ fn serve_refuses_before_it_starts_anything() {
         &format!("{} is not set up; run: joblet init", place.base().display()),
     );
     place.ok(&["init"]);
-    place.refused(1, &["serve", "--drain"], "not in this version");
     place.refused(6, &["doctor"], "error: ");
     place.refused(2, &["serve", "--fast"], "--fast");
     place.refused(1, &["keeper"], "only joblet serve starts keepers");

@@ -100,6 +100,11 @@ impl Daemon {
 
     /// Runs `joblet serve` and returns once it accepts.
     pub(crate) fn serve(&self) {
+        self.serve_with(&[]);
+    }
+
+    /// Runs `joblet serve` with more flags and returns once it accepts.
+    pub(crate) fn serve_with(&self, flags: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -111,6 +116,7 @@ impl Daemon {
             .arg("--nofile=1024:")
             .arg(joblet_binary())
             .arg("serve")
+            .args(flags)
             .arg("--base")
             .arg(&self.base)
             .stdin(Stdio::null())
@@ -197,12 +203,14 @@ impl Daemon {
         if let Some(process) = Process::of(child.id()) {
             process.signal(nix::sys::signal::Signal::SIGTERM);
         }
-        wait_until(LONG, "the daemon ends after SIGTERM", || {
-            match child.try_wait().unwrap() {
-                Some(status) => Waiting::Done(status.code()),
-                None => Waiting::Seen("still running".to_owned()),
-            }
-        })
+        exit_code(&mut child)
+    }
+
+    /// Waits until `joblet serve` has ended by itself; its exit code.
+    pub(crate) fn ends(&self) -> Option<i32> {
+        let mut served = self.served.lock().unwrap();
+        let mut child = served.child.take().expect("the daemon is being served");
+        exit_code(&mut child)
     }
 
     /// `joblet VERB --base …`.
@@ -462,6 +470,15 @@ impl Drop for Guard {
             let _ = child.wait();
         }
     }
+}
+
+fn exit_code(child: &mut Child) -> Option<i32> {
+    wait_until(LONG, "the daemon ends", || {
+        match child.try_wait().unwrap() {
+            Some(status) => Waiting::Done(status.code()),
+            None => Waiting::Seen("still running".to_owned()),
+        }
+    })
 }
 
 /// An address of loopback that nobody uses: the kernel gives each bind to port 0 another one.
