@@ -28,7 +28,7 @@ pub use controller::{Controller, Enforcement};
 pub use device::Device;
 pub use place::Place;
 pub use tree::{Leaf, Tree};
-pub use v1::Seat;
+pub use v1::{Seat, SeatMemory};
 
 use self::dir::Dir;
 use crate::job::{JobId, Limits, Usage};

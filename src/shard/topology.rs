@@ -502,7 +502,7 @@ impl ThreadParts {
             desk: Desk::new(self.ids),
             recorder,
             journal: JournalWriter::new(),
-            seats: Seats::new().map_err(io("a counter"))?,
+            seats: Seats::new(self.host.shards).map_err(io("a counter"))?,
             history: self.history,
         });
         rt::spawn(shard.journal.clone().serve(journal_file));
