@@ -174,7 +174,7 @@ pub const SEATS_AT_ONCE: usize = 8;
 /// below 50 KiB for each of those.
 pub const MEMORY_COUNTED_JOBS: usize = 512;
 // Every shard has its part of them.
-const _: () = assert!(SHARDS_MAX as usize <= MEMORY_COUNTED_JOBS);
+const _: () = assert!(SHARDS_MAX <= MEMORY_COUNTED_JOBS as u64);
 /// When the kernel says that memory is out in a cgroup of version 1, it has not killed anybody yet: first pause
 /// before it is looked who was killed, doubled each time.
 pub const OOM_LOOK_FIRST: Duration = Duration::from_millis(1);
