@@ -200,7 +200,7 @@ fn a_fork_bomb_stays_within_its_number_and_others_start() {
     let Some(daemon) = DAEMON.get(Host::Any) else {
         return;
     };
-    let alone = median_run_ms(daemon);
+    let alone = median_run_ms(&daemon);
     let bomb = "bomb() { bomb | bomb & }; bomb; sleep 60";
     let flags = ["--max-pids=64", "--max-cpu=50", "--grace=0s"];
     let id = daemon.submit(&flags, &["bash", "-c", bomb]);
@@ -208,7 +208,7 @@ fn a_fork_bomb_stays_within_its_number_and_others_start() {
         daemon.job(["true"]).assert_code(0);
         assert!(daemon.pids(&id).len() <= 64);
     }
-    let beside = median_run_ms(daemon);
+    let beside = median_run_ms(&daemon);
     // Shown, not judged: other tests run beside this one.
     eprintln!(
         "`rnx job run true` takes {beside:.1} ms beside a fork bomb and {alone:.1} ms without: {:.2} times",
