@@ -167,6 +167,14 @@ pub const SEATS_LOW: usize = 24;
 const _: () = assert!(SEATS_LOW < SEATS_READY);
 /// So many of them are made in one go, on the blocking pool.
 pub const SEATS_AT_ONCE: usize = 8;
+/// Jobs of a daemon without a memory limit whose memory is counted all the same, where memory is counted by
+/// version 1; cgroups that are ready for jobs are among them. Each of the six file systems of a job has a
+/// shrinker, and each memory cgroup of the host has room for every shrinker of the host, 520 bytes for 64 of
+/// them: memory that grows with the square of the number of jobs, 0.5 MiB for each of 5,000. With 512 it stays
+/// below 50 KiB for each of those.
+pub const MEMORY_COUNTED_JOBS: usize = 512;
+// Every shard has its part of them.
+const _: () = assert!(SHARDS_MAX <= MEMORY_COUNTED_JOBS as u64);
 /// When the kernel says that memory is out in a cgroup of version 1, it has not killed anybody yet: first pause
 /// before it is looked who was killed, doubled each time.
 pub const OOM_LOOK_FIRST: Duration = Duration::from_millis(1);

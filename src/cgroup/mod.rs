@@ -30,7 +30,7 @@ pub use device::Device;
 pub use place::Place;
 pub use remains::Spared;
 pub use tree::{Leaf, Tree};
-pub use v1::Seat;
+pub use v1::{Seat, SeatMemory};
 
 use self::dir::Dir;
 use crate::job::{JobId, Limits, Usage};

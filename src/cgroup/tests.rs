@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Write,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -160,4 +160,61 @@ fn an_instance_that_would_be_a_path_is_refused() {
         );
     }
     assert!(!Tree::contains_us("nobodyhasthis").unwrap());
+}
+
+/// The value of a file of `leaf` in the hierarchy of version 1 for memory; `None` when it is not there.
+fn memory_file(tree: &Tree, leaf: &str, file: &str) -> Option<String> {
+    let name = tree.path().file_name().unwrap();
+    let (_, place) = Place::legacy()
+        .unwrap()
+        .into_iter()
+        .find(|(controller, _)| *controller == Controller::Memory)?;
+    std::fs::read_to_string(place.own.join(name).join(leaf).join(file)).ok()
+}
+
+#[test]
+fn a_seat_has_a_cgroup_for_memory_only_where_that_is_counted() {
+    let grove = Grove::new();
+    let tree = grove.tree();
+    let legacy = Place::legacy().unwrap();
+    if !legacy.iter().any(|(found, _)| *found == Controller::Memory) {
+        println!("skip: a memory controller of version 1");
+        return;
+    }
+    let oom = nix::sys::eventfd::EventFd::new().unwrap();
+    let free = Limits::default();
+    let bounded = Limits {
+        memory_bytes: Some(64 << 20),
+        ..Limits::default()
+    };
+    let make = |memory| tree.make_seat(memory, oom.as_fd()).unwrap();
+    let late = |seat| tree.count_memory(seat, oom.as_fd()).unwrap();
+    for (seat, limits, expected) in [
+        (make(SeatMemory::Counted), &free, SeatMemory::Counted),
+        (make(SeatMemory::Counted), &bounded, SeatMemory::Counted),
+        (make(SeatMemory::Uncounted), &free, SeatMemory::Uncounted),
+        (
+            late(make(SeatMemory::Uncounted)),
+            &bounded,
+            SeatMemory::Counted,
+        ),
+    ] {
+        assert_eq!(seat.memory(), expected);
+        let job = JobId::random();
+        let leaf = tree.create(job, limits, Some(seat)).unwrap();
+        tree.bound(job, leaf.seat.as_deref(), limits, &[]).unwrap();
+        let usage = tree.usage(job).unwrap();
+        let is_counted = expected == SeatMemory::Counted;
+        assert_eq!(usage.memory_bytes.is_some(), is_counted);
+        assert_eq!(usage.memory_peak_bytes.is_some(), is_counted);
+        assert_eq!(usage.oom_kills.is_some(), is_counted);
+        assert_eq!(usage.pids, Some(0));
+        let limit = memory_file(tree, &job.to_string(), "memory.limit_in_bytes");
+        assert_eq!(limit.is_some(), is_counted);
+        if limits.memory_bytes.is_some() {
+            assert_eq!(limit.unwrap().trim(), "67108864");
+        }
+        tree.remove(job).unwrap();
+        assert_eq!(memory_file(tree, &job.to_string(), "tasks"), None);
+    }
 }

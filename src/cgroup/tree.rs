@@ -18,7 +18,7 @@ use super::{
     dir::{self, Dir, value_of},
     directory_name,
     standing::{self, Standing},
-    v1::{Seat, V1},
+    v1::{Seat, SeatMemory, V1},
     v2::V2,
 };
 use crate::job::{JobId, LimitKind, Limits, Stall, Usage};
@@ -155,12 +155,30 @@ impl Tree {
     }
 
     /// Makes a seat; `oom` is an eventfd that is signalled when memory runs out in it, and once more when it is
-    /// removed. Blocks for a fraction of a millisecond.
+    /// removed, if its memory is counted. That it is not where version 1 does not have that controller, whatever
+    /// is asked for. Blocks for a fraction of a millisecond.
     ///
     /// # Errors
     /// [`CgroupError::Make`], [`CgroupError::Write`]; nothing is left then.
-    pub fn make_seat(&self, oom: BorrowedFd<'_>) -> Result<Seat, CgroupError> {
-        self.v1.make_seat(oom)
+    pub fn make_seat(&self, memory: SeatMemory, oom: BorrowedFd<'_>) -> Result<Seat, CgroupError> {
+        self.v1.make_seat(memory, oom)
+    }
+
+    /// Counts the memory of a seat from now on, as if it had been made so.
+    ///
+    /// # Errors
+    /// As [`Tree::make_seat`]; the seat is removed then.
+    pub fn count_memory(&self, seat: Seat, oom: BorrowedFd<'_>) -> Result<Seat, CgroupError> {
+        self.v1.count_memory(seat, oom)
+    }
+
+    /// Has `oom` signalled when memory runs out in the leaf of `job`, which a former daemon made, and once more when
+    /// it is removed; whether version 1 counts its memory at all.
+    ///
+    /// # Errors
+    /// [`CgroupError::Read`], [`CgroupError::Write`].
+    pub fn watch_memory_again(&self, job: JobId, oom: BorrowedFd<'_>) -> Result<bool, CgroupError> {
+        self.v1.watch_again(&job.to_string(), oom)
     }
 
     /// Removes a seat that no job got, by its name.

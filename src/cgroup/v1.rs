@@ -5,7 +5,8 @@
 //!                               /<job uuid>   the same, once a job has it
 //! ```
 //! Making the cgroups costs as much as the rest of a start, so they are made ahead. The job's first process
-//! joins them itself ([`crate::sys::child::join_cgroup`]); killing and counting go through cgroup2.
+//! joins them itself ([`crate::sys::child::join_cgroup`]); killing and counting go through cgroup2. A seat has
+//! a cgroup for CPU time and one for processes; one for memory only where that is to be counted.
 
 use std::{
     fs,
@@ -35,6 +36,16 @@ pub(super) struct V1 {
     has_memsw: bool,
 }
 
+/// Whether what a job has in memory is counted. A cgroup of memory costs the host more than all others of the
+/// job together: [`crate::limits::MEMORY_COUNTED_JOBS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeatMemory {
+    /// It is, and can be limited.
+    Counted,
+    /// It is not: there is no cgroup for it.
+    Uncounted,
+}
+
 /// Cgroups that wait for a job.
 #[derive(Debug)]
 pub struct Seat {
@@ -42,9 +53,16 @@ pub struct Seat {
     pub(super) name: String,
     /// Their `tasks` files, open for writing.
     pub(super) joins: Vec<OwnedFd>,
+    memory: SeatMemory,
 }
 
 impl Seat {
+    /// Whether there is one for memory.
+    #[must_use]
+    pub fn memory(&self) -> SeatMemory {
+        self.memory
+    }
+
     /// The name of its cgroups, to give them back when no job gets them.
     #[must_use]
     pub fn into_name(self) -> String {
@@ -126,26 +144,64 @@ impl V1 {
     }
 
     /// Makes a seat. When memory runs out in it `oom` is signalled, and once more when it is removed.
-    pub(super) fn make_seat(&self, oom: BorrowedFd<'_>) -> Result<Seat, CgroupError> {
+    pub(super) fn make_seat(
+        &self,
+        memory: SeatMemory,
+        oom: BorrowedFd<'_>,
+    ) -> Result<Seat, CgroupError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut seat = Seat {
             name: format!("{SEAT}{number}"),
             joins: Vec::new(),
+            memory: SeatMemory::Uncounted,
         };
-        for (controller, dir) in self.seated() {
-            let made = add(dir, &seat.name).and_then(|tasks| {
-                seat.joins.push(tasks);
-                if controller == Controller::Memory {
-                    watch_memory(dir, &seat.name, oom)?;
+        let others = || {
+            self.seated()
+                .filter(|(controller, _)| *controller != Controller::Memory)
+        };
+        for (_, dir) in others() {
+            match add(dir, &seat.name) {
+                Ok(tasks) => seat.joins.push(tasks),
+                Err(error) => {
+                    let _ = self.remove(&seat.name);
+                    return Err(error);
                 }
-                Ok(())
-            });
-            if let Err(error) = made {
-                let _ = self.remove(&seat.name);
-                return Err(error);
             }
         }
-        Ok(seat)
+        match memory {
+            SeatMemory::Counted => self.count_memory(seat, oom),
+            SeatMemory::Uncounted => Ok(seat),
+        }
+    }
+
+    /// Gives a seat the cgroup for memory that it was made without; where memory is not counted by version 1
+    /// it stays as it is. The seat is removed when that fails.
+    pub(super) fn count_memory(
+        &self,
+        mut seat: Seat,
+        oom: BorrowedFd<'_>,
+    ) -> Result<Seat, CgroupError> {
+        let Some(dir) = self.dir(Controller::Memory) else {
+            return Ok(seat);
+        };
+        if seat.memory == SeatMemory::Counted {
+            return Ok(seat);
+        }
+        let made = add(dir, &seat.name).and_then(|tasks| {
+            watch_memory(dir, &seat.name, oom)?;
+            Ok(tasks)
+        });
+        match made {
+            Ok(tasks) => {
+                seat.joins.push(tasks);
+                seat.memory = SeatMemory::Counted;
+                Ok(seat)
+            }
+            Err(error) => {
+                let _ = self.remove(&seat.name);
+                Err(error)
+            }
+        }
     }
 
     /// Makes the cgroups that only some jobs have; gives their `tasks` files.
@@ -174,8 +230,18 @@ impl V1 {
     /// Gives a seat the name of its job.
     pub(super) fn rename(&self, seat: &str, job: JobId) -> Result<(), CgroupError> {
         let leaf = job.to_string();
-        self.seated()
-            .try_for_each(|(_, dir)| dir.rename_at(seat, &leaf))
+        self.seated().try_for_each(|(controller, dir)| {
+            match dir.rename_at(seat, &leaf) {
+                // A seat may have none for memory; a job with a limit of it would not get that far.
+                Err(CgroupError::Write { source, .. })
+                    if controller == Controller::Memory
+                        && source.raw_os_error() == Some(libc::ENOENT) =>
+                {
+                    Ok(())
+                }
+                result => result,
+            }
+        })
     }
 
     /// Removes the cgroups called `leaf` wherever there is one.
@@ -188,6 +254,18 @@ impl V1 {
             }
         }
         Ok(())
+    }
+
+    /// Has `oom` signalled for a leaf that a former daemon made; whether its memory is counted here at all.
+    pub(super) fn watch_again(&self, leaf: &str, oom: BorrowedFd<'_>) -> Result<bool, CgroupError> {
+        let Some(dir) = self
+            .dir(Controller::Memory)
+            .filter(|dir| dir.has(&format!("{leaf}/memory.oom_control")))
+        else {
+            return Ok(false);
+        };
+        watch_memory(dir, leaf, oom)?;
+        Ok(true)
     }
 
     /// How many processes of a leaf were killed because memory was out.

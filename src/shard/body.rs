@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
-use super::{desk::Link, metrics::Samples};
+use super::{desk::Link, metrics::Samples, seats::MemoryCgroup};
 use crate::{
     log::{Capture, Progress},
     sandbox::identity::IdRange,
@@ -22,6 +22,8 @@ pub(super) struct Body {
     pub(super) has_memory_limit: bool,
     /// The name that its cgroups of version 1 still have; empty once they have the job's.
     pub(super) seat: Option<String>,
+    /// That one of those is for memory.
+    pub(super) memory: Option<MemoryCgroup>,
     pub(super) ids: Option<IdRange>,
     pub(super) image: Option<WorkImage>,
     /// Our end of init's control socket, until the go is given.
@@ -46,6 +48,7 @@ impl Body {
             has_leaf: false,
             has_memory_limit: false,
             seat: None,
+            memory: None,
             ids: None,
             image: None,
             control: None,

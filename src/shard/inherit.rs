@@ -319,6 +319,10 @@ impl Shard {
                 }
             }
         }
+        let is_held = job.found.whereabouts == Whereabouts::Held;
         self.feed(Event::Found(Box::new(job.found)));
+        if is_held {
+            self.watch_memory_again(id);
+        }
     }
 }

@@ -268,19 +268,15 @@ impl Shard {
 
     /// The job's cgroups; their descriptors are open only until the job is born in them.
     async fn make_leaf(self: &Rc<Self>, id: JobId, spec: &Spec) -> Result<Leaf, StartFailure> {
-        let seat = self
-            .take_seat()
+        let (leaf, memory) = self
+            .make_cgroups(id, &spec.limits)
             .await
-            .map_err(|error| cgroup_failure(&error))?;
-        let leaf = self
-            .host
-            .cgroups
-            .create(id, &spec.limits, seat)
             .map_err(|error| cgroup_failure(&error))?;
         self.with_body(id, |body| {
             body.has_leaf = true;
             body.has_memory_limit = spec.limits.memory_bytes.is_some();
             body.seat.clone_from(&leaf.seat);
+            body.memory = memory;
         })?;
         Ok(leaf)
     }
@@ -359,16 +355,17 @@ impl Shard {
             (
                 body.capture.take(),
                 (std::mem::take(&mut body.has_leaf), body.seat.take()),
+                body.memory.take(),
                 body.ids.take(),
                 body.image.take(),
             )
         });
-        if let Some((capture, (had_leaf, seat), ids, image)) = former {
+        if let Some((capture, (had_leaf, seat), memory, ids, image)) = former {
             if let Some(capture) = capture {
                 let _ = capture.drain().await;
             }
             if had_leaf {
-                self.remove_leaf(id, seat).await;
+                self.remove_leaf(id, seat, memory).await;
             }
             if let Some(ids) = ids {
                 self.desk.free_ids(ids);

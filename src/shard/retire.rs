@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::Rc, time::Instant};
 
-use super::{desk::chain, driver::Shard, effect::Event};
+use super::{desk::chain, driver::Shard, effect::Event, seats::MemoryCgroup};
 use crate::{
     cgroup::CgroupError,
     job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
@@ -95,7 +95,7 @@ impl Shard {
         let shard = Rc::clone(self);
         rt::spawn(async move {
             if body.has_leaf {
-                shard.remove_leaf(id, body.seat).await;
+                shard.remove_leaf(id, body.seat, body.memory).await;
             }
             if let Some(ids) = body.ids {
                 shard.desk.free_ids(ids);
@@ -108,10 +108,19 @@ impl Shard {
 
     /// Removes a leaf. Its processes are dead; the kernel may need a moment to let go of them.
     /// `seat` is the name that its cgroups of version 1 still have, if they do not have the job's.
-    pub(super) async fn remove_leaf(&self, id: JobId, seat: Option<String>) {
+    /// `memory` tells that one of them is for memory; it goes with them.
+    pub(super) async fn remove_leaf(
+        &self,
+        id: JobId,
+        seat: Option<String>,
+        memory: Option<MemoryCgroup>,
+    ) {
         let mut pause = limits::LEAF_RETRY_FIRST;
         for _ in 0..limits::LEAF_RETRIES {
-            match self.remove_cgroups(id, seat.clone()).await {
+            match self
+                .remove_cgroups(id, seat.clone(), memory.is_some())
+                .await
+            {
                 Ok(()) | Err(CgroupError::Missing(_)) => return,
                 Err(CgroupError::Busy { .. }) => {
                     let _ = self.host.cgroups.kill(id);

@@ -2,6 +2,9 @@
 //!
 //! Making them takes as long as the rest of a start, so a few are always ready. On a host of pure cgroup2
 //! nothing of this is used: a leaf there is made in a moment, and the kernel ends the whole job by itself.
+//!
+//! A job with a memory limit always has a cgroup for memory, one without only while there are few of those:
+//! see [`limits::MEMORY_COUNTED_JOBS`].
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,17 +19,61 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{driver::Shard, effect::Event};
 use crate::{
-    cgroup::{CgroupError, Seat},
-    job::JobId,
+    cgroup::{CgroupError, Leaf, Seat, SeatMemory},
+    job::{JobId, Limits},
     limits,
     rt::{self, BlockingError, Notify, Ready},
 };
+
+/// How many cgroups for memory a shard has that no limit asks for: those of jobs and those that are ready.
+#[derive(Debug, Clone)]
+struct Counted {
+    now: Rc<Cell<usize>>,
+    most: usize,
+}
+
+impl Counted {
+    fn new(shards: usize) -> Self {
+        Self {
+            now: Rc::default(),
+            most: limits::MEMORY_COUNTED_JOBS / shards.max(1),
+        }
+    }
+
+    /// Takes the places of so many of `wanted` as there are left, and says of how many.
+    fn take(&self, wanted: usize) -> usize {
+        let taken = wanted.min(self.most.saturating_sub(self.now.get()));
+        self.now.set(self.now.get() + taken);
+        taken
+    }
+
+    fn give_back(&self, places: usize) {
+        self.now.set(self.now.get().saturating_sub(places));
+    }
+}
+
+/// That a job's memory is counted by version 1: the kernel tells of the removal of its cgroup. Goes when that
+/// is removed.
+#[derive(Debug)]
+pub(super) struct MemoryCgroup {
+    /// Where it has a place; a memory limit needs none.
+    place: Option<Counted>,
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        if let Some(counted) = &self.place {
+            counted.give_back(1);
+        }
+    }
+}
 
 /// The seats of one shard.
 #[derive(Debug)]
 pub(super) struct Seats {
     ready: RefCell<VecDeque<Seat>>,
     taken: Notify,
+    counted: Counted,
     /// The kernel adds one when memory runs out in a cgroup of ours, and one when such a cgroup is removed.
     oom: Arc<EventFd>,
     /// Removals that the kernel has not told of yet.
@@ -39,11 +86,13 @@ pub(super) struct Seats {
 }
 
 impl Seats {
-    pub(super) fn new() -> io::Result<Self> {
+    /// Those of one of `shards` shards.
+    pub(super) fn new(shards: usize) -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             ready: RefCell::default(),
             taken: Notify::default(),
+            counted: Counted::new(shards),
             oom: Arc::new(EventFd::from_flags(flags)?),
             removals: Cell::new(0),
             calls: Cell::new(0),
@@ -74,36 +123,106 @@ impl Seats {
 }
 
 impl Shard {
+    /// Makes the cgroups of a job, and says whether one of them is for memory in version 1.
+    pub(super) async fn make_cgroups(
+        self: &Rc<Self>,
+        id: JobId,
+        limits: &Limits,
+    ) -> Result<(Leaf, Option<MemoryCgroup>), CgroupError> {
+        let (seat, memory) = match self.take_seat(limits).await? {
+            Some((seat, memory)) => (Some(seat), memory),
+            None => (None, None),
+        };
+        let made = self.host.cgroups.create(id, limits, seat);
+        if made.is_err() && memory.is_some() {
+            // The seat was removed.
+            self.expect_removal();
+        }
+        Ok((made?, memory))
+    }
+
     /// A seat for a job; `None` where jobs need none.
-    pub(super) async fn take_seat(self: &Rc<Self>) -> Result<Option<Seat>, CgroupError> {
+    async fn take_seat(
+        self: &Rc<Self>,
+        limits: &Limits,
+    ) -> Result<Option<(Seat, Option<MemoryCgroup>)>, CgroupError> {
         if !self.host.cgroups.has_seats() {
             return Ok(None);
         }
-        let ready = self.seats.ready.borrow_mut().pop_front();
+        let has_limit = limits.memory_bytes.is_some();
+        let ready = {
+            let mut ready = self.seats.ready.borrow_mut();
+            // One without a limit takes the oldest, whose memory is counted while there are places.
+            let at = ready.iter().position(|seat| !has_limit || is_counted(seat));
+            ready.remove(at.unwrap_or(0))
+        };
         self.seats.taken.notify_one();
-        if ready.is_some() {
-            return Ok(ready);
-        }
-        let mut made = self.make_seats(1).await?;
-        Ok(made.pop())
+        let seat = match ready {
+            Some(seat) => Some(seat),
+            None => self.make_seats(1).await?.pop(),
+        };
+        let Some(seat) = seat else { return Ok(None) };
+        let counted = &self.seats.counted;
+        Ok(Some(match (seat.memory(), has_limit) {
+            (SeatMemory::Uncounted, false) => (seat, None),
+            (SeatMemory::Uncounted, true) => self.count_memory(seat).await?,
+            (SeatMemory::Counted, true) => {
+                counted.give_back(1);
+                (seat, Some(MemoryCgroup { place: None }))
+            }
+            (SeatMemory::Counted, false) => {
+                let place = Some(counted.clone());
+                (seat, Some(MemoryCgroup { place }))
+            }
+        }))
     }
 
-    async fn make_seats(&self, count: usize) -> Result<Vec<Seat>, CgroupError> {
+    /// Gives a seat the cgroup for memory that a limit needs.
+    async fn count_memory(&self, seat: Seat) -> Result<(Seat, Option<MemoryCgroup>), CgroupError> {
         let (host, oom) = (Arc::clone(&self.host), Arc::clone(&self.seats.oom));
-        let make = move || {
-            (0..count)
-                .map(|_| host.cgroups.make_seat(oom.as_fd()))
-                .collect()
+        let count = move || host.cgroups.count_memory(seat, oom.as_fd());
+        let seat = self
+            .seats
+            .call("make a cgroup", count)
+            .await
+            .unwrap_or_else(|error| Err(unmade(error)))?;
+        let memory = match seat.memory() {
+            SeatMemory::Counted => Some(MemoryCgroup { place: None }),
+            // Version 2 does it, in the job's leaf.
+            SeatMemory::Uncounted => None,
         };
-        self.seats
+        Ok((seat, memory))
+    }
+
+    /// Makes seats: as many as are wanted, or fewer when something fails after the first.
+    async fn make_seats(&self, wanted: usize) -> Result<Vec<Seat>, CgroupError> {
+        let (host, oom) = (Arc::clone(&self.host), Arc::clone(&self.seats.oom));
+        let places = self.seats.counted.take(wanted);
+        let make = move || {
+            let mut made = Vec::with_capacity(wanted);
+            for number in 0..wanted {
+                let memory = if number < places {
+                    SeatMemory::Counted
+                } else {
+                    SeatMemory::Uncounted
+                };
+                match host.cgroups.make_seat(memory, oom.as_fd()) {
+                    Ok(seat) => made.push(seat),
+                    Err(error) if made.is_empty() => return Err(error),
+                    Err(_) => break, // the next try says why
+                }
+            }
+            Ok(made)
+        };
+        let made = self
+            .seats
             .call("make cgroups", make)
             .await
-            .unwrap_or_else(|error| {
-                Err(CgroupError::Make {
-                    path: "ready".into(),
-                    source: io::Error::other(error),
-                })
-            })
+            .unwrap_or_else(|error| Err(unmade(error)));
+        let used = made.iter().flatten().filter(|seat| is_counted(seat));
+        let unused = places - used.count();
+        self.seats.counted.give_back(unused);
+        made
     }
 
     /// Keeps seats ready, for ever.
@@ -193,17 +312,19 @@ impl Shard {
             .collect()
     }
 
-    /// Removes a job's cgroups, once.
+    /// Removes a job's cgroups, once; `has_memory` says whether there is one for memory in version 1.
     pub(super) async fn remove_cgroups(
         &self,
         id: JobId,
         seat: Option<String>,
+        has_memory: bool,
     ) -> Result<(), CgroupError> {
         if !self.host.cgroups.has_seats() {
             return self.host.cgroups.remove(id);
         }
-        let removals = &self.seats.removals;
-        removals.set(removals.get() + 1);
+        if has_memory {
+            self.expect_removal();
+        }
         let host = Arc::clone(&self.host);
         let remove = move || {
             if let Some(seat) = seat {
@@ -216,9 +337,75 @@ impl Shard {
             .call("remove cgroups", remove)
             .await
             .unwrap_or(Err(CgroupError::Missing(id)));
-        if removed.is_err() {
+        if has_memory && removed.is_err() {
+            let removals = &self.seats.removals;
             removals.set(removals.get().saturating_sub(1));
         }
         removed
+    }
+
+    /// Watches the memory of a job that a former daemon started. What it missed is told at once.
+    pub(super) fn watch_memory_again(self: &Rc<Self>, id: JobId) {
+        match self.host.cgroups.watch_memory_again(id, self.seats.oom.as_fd()) {
+            Ok(true) => {
+                if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
+                    body.memory = Some(MemoryCgroup { place: None });
+                }
+                // A job without a limit of its own may have been hit when the host ran out.
+                if self.bounded_jobs().contains(&id) && self.host.cgroups.oom_kills(id) > 0 {
+                    self.feed(Event::OutOfMemory(id));
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(job_id = %id, %error, "nobody hears when memory runs out in a job");
+            }
+        }
+    }
+
+    fn expect_removal(&self) {
+        let removals = &self.seats.removals;
+        removals.set(removals.get() + 1);
+    }
+}
+
+fn is_counted(seat: &Seat) -> bool {
+    seat.memory() == SeatMemory::Counted
+}
+
+fn unmade(error: BlockingError) -> CgroupError {
+    CgroupError::Make {
+        path: "ready".into(),
+        source: io::Error::other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_counted_up_to_the_bound_and_again_when_a_place_is_free() {
+        let counted = Counted::new(2);
+        let most = limits::MEMORY_COUNTED_JOBS / 2;
+        assert_eq!(counted.take(most - 1), most - 1);
+        assert_eq!(counted.take(1), 1);
+        assert_eq!(counted.take(1), 0);
+        counted.give_back(3);
+        assert_eq!(counted.take(8), 3);
+        assert_eq!(counted.take(8), 0);
+        let place = Some(counted.clone());
+        drop(MemoryCgroup { place });
+        assert_eq!(counted.take(8), 1);
+        drop(MemoryCgroup { place: None });
+        assert_eq!(counted.take(8), 0);
+    }
+
+    #[test]
+    fn all_shards_together_keep_to_the_bound_and_each_has_a_part() {
+        for shards in [1, 2, 3, 100, usize::try_from(limits::SHARDS_MAX).unwrap()] {
+            let each = Counted::new(shards).take(usize::MAX);
+            assert!((1..=limits::MEMORY_COUNTED_JOBS / shards).contains(&each));
+        }
     }
 }

@@ -89,7 +89,7 @@ impl ThreadParts {
             recorder,
             records,
             archive: Archive::new(self.reader),
-            seats: Seats::new().map_err(io("a counter"))?,
+            seats: Seats::new(self.host.shards).map_err(io("a counter"))?,
         });
         rt::spawn(Rc::clone(&shard).serve_records(inbox));
         // Before any mail: other shards pass on what they hear of these jobs.

@@ -19,6 +19,7 @@ mod number {
     pub const EXECVE: usize = 59;
     pub const WAIT4: usize = 61;
     pub const CHDIR: usize = 80;
+    pub const SETSID: usize = 112;
     pub const SETGROUPS: usize = 116;
     pub const SETRESUID: usize = 117;
     pub const SETRESGID: usize = 119;
@@ -26,6 +27,7 @@ mod number {
     pub const PRCTL: usize = 157;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
+    pub const KEYCTL: usize = 250;
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -38,8 +40,10 @@ mod number {
     pub const CLOCK_GETTIME: usize = 113;
     pub const SETRESUID: usize = 147;
     pub const SETRESGID: usize = 149;
+    pub const SETSID: usize = 157;
     pub const SETGROUPS: usize = 159;
     pub const PRCTL: usize = 167;
+    pub const KEYCTL: usize = 219;
     pub const EXECVE: usize = 221;
     pub const WAIT4: usize = 260;
 }
@@ -143,11 +147,12 @@ static mut STACK: [u8; 16 << 10] = [0; 16 << 10];
 static CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
 static NO_CAPABILITIES: [u32; 6] = [0; 6];
 
-/// The command: uid and gid 1000, nothing kept, in /work.
+/// The command: a session and a keyring of its own, uid and gid 1000, nothing kept, in /work.
 unsafe extern "C" fn command(arguments: *const usize) -> ! {
     // SAFETY: plain numbers and pointers to statics and to the arguments the kernel placed; the parent is
     // suspended until execve or exit.
     unsafe {
+        call(number::SETSID, 0, 0, 0, 0);
         call(number::SETGROUPS, 0, 0, 0, 0);
         for capability in 0..41 {
             call(number::PRCTL, 24, capability, 0, 0);
@@ -162,6 +167,7 @@ unsafe extern "C" fn command(arguments: *const usize) -> ! {
             0,
         );
         call(number::PRCTL, 38, 1, 0, 0);
+        call(number::KEYCTL, 1, 0, 0, 0); // a session keyring of its own
         call(number::CHDIR, c"/work".as_ptr() as usize, 0, 0, 0);
         let count = *arguments;
         let words = arguments.add(2);

@@ -1,35 +1,37 @@
 //! One job's kernel objects, made and taken down by one thread without a daemon, a store or a wire.
 //!
-//! What a product job has, this has: a cgroup leaf, two pipes, a control socket, the namespaces, the mounts,
-//! the user and network namespace from a pool, PID 1 from a memfd, and a static command as its child. What
-//! the product adds on top (plan and descriptors by message, records, log files, wire) is what the ratio
-//! shows.
+//! What a product job has, this has: its cgroups, two pipes, a control socket, the namespaces, the mounts, the
+//! user and network namespace from a pool, PID 1 from a memfd, and a static command as its child. What is the
+//! same for all jobs is done once and inherited, as the product's spawner does it. What the product adds on top
+//! (plan and descriptors by message, records, log files, wire) is what the ratio shows.
 
 use std::{
-    ffi::{CString, c_char, c_void},
+    ffi::{CStr, CString, c_char, c_void},
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat},
-    mount::{MntFlags, MsFlags, mount, umount2},
+    fcntl::OFlag,
+    mount::{MsFlags, mount},
     sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     sys::{
-        resource::{Resource, setrlimit},
+        resource::{Resource, getrlimit, rlim_t, setrlimit},
         socket::{AddressFamily, SockFlag, SockType, socketpair},
-        stat::{Mode, fchmod, mkdirat, umask},
+        stat::{Mode, fchmod},
     },
-    unistd::{
-        Gid, Pid, UnlinkatFlags, chdir, fchown, pipe2, pivot_root, sethostname, setsid, unlinkat,
-    },
+    unistd::{Gid, Pid, fchown, pipe2},
 };
 
-use crate::{pool::Namespaces, sys, template};
+use crate::{
+    cgroups::{Cgroups, Seat},
+    pool::Namespaces,
+    sys, template,
+};
 
 /// Host id of init inside.
 const INIT_ID: u32 = 65_534;
@@ -37,9 +39,11 @@ const INIT_ID: u32 = 65_534;
 /// What all jobs of one loop share.
 #[derive(Debug)]
 pub(crate) struct Bench {
-    cgroup: OwnedFd,
+    cgroups: Cgroups,
     init: OwnedFd,
     null: OwnedFd,
+    cpus: CpuSet,
+    limits: [(Resource, rlim_t, rlim_t); 3],
     stack: Vec<u8>,
     argv: Vec<CString>,
     count: u64,
@@ -59,6 +63,8 @@ pub(crate) struct Times {
 struct Plan {
     user: RawFd,
     net: RawFd,
+    joins: Vec<RawFd>,
+    limits: [(Resource, rlim_t, rlim_t); 3],
     null: RawFd,
     stdout: RawFd,
     stderr: RawFd,
@@ -75,38 +81,60 @@ struct Plan {
 const STACK_BYTES: usize = 256 << 10;
 
 impl Bench {
-    /// With leaves below `cgroup`, and the program behind `init` as PID 1.
-    pub(crate) fn new(cgroup: OwnedFd, init: OwnedFd, null: OwnedFd) -> Self {
+    /// With leaves in `cgroups`, and the program behind `init` as PID 1.
+    pub(crate) fn new(cgroups: Cgroups, init: OwnedFd, null: OwnedFd) -> Result<Self> {
+        let mut cpus = CpuSet::new();
+        for cpu in 0..std::thread::available_parallelism()?.get() {
+            cpus.set(cpu)?;
+        }
+        let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let (_, stack) = getrlimit(Resource::RLIMIT_STACK)?;
         let argv = [
             c"init".to_owned(),
             CString::from_vec_with_nul(format!("{}\0", template::COMMAND).into())
                 .unwrap_or_default(),
         ];
-        Self {
-            cgroup,
+        Ok(Self {
+            cgroups,
             init,
             null,
+            cpus,
+            limits: [
+                (Resource::RLIMIT_NOFILE, files.min(1_024), files),
+                (Resource::RLIMIT_CORE, 0, 0),
+                (Resource::RLIMIT_STACK, stack.min(8 << 20), stack),
+            ],
             stack: vec![0; STACK_BYTES],
             argv: argv.into(),
             count: 0,
-        }
+        })
     }
 
-    /// Makes one job with namespaces from the pool, waits for its end and takes everything down.
-    pub(crate) fn run(&mut self, namespaces: Namespaces) -> Result<Times> {
+    /// Makes a seat for a job to come.
+    pub(crate) fn make_seat(&mut self) -> Result<Seat> {
+        self.count += 1;
+        self.cgroups
+            .make_seat(format!("ready-{}-{}", std::process::id(), self.count))
+    }
+
+    /// Makes one job with a seat and namespaces that are ready, waits for its end and takes everything down.
+    pub(crate) fn run(&mut self, (seat, namespaces): (Seat, Namespaces)) -> Result<Times> {
         self.count += 1;
         let leaf = format!("job-{}-{}", std::process::id(), self.count);
         let begin = sys::now_ns();
-        mkdirat(&self.cgroup, leaf.as_str(), Mode::from_bits_truncate(0o755))
-            .context("make the leaf")?;
-        let times = self.run_in(&leaf, &namespaces, begin);
-        self.remove(&leaf)?;
-        times
+        let times = self.run_in(&leaf, seat, &namespaces, begin)?;
+        self.cgroups.remove(&leaf)?;
+        Ok(times)
     }
 
-    fn run_in(&mut self, leaf: &str, namespaces: &Namespaces, begin: u64) -> Result<Times> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let cgroup = openat(&self.cgroup, leaf, flags, Mode::empty()).context("open the leaf")?;
+    fn run_in(
+        &mut self,
+        leaf: &str,
+        seat: Seat,
+        namespaces: &Namespaces,
+        begin: u64,
+    ) -> Result<Times> {
+        let cgroup = self.cgroups.make_leaf(leaf, &seat)?;
         let (stdout, stdout_end) = job_pipe(namespaces.base)?;
         let (stderr, stderr_end) = job_pipe(namespaces.base)?;
         let (control, control_end) = socketpair(
@@ -117,7 +145,7 @@ impl Bench {
         )?;
         let mut control = File::from(control);
         control.write_all(b"G")?;
-        let plan = self.plan(namespaces, [&stdout_end, &stderr_end, &control_end])?;
+        let plan = self.plan(&seat, namespaces, [&stdout_end, &stderr_end, &control_end])?;
         let kinds = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWIPC
@@ -130,7 +158,7 @@ impl Bench {
             &plan,
         )
         .context("clone")?;
-        drop((stdout_end, stderr_end, control_end));
+        drop((stdout_end, stderr_end, control_end, seat));
         let executed = started(&mut control).inspect_err(|_| {
             // The child is at its end when the socket is closed; it must not stay a zombie.
             let _ = sys::reap(pidfd.as_fd());
@@ -157,25 +185,24 @@ impl Bench {
 
     fn plan(
         &self,
+        seat: &Seat,
         namespaces: &Namespaces,
         [stdout, stderr, control]: [&OwnedFd; 3],
     ) -> Result<Plan> {
-        let mut cpus = CpuSet::new();
-        for cpu in 0..std::thread::available_parallelism()?.get() {
-            cpus.set(cpu)?;
-        }
         let id = namespaces.base + 1000;
         let mut argv: Vec<*const c_char> = self.argv.iter().map(|word| word.as_ptr()).collect();
         argv.push(std::ptr::null());
         Ok(Plan {
             user: namespaces.user.as_raw_fd(),
             net: namespaces.net.as_raw_fd(),
+            joins: seat.joins.iter().map(AsRawFd::as_raw_fd).collect(),
+            limits: self.limits,
             null: self.null.as_raw_fd(),
             stdout: stdout.as_raw_fd(),
             stderr: stderr.as_raw_fd(),
             control: control.as_raw_fd(),
             init: self.init.as_raw_fd(),
-            cpus,
+            cpus: self.cpus,
             work: CString::new(format!("size=64m,mode=755,uid={id},gid={id}"))?,
             argv,
             envp: vec![
@@ -185,18 +212,6 @@ impl Bench {
             ],
             failed: AtomicU32::new(0),
         })
-    }
-
-    /// Removes a leaf; the kernel may need a moment after the last process.
-    fn remove(&self, leaf: &str) -> Result<()> {
-        for _ in 0..100_000 {
-            match unlinkat(&self.cgroup, leaf, UnlinkatFlags::RemoveDir) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EBUSY) => std::hint::spin_loop(),
-                Err(errno) => return Err(errno).context("remove the leaf"),
-            }
-        }
-        bail!("the leaf {leaf} stays busy")
     }
 }
 
@@ -242,56 +257,26 @@ extern "C" fn child(plan: *const c_void) -> ! {
 
 /// The steps, in the product's order. Returns only when one fails.
 fn steps(plan: &Plan, step: &mut u32) -> io::Result<()> {
-    let none = None::<&str>;
     let hard = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let tmpfs =
+        |target, options: &CStr| mount(Some(c"tmpfs"), target, Some(c"tmpfs"), hard, Some(options));
     let mut next = || *step += 1;
+    next();
+    for tasks in &plan.joins {
+        sys::join_cgroup(*tasks)?;
+    }
     next();
     unshare(CloneFlags::CLONE_NEWCGROUP)?;
     next();
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-    chdir(template::ROOT)?;
+    let proc = hard | MsFlags::MS_NOEXEC;
+    mount(Some(c"proc"), c"/proc", Some(c"proc"), proc, None::<&CStr>)?;
+    tmpfs(c"/tmp", c"size=64m,mode=1777")?;
+    tmpfs(c"/dev/shm", c"size=64m,mode=1777")?;
+    let pts = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let options = Some(c"newinstance,ptmxmode=0666,mode=620");
+    mount(Some(c"devpts"), c"/dev/pts", Some(c"devpts"), pts, options)?;
     next();
-    mount(
-        Some("proc"),
-        "proc",
-        Some("proc"),
-        hard | MsFlags::MS_NOEXEC,
-        none,
-    )?;
-    mount(
-        Some("tmpfs"),
-        "tmp",
-        Some("tmpfs"),
-        hard,
-        Some("size=64m,mode=1777"),
-    )?;
-    mount(
-        Some("tmpfs"),
-        "dev/shm",
-        Some("tmpfs"),
-        hard,
-        Some("size=64m,mode=1777"),
-    )?;
-    let pts = Some("newinstance,ptmxmode=0666,mode=620");
-    mount(
-        Some("devpts"),
-        "dev/pts",
-        Some("devpts"),
-        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-        pts,
-    )?;
-    next();
-    mount(
-        Some("tmpfs"),
-        "work",
-        Some("tmpfs"),
-        hard,
-        Some(plan.work.as_c_str()),
-    )?;
-    next();
-    pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
-    sethostname("job")?;
+    tmpfs(c"/work", &plan.work)?;
     next();
     setns(sys::borrow(plan.net), CloneFlags::CLONE_NEWNET)?;
     next();
@@ -300,9 +285,9 @@ fn steps(plan: &Plan, step: &mut u32) -> io::Result<()> {
     setns(sys::borrow(plan.user), CloneFlags::CLONE_NEWUSER)?;
     sys::keep_capabilities()?;
     sys::become_id(INIT_ID)?;
-    sys::close_from(INIT_AT.cast_unsigned() + 1)?;
     next();
     sys::keep_four_capabilities()?;
+    sys::close_from_at_exec(INIT_AT.cast_unsigned())?;
     next();
     Err(sys::execute(INIT_AT, &plan.argv, &plan.envp))
 }
@@ -310,20 +295,12 @@ fn steps(plan: &Plan, step: &mut u32) -> io::Result<()> {
 /// Where init's image is after [`inherited`] has put the descriptors in order.
 const INIT_AT: RawFd = 4;
 
-/// Everything execve(2) and fork(2) say is inherited.
+/// What is inherited and each job has its own of.
 fn inherited(plan: &Plan) -> io::Result<()> {
-    sys::join_session_keyring()?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    let score = nix::fcntl::open(
-        "/proc/self/oom_score_adj",
-        OFlag::O_WRONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
-    nix::unistd::write(&score, b"500")?;
-    drop(score);
+    for (kind, soft, hard) in plan.limits {
+        setrlimit(kind, soft, hard)?;
+    }
     sched_setaffinity(Pid::from_raw(0), &plan.cpus)?;
-    umask(Mode::from_bits_truncate(0o022));
-    setsid()?;
     for (from, to) in [(plan.null, 0), (plan.stdout, 1), (plan.stderr, 2)] {
         sys::duplicate(from, to, 0)?;
     }

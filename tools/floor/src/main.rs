@@ -2,10 +2,13 @@
 //!
 //! A single-threaded loop makes exactly the kernel objects of a job and takes them down again, and reports
 //! the time to the command's `execve` and to reaped: back to back, one per 50 ms, and with several worker
-//! processes at once. Namespaces come from a pool that is filled before the clock starts, as the product's
-//! pool is filled off its submit path. One JSON object on standard output; times are microseconds.
+//! processes at once. Namespaces and cgroups of version 1 come from pools that are filled before the clock
+//! starts, as the product's pools are filled off its submit path; cgroups are removed when a job has been reaped,
+//! which only the rate pays for, as the product's does. One JSON object on standard output; times are
+//! microseconds.
 #![expect(clippy::print_stdout, reason = "its result is its output")]
 
+mod cgroups;
 mod job;
 mod pool;
 mod sys;
@@ -33,8 +36,9 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::{
+    cgroups::{Cgroups, Seat},
     job::{Bench, Times},
-    pool::Maker,
+    pool::{Maker, Namespaces},
 };
 
 /// The static program that is PID 1 with arguments and the command without.
@@ -78,38 +82,26 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What is taken away at the end: a cgroup and an empty directory.
+/// What is taken away at the end: cgroups and an empty directory.
 #[derive(Debug)]
 struct Place {
-    cgroup: PathBuf,
+    cgroups: cgroups::Place,
     scratch: PathBuf,
 }
 
 impl Place {
     fn make() -> Result<Self> {
-        let hybrid = Path::new("/sys/fs/cgroup/unified");
-        let top = if hybrid.join("cgroup.procs").exists() {
-            hybrid
-        } else {
-            Path::new("/sys/fs/cgroup")
-        };
+        let cgroups = cgroups::Place::make()?;
         let name = format!("joblet-floor-{}", std::process::id());
-        let place = Self {
-            cgroup: top.join(&name),
-            scratch: std::env::temp_dir().join(name),
-        };
-        fs::create_dir(&place.cgroup)
-            .with_context(|| format!("make {}", place.cgroup.display()))?;
-        fs::create_dir(&place.scratch)
-            .with_context(|| format!("make {}", place.scratch.display()))?;
-        Ok(place)
+        let scratch = std::env::temp_dir().join(name);
+        fs::create_dir(&scratch).with_context(|| format!("make {}", scratch.display()))?;
+        Ok(Self { cgroups, scratch })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Both are empty; when they are not, somebody wants to look at what is in them.
-        let _ = fs::remove_dir(&self.cgroup);
+        // It is empty; when it is not, somebody wants to look at what is in it.
         let _ = fs::remove_dir(&self.scratch);
     }
 }
@@ -141,12 +133,12 @@ fn measure_here(args: &Args, place: &Place) -> Result<Value> {
         .map(|_| null.try_clone())
         .collect::<io::Result<_>>()?;
     let reserve = || -> Result<OwnedFd> { Ok(null.try_clone()?) };
-    let cgroup = directory_or_file(&place.cgroup, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    let cgroups = place.cgroups.open()?;
     let proc = directory_or_file("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
     let init = init_image()?;
     template::enter(&place.scratch, PROGRAM).context("enter the template")?;
     let mut maker = Maker::new(proc.try_clone()?, 0);
-    let mut bench = Bench::new(cgroup.try_clone()?, init.try_clone()?, reserve()?);
+    let mut bench = Bench::new(cgroups.try_clone()?, init.try_clone()?, reserve()?)?;
     // The first ones make what stays in caches.
     run(&mut bench, &mut maker, 20, None)?;
     let serial = run(&mut bench, &mut maker, args.serial, None)?;
@@ -157,7 +149,7 @@ fn measure_here(args: &Args, place: &Place) -> Result<Value> {
         Some(Duration::from_millis(50)),
     )?;
     let pieces = Pieces {
-        cgroup,
+        cgroups,
         proc,
         init,
         null,
@@ -183,14 +175,23 @@ fn run(
 ) -> Result<Vec<Times>> {
     let mut all = Vec::with_capacity(count);
     while all.len() < count {
-        for namespaces in maker.make(BATCH.min(count - all.len()))? {
+        for ready in make(bench, maker, BATCH.min(count - all.len()))? {
             if let Some(pause) = pause {
                 wait(pause);
             }
-            all.push(bench.run(namespaces)?);
+            all.push(bench.run(ready)?);
         }
     }
     Ok(all)
+}
+
+/// What the product has ready for a job.
+type Ready = (Seat, Namespaces);
+
+/// So many of them.
+fn make(bench: &mut Bench, maker: &mut Maker, count: usize) -> Result<Vec<Ready>> {
+    let each = (0..count).map(|_| Ok((bench.make_seat()?, maker.make_one()?)));
+    each.collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pace of a measurement")]
@@ -201,7 +202,7 @@ fn wait(pause: Duration) {
 /// What workers share.
 #[derive(Debug)]
 struct Pieces {
-    cgroup: OwnedFd,
+    cgroups: Cgroups,
     proc: OwnedFd,
     init: OwnedFd,
     null: OwnedFd,
@@ -252,20 +253,20 @@ fn work(
     drop(go_end);
     let mut maker = Maker::new(pieces.proc.try_clone()?, first);
     let mut bench = Bench::new(
-        pieces.cgroup.try_clone()?,
+        pieces.cgroups.try_clone()?,
         pieces.init.try_clone()?,
         pieces.null.try_clone()?,
-    );
-    let pool = maker.make(if included { 0 } else { each })?;
+    )?;
+    let pool = make(&mut bench, &mut maker, if included { 0 } else { each })?;
     ready.write_all(b"r")?;
     ensure!(go.read(&mut [0])? == 0, "go is the end of the pipe");
-    for namespaces in pool {
-        bench.run(namespaces)?;
+    for ready in pool {
+        bench.run(ready)?;
     }
     if included {
         for _ in 0..each {
-            let namespaces = maker.make_one()?;
-            bench.run(namespaces)?;
+            let ready = (bench.make_seat()?, maker.make_one()?);
+            bench.run(ready)?;
         }
     }
     Ok(())

@@ -47,11 +47,6 @@ impl Maker {
         Self { proc, next: first }
     }
 
-    /// So many pairs.
-    pub(crate) fn make(&mut self, count: usize) -> Result<Vec<Namespaces>> {
-        (0..count).map(|_| self.make_one()).collect()
-    }
-
     /// One pair.
     pub(crate) fn make_one(&mut self) -> Result<Namespaces> {
         let base = FIRST_ID + self.next % RANGES * IDS;

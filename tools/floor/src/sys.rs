@@ -267,10 +267,23 @@ fn prctl(option: i32, a: u64, b: u64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_prctl, option, a, b, 0, 0) })
 }
 
-/// Closes every descriptor from `first` on.
-pub(crate) fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: called in a child that owns none of the descriptors as Rust values it will drop.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) })
+/// Marks every descriptor from `first` on as one that execve closes.
+pub(crate) fn close_from_at_exec(first: u32) -> io::Result<()> {
+    // SAFETY: plain numbers; nothing is closed before execve.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    })
+}
+
+/// Moves this process, which has one thread, into the cgroup whose `tasks` file this is; in a child only.
+pub(crate) fn join_cgroup(tasks: RawFd) -> io::Result<()> {
+    // SAFETY: one byte that outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_write, tasks, c"0".as_ptr(), 1) })
 }
 
 /// Executes the file behind `program`; returns only on failure. `argv` and `envp` end with a null pointer.

@@ -15,22 +15,22 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::stat::{Mode, SFlag, makedev, mknod, umask},
-    unistd::{chdir, pivot_root},
+    unistd::{chdir, pivot_root, sethostname},
 };
 
 use crate::sys;
 
-/// Where the template is once [`enter`] has returned.
-pub(crate) const ROOT: &str = "/job";
-
 /// The command inside: a static program that exits with 0.
 pub(crate) const COMMAND: &str = "/true";
 
-/// Builds the template on a tmpfs at `scratch` and makes that tmpfs the root of this process, in a mount
-/// namespace of its own: the host's mounts are gone from it, so that a job's namespace copies the template
-/// only.
+/// Builds the template on a tmpfs at `scratch` and makes that the root of this process, in a mount namespace of
+/// its own: the host's mounts are gone from it, so that a job's namespace copies the template only and needs no
+/// pivot of its own. Host name, umask, keyring and score are set once too, and inherited.
 pub(crate) fn enter(scratch: &Path, program: &[u8]) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
+    write(Path::new("/proc/self/oom_score_adj"), b"500")?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
+    sethostname("job")?;
+    sys::join_session_keyring()?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(
@@ -40,21 +40,12 @@ pub(crate) fn enter(scratch: &Path, program: &[u8]) -> Result<()> {
         MsFlags::MS_NOSUID,
         Some("size=1m,mode=755"),
     )?;
-    let root = scratch.join("job");
-    fs::create_dir(&root)?;
-    mount(
-        Some("tmpfs"),
-        &root,
-        Some("tmpfs"),
-        MsFlags::MS_NOSUID,
-        Some("size=1m,mode=755"),
-    )?;
-    fill(&root, program).context("build the template")?;
-    sys::make_read_only(&c_path(&root)?).context("make the template read-only")?;
-    fs::create_dir(scratch.join("old"))?;
+    fill(scratch, program).context("build the template")?;
+    sys::make_read_only(&c_path(scratch)?).context("make the template read-only")?;
     chdir(scratch)?;
-    pivot_root(".", "old")?;
-    umount2("/old", MntFlags::MNT_DETACH)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    umask(Mode::empty());
     Ok(chdir("/")?)
 }
 
