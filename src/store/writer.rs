@@ -255,10 +255,14 @@ fn give_back(connection: &Connection) {
         if free <= limits::STORE_FREE_PAGES {
             return Ok(());
         }
-        connection.execute_batch(&format!(
+        let mut give = connection.prepare(&format!(
             "PRAGMA incremental_vacuum({})",
             limits::STORE_VACUUM_PAGES
-        ))
+        ))?;
+        // A step for each page.
+        let mut pages = give.query([])?;
+        while pages.next()?.is_some() {}
+        Ok(())
     };
     if let Err(error) = give() {
         tracing::warn!(%error, "the store cannot give free space back");
