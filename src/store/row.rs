@@ -11,7 +11,7 @@ use serde::{
 };
 
 use super::{
-    StoreError,
+    Cursor, StoreError,
     record::{
         CaveatRecord, LimitsMirror, OutcomeMirror, StateMirror, Text, TransitionRecord, UserMirror,
         Variable, WorkKindMirror, to_ns,
@@ -19,9 +19,9 @@ use super::{
 };
 use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Spec, State, User, WorkKind};
 
-/// The columns that [`decode`] reads, in its order.
+/// The columns that [`decode`] and [`place_of`] read, in their order.
 pub(super) const COLUMNS: &str = "id, owner, name, state, work, spec, caveats, transitions, outcome, \
-     stdout_bytes, stderr_bytes, dropped_bytes, secrets";
+     stdout_bytes, stderr_bytes, dropped_bytes, secrets, created_ns";
 
 /// What was asked of a job, without its name: that is a column.
 #[derive(Serialize, Deserialize)]
@@ -102,6 +102,16 @@ pub(super) fn encode_progress(view: &JobView) -> Progress {
 /// When a job was accepted, nanoseconds since the epoch: what lists are ordered by.
 pub(super) fn created_ns(view: &JobView) -> i64 {
     view.transitions.first().map_or(0, |first| first.wall_ns)
+}
+
+/// Where a row with our [`COLUMNS`] stands in the list of all jobs.
+pub(super) fn place_of(row: &Row<'_>) -> Result<Cursor, StoreError> {
+    let id = JobId::from_bytes(row.get(0).map_err(|_| StoreError::RowId)?);
+    let created_ns = row.get(13).map_err(|_| StoreError::Row {
+        id,
+        column: "created_ns",
+    })?;
+    Ok(Cursor { created_ns, id })
 }
 
 /// A job from its [`COLUMNS`], without values of secrets; and those, sealed, if it has not ended.

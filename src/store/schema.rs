@@ -22,7 +22,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::{Durability, OpenError, row::to_integer};
-use crate::limits;
+use crate::{limits, sys::durable};
 
 /// `PRAGMA application_id`: "Jobl".
 const APPLICATION_ID: i64 = 0x4A6F_626C;
@@ -38,14 +38,14 @@ const MIGRATIONS: &[&str] = &["
         owner TEXT NOT NULL,
         name TEXT,
         state TEXT NOT NULL,
-        created_ns INTEGER NOT NULL,
+        created_ns INTEGER NOT NULL, -- since 1970
         ended_ns INTEGER,
-        schedule_id BLOB,
+        schedule_id BLOB, -- of the schedule that made it
         work TEXT NOT NULL,
         stdout_bytes INTEGER NOT NULL,
         stderr_bytes INTEGER NOT NULL,
         dropped_bytes INTEGER NOT NULL,
-        secrets TEXT,
+        secrets TEXT, -- sealed, while it has not ended
         caveats TEXT NOT NULL,
         transitions TEXT NOT NULL,
         outcome TEXT,
@@ -93,7 +93,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
             migrate(&connection, 0).map_err(refuse("make"))?;
         }
         Some(format) => {
-            check(&connection, path)?;
+            check(&connection, path, limits::STORE_CHECK_BYTES)?;
             // Somebody's tool may have changed it.
             connection
                 .execute_batch("PRAGMA journal_mode = WAL;")
@@ -175,8 +175,14 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
-        .map(drop)
-        .map_err(OpenError::io("open", path))
+        .map_err(OpenError::io("open", path))?;
+    match path.parent() {
+        // SQLite does that for files that it makes itself.
+        Some(dir) if bytes == 0 => {
+            durable::sync_dir(dir).map_err(OpenError::io("sync the directory of", path))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, OpenError> {
@@ -244,9 +250,9 @@ fn migrate(connection: &Connection, from: i64) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// Looks for damage: everywhere in a small database; in a large one at the small tables and the indexes that
+/// Looks for damage: everywhere in a database of up to `whole_bytes`; in a larger one at the small tables and the indexes that
 /// recovery and lists are made from, because reading a million jobs would take longer than a start may.
-fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+fn check(connection: &Connection, path: &Path, whole_bytes: u64) -> Result<(), OpenError> {
     let refuse = |verb| OpenError::from_sqlite(verb, path);
     let number = |sql: &str| {
         connection
@@ -254,7 +260,7 @@ fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
             .map_err(refuse("check"))
     };
     let bytes = number("PRAGMA page_count")?.saturating_mul(number("PRAGMA page_size")?);
-    let checks: &[&str] = if bytes <= to_integer(limits::STORE_CHECK_BYTES) {
+    let checks: &[&str] = if bytes <= to_integer(whole_bytes) {
         &["PRAGMA quick_check(1)"]
     } else {
         &[

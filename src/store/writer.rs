@@ -167,8 +167,11 @@ fn run(
     while let Ok(first) = queue.recv() {
         let batch = make_batch(&mut statements, first, queue);
         log.grow(connection, batch.bytes);
-        if batch.has_deleted {
-            give_back(connection);
+        if batch.has_deleted
+            && let Err(error) = give_back(connection)
+        {
+            // The next deletion tries again.
+            tracing::warn!(%error, "the store cannot give free space back");
         }
         if batch.is_last {
             break;
@@ -248,25 +251,20 @@ impl Batch {
     }
 }
 
-/// Gives some of the free pages back, when there are many. What fails here is tried again with the next deletion.
-fn give_back(connection: &Connection) {
-    let give = || {
-        let free: u32 = connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
-        if free <= limits::STORE_FREE_PAGES {
-            return Ok(());
-        }
-        let mut give = connection.prepare(&format!(
-            "PRAGMA incremental_vacuum({})",
-            limits::STORE_VACUUM_PAGES
-        ))?;
-        // A step for each page.
-        let mut pages = give.query([])?;
-        while pages.next()?.is_some() {}
-        Ok(())
-    };
-    if let Err(error) = give() {
-        tracing::warn!(%error, "the store cannot give free space back");
+/// Gives some of the free pages back, when there are many.
+fn give_back(connection: &Connection) -> rusqlite::Result<()> {
+    let free: u32 = connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+    if free <= limits::STORE_FREE_PAGES {
+        return Ok(());
     }
+    let mut give = connection.prepare(&format!(
+        "PRAGMA incremental_vacuum({})",
+        limits::STORE_VACUUM_PAGES
+    ))?;
+    // A step for each page.
+    let mut pages = give.query([])?;
+    while pages.next()?.is_some() {}
+    Ok(())
 }
 
 #[cfg(test)]

@@ -109,17 +109,16 @@ fn damage_is_found_wherever_a_page_is_overwritten_or_the_file_is_cut() {
     let whole = fs::read(&path).unwrap();
     let pages = whole.len() / 4_096;
     assert!(pages > 20, "{pages} pages");
-    let mut kinds = [0, 0];
     for page in 0..pages {
         let mut damaged = whole.clone();
         let begin = page * 4_096 + if page == 0 { 100 } else { 0 };
         damaged[begin..begin + 16].fill(0xff);
         write(&path, &damaged);
-        match refused(&path) {
-            OpenError::Damaged { .. } => kinds[0] += 1,
-            // Where the schema itself cannot be read.
-            other => panic!("page {page}: {other}"),
-        }
+        let error = refused(&path);
+        assert!(
+            matches!(error, OpenError::Damaged { .. }),
+            "page {page}: {error}"
+        );
     }
     for keep in [1, 2, pages / 2, pages - 1] {
         write(&path, &whole[..keep * 4_096]);
@@ -128,13 +127,60 @@ fn damage_is_found_wherever_a_page_is_overwritten_or_the_file_is_cut() {
             matches!(error, OpenError::Damaged { .. }),
             "{keep}: {error}"
         );
-        kinds[1] += 1;
     }
-    println!("{kinds:?} damaged files were refused");
     write(&path, &whole);
     let (writer, store) = scratch.open();
     drop(writer);
     store.close();
+}
+
+#[test]
+fn in_a_large_database_damage_is_found_where_lists_and_recovery_look() {
+    let scratch = filled(60);
+    let path = scratch.path();
+    let whole = fs::read(&path).unwrap();
+    let other = Connection::open(&path).unwrap();
+    let roots: Vec<(String, usize)> = other
+        .prepare("SELECT name, rootpage FROM sqlite_schema")
+        .unwrap()
+        .query_map([], |row| {
+            Ok((row.get(0)?, row.get::<_, u32>(1)?.try_into().unwrap()))
+        })
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|(name, _): &(String, usize)| {
+            WALKED.contains(&name.as_str()) || ["meta", "idempotency_keys"].contains(&name.as_str())
+        })
+        .collect();
+    drop(other);
+    assert_eq!(roots.len(), 5, "{roots:?}");
+    let look = || {
+        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        check(&connection, &path, 0)
+    };
+    look().unwrap();
+    for (name, page) in roots {
+        let mut damaged = whole.clone();
+        damaged[(page - 1) * 4_096..][..8].fill(0xff);
+        write(&path, &damaged);
+        let found = look();
+        assert!(
+            matches!(found, Err(OpenError::Damaged { .. })),
+            "{name}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn durability_is_what_sqlite_is_told() {
+    let scratch = Scratch::new();
+    for (durability, expected) in [(Durability::Process, 1), (Durability::Power, 2)] {
+        let connection = open(&scratch.path(), durability).unwrap();
+        let found: i64 = connection
+            .query_row("PRAGMA synchronous", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(found, expected, "{durability:?}");
+    }
 }
 
 #[test]

@@ -442,10 +442,10 @@ fn what_ended_first_goes_by_count_age_and_bytes_and_what_lives_stays() {
             ended_before_ns,
             keep_bytes,
         };
-        match ask(&writer, change).unwrap() {
-            Done::Pruned { ids } => ids,
-            other => panic!("{other:?}"),
-        }
+        let Done::Pruned { ids } = ask(&writer, change).unwrap() else {
+            panic!("another answer")
+        };
+        ids
     };
     assert_eq!(prune(20, None, None), []);
     assert_eq!(prune(20, Some(0), Some(200)), []);
@@ -480,10 +480,10 @@ fn a_prune_is_bounded_and_its_space_is_used_again_or_given_back() {
             ended_before_ns: None,
             keep_bytes: None,
         };
-        match ask(&writer, change).unwrap() {
-            Done::Pruned { ids } => ids.len(),
-            other => panic!("{other:?}"),
-        }
+        let Done::Pruned { ids } = ask(&writer, change).unwrap() else {
+            panic!("another answer")
+        };
+        ids.len()
     };
     assert_eq!(prune(), most);
     let pages = || {
