@@ -140,20 +140,20 @@ fn in_a_large_database_damage_is_found_where_lists_and_recovery_look() {
     let path = scratch.path();
     let whole = fs::read(&path).unwrap();
     let other = Connection::open(&path).unwrap();
-    let roots: Vec<(String, usize)> = other
-        .prepare("SELECT name, rootpage FROM sqlite_schema")
-        .unwrap()
-        .query_map([], |row| {
-            Ok((row.get(0)?, row.get::<_, u32>(1)?.try_into().unwrap()))
-        })
-        .unwrap()
-        .map(Result::unwrap)
-        .filter(|(name, _): &(String, usize)| {
-            WALKED.contains(&name.as_str()) || ["meta", "idempotency_keys"].contains(&name.as_str())
-        })
-        .collect();
+    let names = [
+        "meta",
+        "idempotency_keys",
+        "sqlite_autoindex_jobs_1",
+        "jobs_newest",
+        "jobs_live",
+        "jobs_ended",
+    ];
+    let roots = names.map(|name| {
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let root = other.query_row(sql, [name], |row| row.get::<_, u32>(0));
+        (name, usize::try_from(root.unwrap()).unwrap())
+    });
     drop(other);
-    assert_eq!(roots.len(), 5, "{roots:?}");
     let look = || {
         let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         check(&connection, &path, 0)
@@ -169,6 +169,25 @@ fn in_a_large_database_damage_is_found_where_lists_and_recovery_look() {
             "{name}: {found:?}"
         );
     }
+    // An index that has lost what others have.
+    write(&path, &whole);
+    let other = Connection::open(&path).unwrap();
+    let sql = "SELECT sql FROM sqlite_schema WHERE name = 'jobs_ended'";
+    let made: String = other.query_row(sql, [], |row| row.get(0)).unwrap();
+    let narrowed = format!("{made} AND ended_ns > 9").replace('\'', "''");
+    other
+        .execute_batch(&format!(
+            "DROP INDEX jobs_ended; {narrowed}; PRAGMA writable_schema = ON; \
+             UPDATE sqlite_schema SET sql = '{made}' WHERE name = 'jobs_ended'"
+        ))
+        .unwrap();
+    drop(other);
+    let found = look();
+    let text = "its indexes do not agree: 60 and 60 jobs, 0 live and 50 ended";
+    assert!(
+        matches!(&found, Err(OpenError::Damaged { damage, .. }) if damage == text),
+        "{found:?}"
+    );
 }
 
 #[test]
