@@ -13,7 +13,7 @@
 //! ```
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -84,13 +84,14 @@ const WALKS: [&str; 4] = [
     "SELECT count(ended_ns) FROM jobs INDEXED BY jobs_ended WHERE ended_ns IS NOT NULL",
 ];
 
-/// Opens the database at `path` for writing, makes it (0600) if there is none, and brings it to the newest format.
+/// Opens the database at `path` for writing, makes it (0600) if there is none, and brings it to the newest format. The
+/// file itself comes with it, to be synced; see [`super::checkpoint::Log::start`] on when it may be closed.
 ///
 /// # Errors
 /// [`OpenError`]; the files are then as they were.
-pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, OpenError> {
+pub(super) fn open(path: &Path, durability: Durability) -> Result<(Connection, File), OpenError> {
     let refuse = |verb| OpenError::from_sqlite(verb, path);
-    make_private(path)?;
+    let file = make_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     match found_format(&connection, path)? {
         None => {
@@ -119,7 +120,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
             limits::STORE_WAL_KEPT_BYTES
         ))
         .map_err(refuse("prepare"))?;
-    Ok(connection)
+    Ok((connection, file))
 }
 
 /// A second connection that may write, for the log only: it does what is asked or nothing, and waits for nobody.
@@ -161,7 +162,7 @@ fn newest() -> i64 {
 }
 
 /// Makes an empty file if there is none; SQLite gives the files beside it the same mode.
-fn make_private(path: &Path) -> Result<(), OpenError> {
+fn make_private(path: &Path) -> Result<File, OpenError> {
     let bytes = match fs::metadata(path) {
         Ok(facts) => facts.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -175,7 +176,7 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
             damage: format!("it is empty or gone, and {} is not", wal.display()),
         });
     }
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
@@ -183,13 +184,13 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
         .map_err(OpenError::io("open", path))?;
-    match path.parent() {
+    if bytes == 0
+        && let Some(dir) = path.parent()
+    {
         // SQLite does that for files that it makes itself.
-        Some(dir) if bytes == 0 => {
-            durable::sync_dir(dir).map_err(OpenError::io("sync the directory of", path))
-        }
-        Some(_) | None => Ok(()),
+        durable::sync_dir(dir).map_err(OpenError::io("sync the directory of", path))?;
     }
+    Ok(file)
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, OpenError> {

@@ -378,7 +378,7 @@ fn a_long_history_opens_and_answers_as_fast_as_a_short_one() {
     print("end, 64 in flight", begun, &ends);
     let wal = fs::metadata(schema::wal_of(&scratch.path())).unwrap().len();
     println!("log {} KiB", wal >> 10);
-    assert!(wal < 2 * crate::limits::STORE_WAL_BYTES as u64);
+    assert!(wal < 2 * crate::limits::STORE_WAL_BYTES);
     drop(writer);
     store.close();
     let bytes = fs::metadata(scratch.path()).unwrap().len();

@@ -194,7 +194,7 @@ fn in_a_large_database_damage_is_found_where_lists_and_recovery_look() {
 fn durability_is_what_sqlite_is_told() {
     let scratch = Scratch::new();
     for (durability, expected) in [(Durability::Process, 1), (Durability::Power, 2)] {
-        let connection = open(&scratch.path(), durability).unwrap();
+        let (connection, _file) = open(&scratch.path(), durability).unwrap();
         let found: i64 = connection
             .query_row("PRAGMA synchronous", [], |row| row.get(0))
             .unwrap();
