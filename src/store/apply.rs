@@ -23,12 +23,12 @@ const END: &str = "UPDATE jobs SET state = ?2, work = ?3, stdout_bytes = ?4, std
      dropped_bytes = ?6, caveats = ?7, transitions = ?8, outcome = ?9, ended_ns = ?10, secrets = NULL, ending = NULL \
      WHERE id = ?1 AND ended_ns IS NULL";
 /// The ended job that begins the `?1`th from the newest, if there are so many: it and what ended before it go.
-const LAST_BY_COUNT: &str = "SELECT ended_ns, id FROM jobs WHERE ended_ns IS NOT NULL \
+pub(super) const LAST_BY_COUNT: &str = "SELECT ended_ns, id FROM jobs WHERE ended_ns IS NOT NULL \
      ORDER BY ended_ns DESC, id DESC LIMIT 1 OFFSET ?1";
 /// Sizes of outputs of ended jobs, newest first.
-const SIZES: &str = "SELECT ended_ns, id, stdout_bytes + stderr_bytes FROM jobs WHERE ended_ns IS NOT NULL \
+pub(super) const SIZES: &str = "SELECT ended_ns, id, stdout_bytes + stderr_bytes FROM jobs WHERE ended_ns IS NOT NULL \
      ORDER BY ended_ns DESC, id DESC";
-const OLDEST: &str = "SELECT id FROM jobs WHERE ended_ns IS NOT NULL AND (ended_ns, id) <= (?1, ?2) \
+pub(super) const OLDEST: &str = "SELECT id FROM jobs WHERE ended_ns IS NOT NULL AND (ended_ns, id) <= (?1, ?2) \
      ORDER BY ended_ns, id LIMIT ?3";
 
 /// Greater than every id.

@@ -33,3 +33,6 @@ pub enum Durability {
     /// A power loss: the commit waits for the disk.
     Power,
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Params, ToSql, params};
 
 use super::{
     OpenError, SealKey, SmallOutput, StoreError,
-    row::{COLUMNS, decode, state_text, to_integer},
+    row::{COLUMNS, decode, place_of, state_text, to_integer},
     schema,
 };
 use crate::{
@@ -76,10 +76,10 @@ impl Reader {
         let mut live = Live::default();
         let sql =
             format!("SELECT {COLUMNS} FROM jobs WHERE ended_ns IS NULL ORDER BY created_ns, id");
-        self.each(&sql, [], |id, read| {
+        self.each(&sql, [], |at, read| {
             match read.and_then(|(view, sealed)| self.with_secrets(view, sealed)) {
                 Ok(view) => live.jobs.push(view),
-                Err(error) => live.broken.push((id, error)),
+                Err(error) => live.broken.push((at.id, error)),
             }
         })?;
         Ok(live)
@@ -147,20 +147,17 @@ impl Reader {
         let mut jobs = Vec::new();
         let mut seen = 0;
         let mut last = None;
-        self.each(&list_sql(query), &*values, |id, read| {
+        self.each(&list_sql(query), &*values, |at, read| {
             seen += 1;
             if seen > limit {
                 return;
             }
+            last = Some(at);
             match read {
-                Ok((view, _)) => {
-                    last = Some(Cursor {
-                        created_ns: super::row::created_ns(&view),
-                        id,
-                    });
-                    jobs.push(view);
+                Ok((view, _)) => jobs.push(view),
+                Err(error) => {
+                    tracing::warn!(job_id = %at.id, %error, "a job is left out of a list");
                 }
-                Err(error) => tracing::warn!(job_id = %id, %error, "a job is left out of a list"),
             }
         })?;
         Ok((jobs, last.filter(|_| seen > limit)))
@@ -199,19 +196,18 @@ impl Reader {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    /// Gives each row of a question about jobs to `take`.
+    /// Gives each row of a question about jobs, and its place in the list of all, to `take`.
     fn each(
         &self,
         sql: &str,
         values: impl Params,
-        mut take: impl FnMut(JobId, Result<(JobView, Option<String>), StoreError>),
+        mut take: impl FnMut(Cursor, Result<(JobView, Option<String>), StoreError>),
     ) -> Result<(), StoreError> {
         let read = StoreError::from_sqlite;
         let mut statement = self.connection.prepare(sql).map_err(read("read"))?;
         let mut rows = statement.query(values).map_err(read("read"))?;
         while let Some(row) = rows.next().map_err(read("read"))? {
-            let id = row.get(0).map_err(|_| StoreError::RowId)?;
-            take(JobId::from_bytes(id), decode(row));
+            take(place_of(row)?, decode(row));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use serde::{
 };
 
 use super::{
-    StoreError,
+    Cursor, StoreError,
     record::{
         CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, StateMirror, Text, TransitionRecord, UserMirror,
         Variable, WorkKindMirror, to_ns,
@@ -19,9 +19,9 @@ use super::{
 };
 use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Reason, Spec, State, User, WorkKind};
 
-/// The columns that [`decode`] reads, in its order.
+/// The columns that [`decode`] and [`place_of`] read, in their order.
 pub(super) const COLUMNS: &str = "id, owner, name, state, work, spec, caveats, transitions, outcome, \
-     stdout_bytes, stderr_bytes, dropped_bytes, secrets, ending";
+     stdout_bytes, stderr_bytes, dropped_bytes, secrets, created_ns, ending";
 
 /// What was asked of a job, without its name: that is a column.
 #[derive(Serialize, Deserialize)]
@@ -114,6 +114,16 @@ pub(super) fn created_ns(view: &JobView) -> i64 {
     view.transitions.first().map_or(0, |first| first.wall_ns)
 }
 
+/// Where a row with our [`COLUMNS`] stands in the list of all jobs.
+pub(super) fn place_of(row: &Row<'_>) -> Result<Cursor, StoreError> {
+    let id = JobId::from_bytes(row.get(0).map_err(|_| StoreError::RowId)?);
+    let created_ns = row.get(13).map_err(|_| StoreError::Row {
+        id,
+        column: "created_ns",
+    })?;
+    Ok(Cursor { created_ns, id })
+}
+
 /// A job from its [`COLUMNS`], without values of secrets; and those, sealed, if it has not ended.
 pub(super) fn decode(row: &Row<'_>) -> Result<(JobView, Option<String>), StoreError> {
     let id = JobId::from_bytes(row.get(0).map_err(|_| StoreError::RowId)?);
@@ -132,7 +142,7 @@ pub(super) fn decode(row: &Row<'_>) -> Result<(JobView, Option<String>), StoreEr
     let outcome: Option<OutcomeRecord> = outcome
         .map(|text| parse(&text).ok_or(refuse("outcome")))
         .transpose()?;
-    let ending: Option<String> = row.get(13).map_err(|_| refuse("ending"))?;
+    let ending: Option<String> = row.get(14).map_err(|_| refuse("ending"))?;
     let ending: Option<ReasonRecord> = ending
         .map(|text| parse(&text).ok_or(refuse("ending")))
         .transpose()?;

@@ -13,7 +13,7 @@
 //! ```
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::{Durability, OpenError, row::to_integer};
-use crate::limits;
+use crate::{limits, sys::durable};
 
 /// `PRAGMA application_id`: "Jobl".
 const APPLICATION_ID: i64 = 0x4A6F_626C;
@@ -38,14 +38,14 @@ const MIGRATIONS: &[&str] = &["
         owner TEXT NOT NULL,
         name TEXT,
         state TEXT NOT NULL,
-        created_ns INTEGER NOT NULL,
+        created_ns INTEGER NOT NULL, -- since 1970
         ended_ns INTEGER,
-        schedule_id BLOB,
+        schedule_id BLOB, -- of the schedule that made it
         work TEXT NOT NULL,
         stdout_bytes INTEGER NOT NULL,
         stderr_bytes INTEGER NOT NULL,
         dropped_bytes INTEGER NOT NULL,
-        secrets TEXT,
+        secrets TEXT, -- sealed, while it has not ended
         caveats TEXT NOT NULL,
         transitions TEXT NOT NULL,
         ending TEXT,
@@ -75,16 +75,24 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX idempotency_keys_expiry ON idempotency_keys (expires_ns);
 "];
 
-/// Indexes that are walked at start whatever their size: 40 bytes a job, and lists and recovery are made from them.
-const WALKED: [&str; 3] = ["jobs_newest", "jobs_live", "jobs_ended"];
+/// Questions that walk an index each, 40 bytes a job, whatever the size of the database: lists and recovery are made
+/// from them. The first two count all jobs, the others those that live and those that have ended.
+const WALKS: [&str; 4] = [
+    "SELECT count(id) FROM jobs INDEXED BY sqlite_autoindex_jobs_1",
+    // A bare count(*) would walk another index.
+    "SELECT count(created_ns) FROM jobs INDEXED BY jobs_newest",
+    "SELECT count(created_ns) FROM jobs INDEXED BY jobs_live WHERE ended_ns IS NULL",
+    "SELECT count(ended_ns) FROM jobs INDEXED BY jobs_ended WHERE ended_ns IS NOT NULL",
+];
 
-/// Opens the database at `path` for writing, makes it (0600) if there is none, and brings it to the newest format.
+/// Opens the database at `path` for writing, makes it (0600) if there is none, and brings it to the newest format. The
+/// file itself comes with it, to be synced; see [`super::checkpoint::Log::start`] on when it may be closed.
 ///
 /// # Errors
 /// [`OpenError`]; the files are then as they were.
-pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, OpenError> {
+pub(super) fn open(path: &Path, durability: Durability) -> Result<(Connection, File), OpenError> {
     let refuse = |verb| OpenError::from_sqlite(verb, path);
-    make_private(path)?;
+    let file = make_private(path)?;
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     match found_format(&connection, path)? {
         None => {
@@ -94,7 +102,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
             migrate(&connection, 0).map_err(refuse("make"))?;
         }
         Some(format) => {
-            check(&connection, path)?;
+            check(&connection, path, limits::STORE_CHECK_BYTES)?;
             // Somebody's tool may have changed it.
             connection
                 .execute_batch("PRAGMA journal_mode = WAL;")
@@ -113,7 +121,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
             limits::STORE_WAL_KEPT_BYTES
         ))
         .map_err(refuse("prepare"))?;
-    Ok(connection)
+    Ok((connection, file))
 }
 
 /// A second connection that may write, for the log only: it does what is asked or nothing, and waits for nobody.
@@ -155,7 +163,7 @@ fn newest() -> i64 {
 }
 
 /// Makes an empty file if there is none; SQLite gives the files beside it the same mode.
-fn make_private(path: &Path) -> Result<(), OpenError> {
+fn make_private(path: &Path) -> Result<File, OpenError> {
     let bytes = match fs::metadata(path) {
         Ok(facts) => facts.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -169,15 +177,21 @@ fn make_private(path: &Path) -> Result<(), OpenError> {
             damage: format!("it is empty or gone, and {} is not", wal.display()),
         });
     }
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
-        .map(drop)
-        .map_err(OpenError::io("open", path))
+        .map_err(OpenError::io("open", path))?;
+    if bytes == 0
+        && let Some(dir) = path.parent()
+    {
+        // SQLite does that for files that it makes itself.
+        durable::sync_dir(dir).map_err(OpenError::io("sync the directory of", path))?;
+    }
+    Ok(file)
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection, OpenError> {
@@ -245,9 +259,9 @@ fn migrate(connection: &Connection, from: i64) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-/// Looks for damage: everywhere in a small database; in a large one at the small tables and the indexes that
+/// Looks for damage: everywhere in a database of up to `whole_bytes`; in a larger one at the small tables and the indexes that
 /// recovery and lists are made from, because reading a million jobs would take longer than a start may.
-fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+fn check(connection: &Connection, path: &Path, whole_bytes: u64) -> Result<(), OpenError> {
     let refuse = |verb| OpenError::from_sqlite(verb, path);
     let number = |sql: &str| {
         connection
@@ -255,7 +269,7 @@ fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
             .map_err(refuse("check"))
     };
     let bytes = number("PRAGMA page_count")?.saturating_mul(number("PRAGMA page_size")?);
-    let checks: &[&str] = if bytes <= to_integer(limits::STORE_CHECK_BYTES) {
+    let checks: &[&str] = if bytes <= to_integer(whole_bytes) {
         &["PRAGMA quick_check(1)"]
     } else {
         &[
@@ -275,25 +289,14 @@ fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
             });
         }
     }
-    let counts: Vec<i64> = WALKED
-        .iter()
-        .map(|index| {
-            let scope = match *index {
-                "jobs_live" => " WHERE ended_ns IS NULL",
-                "jobs_ended" => " WHERE ended_ns IS NOT NULL",
-                _ => "",
-            };
-            number(&format!(
-                "SELECT count(*) FROM jobs INDEXED BY {index}{scope}"
-            ))
-        })
-        .collect::<Result<_, _>>()?;
-    if let [all, live, ended] = counts[..]
-        && all != live + ended
-    {
+    let [all, newest, live, ended] = WALKS.map(number);
+    let (all, newest, live, ended) = (all?, newest?, live?, ended?);
+    if all != newest || all != live + ended {
         return Err(OpenError::Damaged {
             path: path.to_owned(),
-            damage: format!("its indexes do not agree: {all} jobs, {live} live and {ended} ended"),
+            damage: format!(
+                "its indexes do not agree: {all} and {newest} jobs, {live} live and {ended} ended"
+            ),
         });
     }
     Ok(())

@@ -13,6 +13,7 @@
 
 use std::{
     fmt,
+    fs::File,
     path::PathBuf,
     sync::{
         Arc, Weak,
@@ -80,8 +81,8 @@ impl Store {
     /// # Errors
     /// [`OpenError`]: the files are as they were.
     pub fn open(options: Options) -> Result<(Writer, Self), OpenError> {
-        let connection = schema::open(&options.path, options.durability)?;
-        let log = Log::start(&options.path)?;
+        let (connection, file) = schema::open(&options.path, options.durability)?;
+        let log = Log::start(&options.path, file)?;
         let (queue, waiting) = sync_channel(limits::STORE_QUEUE_CHANGES);
         let (report, ready) = sync_channel(1);
         let path = options.path.clone();
@@ -89,14 +90,10 @@ impl Store {
         let thread = thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                match Statements::prepare(&connection, key) {
-                    Ok(statements) => {
-                        // Whoever opens us waits for it.
-                        let _ = report.send(Ok(()));
-                        run(statements, &connection, &waiting, log);
-                    }
-                    Err(error) => drop(report.send(Err(error))),
-                }
+                let file = serve(&connection, key, &report, &waiting, log);
+                // In this order: see `Log::start`.
+                drop(connection);
+                drop(file);
             })
             .map_err(OpenError::io("start the thread of", &options.path))?;
         let prepared = ready.recv().expect("the thread reports before it ends");
@@ -158,17 +155,32 @@ struct Batch {
     is_last: bool,
 }
 
-fn run(
-    mut statements: Statements<'_>,
+/// The life of the thread: reports whether it can work, and works until nobody asks any more.
+fn serve(
     connection: &Connection,
+    key: SealKey,
+    report: &SyncSender<rusqlite::Result<()>>,
     queue: &Receiver<Message>,
     mut log: Log,
-) {
+) -> Option<File> {
+    let mut statements = match Statements::prepare(connection, key) {
+        Ok(statements) => statements,
+        Err(error) => {
+            let file = log.stop();
+            // Whoever opens us waits for it.
+            let _ = report.send(Err(error));
+            return file;
+        }
+    };
+    let _ = report.send(Ok(()));
     while let Ok(first) = queue.recv() {
         let batch = make_batch(&mut statements, first, queue);
         log.grow(connection, batch.bytes);
-        if batch.has_deleted {
-            give_back(connection);
+        if batch.has_deleted
+            && let Err(error) = give_back(connection)
+        {
+            // The next deletion tries again.
+            tracing::warn!(%error, "the store cannot give free space back");
         }
         if batch.is_last {
             break;
@@ -179,7 +191,7 @@ fn run(
         make_batch(&mut statements, first, queue);
     }
     drop(statements);
-    log.finish(connection);
+    log.finish(connection)
 }
 
 /// Makes `first` and what waits behind it in one transaction, and answers each.
@@ -248,21 +260,20 @@ impl Batch {
     }
 }
 
-/// Gives some of the free pages back, when there are many. What fails here is tried again with the next deletion.
-fn give_back(connection: &Connection) {
-    let give = || {
-        let free: u32 = connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
-        if free <= limits::STORE_FREE_PAGES {
-            return Ok(());
-        }
-        connection.execute_batch(&format!(
-            "PRAGMA incremental_vacuum({})",
-            limits::STORE_VACUUM_PAGES
-        ))
-    };
-    if let Err(error) = give() {
-        tracing::warn!(%error, "the store cannot give free space back");
+/// Gives some of the free pages back, when there are many.
+fn give_back(connection: &Connection) -> rusqlite::Result<()> {
+    let free: u32 = connection.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+    if free <= limits::STORE_FREE_PAGES {
+        return Ok(());
     }
+    let mut give = connection.prepare(&format!(
+        "PRAGMA incremental_vacuum({})",
+        limits::STORE_VACUUM_PAGES
+    ))?;
+    // A step for each page.
+    let mut pages = give.query([])?;
+    while pages.next()?.is_some() {}
+    Ok(())
 }
 
 #[cfg(test)]
