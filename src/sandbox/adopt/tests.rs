@@ -1,5 +1,7 @@
 //! Keepers of dead daemons, taken over: with children that play init, and with whole crews.
 
+mod crews;
+
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{MsgFlags, recv};
