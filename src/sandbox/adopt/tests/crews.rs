@@ -10,7 +10,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::{
+    signal::Signal,
+    socket::{SockType, getsockopt, sockopt},
+};
 
 use super::*;
 use crate::sandbox::{
@@ -19,6 +22,7 @@ use crate::sandbox::{
     proof::bench::{Cgroup, Request, namespaces, pipe},
     start::{self, StartFds},
 };
+use crate::sys::pidfd;
 
 /// What this test binary has to be given to run `the_daemon_of_these_tests` and nothing else.
 const AS_DAEMON: [&str; 5] = [
@@ -254,10 +258,6 @@ fn by_number(adopted: &AdoptedKeeper, number: u32) -> &HeldJob {
     adopted.jobs.iter().find(|job| job.id == id).unwrap()
 }
 
-fn descriptors_of(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
-}
-
 /// Everything that a job has written; its processes have ended.
 fn output(job: &mut HeldJob) -> String {
     let mut text = String::new();
@@ -350,4 +350,33 @@ fn real_jobs_in_all_phases_survive_two_daemons_that_are_killed() {
         let soon = (0..2_000).any(|_| is_empty() || nix::poll::poll(&mut [], 5_u16).is_err());
         assert!(soon, "something of a job is left in {}", leaf.0.display());
     }
+}
+
+#[test]
+fn a_spawner_that_is_stuck_when_its_daemon_dies_is_killed_and_its_keeper_adopted() {
+    let run_dir = tempfile::tempdir().unwrap();
+    let null = File::options().write(true).open("/dev/null").unwrap();
+    let options = CrewOptions {
+        scratch_dir: run_dir.path(),
+        run_dir: run_dir.path(),
+        helpers_procs: null.as_fd(),
+    };
+    let crew = Crew::start_as(&options, &AS_HELPER).unwrap();
+    // It sleeps in no system call that an end of file wakes.
+    pidfd::send_signal(crew.spawner.pidfd.as_fd(), Signal::SIGSTOP).unwrap();
+    let (pidfd, spawner, maker) = (crew.keeper.pidfd, crew.spawner.pidfd, crew.maker.pidfd);
+    drop((crew.keeper.socket, crew.spawner.socket, crew.maker.socket));
+    let adopted = keepers(run_dir.path()).unwrap().pop().unwrap().unwrap();
+    assert!(adopted.jobs.is_empty());
+    assert_eq!(
+        events(&adopted.keeper.socket, 1),
+        [KeeperEvent::SpawnerGone]
+    );
+    for helper in [&spawner, &maker] {
+        assert!(readable(helper.as_fd(), WAIT).unwrap());
+    }
+    assert!(!adopted.keeper.has_ended());
+    adopted.keeper.end_keeper().unwrap();
+    assert!(readable(pidfd.as_fd(), Duration::ZERO).unwrap());
+    assert_eq!(fs::read_dir(run_dir.path()).unwrap().count(), 0);
 }
