@@ -41,7 +41,7 @@ const AS_CAPTOR: [&str; 5] = [
     "--test-threads=1",
     "--quiet",
 ];
-const LINE_BYTES: u64 = 16;
+const LINE_BYTES: usize = 16;
 
 /// A job's pipes, held by us as a keeper does.
 struct Held {
@@ -131,7 +131,7 @@ impl Held {
         }
         let sizes = [Stream::Stdout, Stream::Stderr].map(|stream| {
             let bytes = fs::read(self.files().stream(stream)).unwrap_or_default();
-            for (number, got) in bytes.chunks(LINE_BYTES as usize).enumerate() {
+            for (number, got) in bytes.chunks(LINE_BYTES).enumerate() {
                 assert_eq!(
                     got,
                     &line(number as u64)[..got.len()],

@@ -36,8 +36,9 @@ use crate::{
 
 const PREFIX: &str = "keeper-";
 const SUFFIX: &str = ".sock";
-/// The name that a crew's spawner gives itself; a job that it is just making has it too.
-const SPAWNER: &str = "joblet-spawner";
+/// Names of a keeper's children that are no jobs: what a crew's spawner calls itself, and so what it is just
+/// making is called, and what it is called before it does.
+const SPAWNER: [&str; 2] = ["joblet-spawner", "joblet-keeper"];
 
 /// A keeper of a dead daemon, ours now.
 #[derive(Debug)]
@@ -468,7 +469,8 @@ fn is_spawner_of(pid: u32, keeper: u32) -> bool {
             .find_map(|line| line.strip_prefix(name))
             .map(str::trim)
     };
-    field("Name:") == Some(SPAWNER) && field("PPid:") == Some(keeper.to_string().as_str())
+    field("Name:").is_some_and(|name| SPAWNER.contains(&name))
+        && field("PPid:") == Some(keeper.to_string().as_str())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::{
     sys::{affinity::CpuMask, mount as trees},
 };
 
-mod bench;
+pub(super) mod bench;
 
 use bench::{Bench, Report, Request};
 

@@ -1,8 +1,14 @@
 //! Keepers of dead daemons, taken over: with children that play init, and with whole crews.
 
-use std::os::fd::AsRawFd;
+mod crews;
 
-use nix::sys::socket::{MsgFlags, recv};
+use std::os::{fd::AsRawFd, unix::fs::PermissionsExt};
+
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::{MsgFlags, recv},
+    wait::{WaitStatus, waitpid},
+};
 
 use super::*;
 use crate::sandbox::{
@@ -10,12 +16,17 @@ use crate::sandbox::{
     keeper::tests::{EXITED, Init, Kept, STARTED, exited, hear, id, keep, pair, started, tell},
     wire::{GO, KeeperEvent},
 };
+use crate::sys::keeper_calls::{Forked, exit_now, fork};
 
 /// One keeper, which must be there.
 fn adopt_one(kept: &Kept) -> AdoptedKeeper {
     let mut found = keepers(kept.run_dir.path()).unwrap();
     assert_eq!(found.len(), 1);
     found.pop().unwrap().unwrap()
+}
+
+fn descriptors_of(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 /// The next event; none within `wait` is `None`.
@@ -305,6 +316,54 @@ fn births_after_the_death_of_the_daemon_are_listed_and_a_stuck_spawner_is_not_wa
     // Go reaches init through the keeper's end.
     scm::send(adopted.jobs[0].control.as_ref().unwrap().as_fd(), GO, &[]).unwrap();
     assert_eq!(hear(&first), GO);
+}
+
+/// Runs `probe` in a child of this test, where what it changes of the process is its own, and expects `true`.
+fn in_a_child(probe: impl FnOnce() -> bool) {
+    let Forked::Parent(pid) = fork().unwrap() else {
+        exit_now(i32::from(!probe()));
+    };
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+}
+
+#[test]
+fn jobs_whose_descriptors_find_no_room_are_named_and_come_whole_the_next_time() {
+    let kept = fifty(&[]);
+    in_a_child(|| {
+        let open = descriptors_of(std::process::id()) as u64;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, open + 60, hard).unwrap();
+        let adopted = adopt_one(&kept);
+        let incomplete = adopted.jobs.iter().filter(|job| job.is_incomplete);
+        let bare = |job: &HeldJob| job.pipes.is_none() && job.control.is_none();
+        adopted.jobs.len() == 50 && incomplete.clone().count() > 10 && incomplete.clone().all(bare)
+    });
+    check(&kept, adopt_one(&kept), &[]);
+}
+
+#[test]
+fn nobody_of_another_user_is_let_in_even_where_the_directory_lets_him_through() {
+    let mut kept = keep(&[|control| _ = hear(control)], 0);
+    (kept.daemon, kept.spawner) = (None, None);
+    let (directory, names) = sockets(kept.run_dir.path()).unwrap().unwrap();
+    let everybody = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    everybody(kept.run_dir.path(), 0o755);
+    everybody(&kept.run_dir.path().join(&names[0]), 0o666);
+    in_a_child(|| {
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534)).unwrap();
+        let socket = seqpacket::connect(directory.as_fd(), &names[0]).unwrap();
+        let hello = Hello { version: SPOKEN[0] };
+        let _ = scm::send(socket.as_fd(), &hello.encode(), &[]);
+        readable(socket.as_fd(), Duration::from_secs(20)).unwrap()
+            && match scm::recv(socket.as_fd(), &mut [0; 64], &mut Vec::new()) {
+                Ok(length) => length == 0,
+                Err(error) => is_end(&error),
+            }
+    });
+    assert_eq!(adopt_one(&kept).jobs.len(), 1);
 }
 
 #[test]

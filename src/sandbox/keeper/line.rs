@@ -10,13 +10,10 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::{
-    errno::Errno,
-    sys::socket::{MsgFlags, send},
-};
+use nix::sys::socket::{MsgFlags, send};
 
 use super::{
-    Notice, Notices, retry,
+    Notice, Notices, retry, retry_io,
     table::{Job, Seat, Table},
 };
 use crate::{
@@ -234,29 +231,24 @@ impl Line {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match retry(|| send(self.socket.as_raw_fd(), message, flags)) {
             Ok(_) => Sent::Done,
-            Err(errno) => failed(errno),
+            Err(errno) => failed(errno as i32),
         }
     }
 
     /// The socket does not block: [`Line::accepted`] got it so.
     fn send_with(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Sent {
-        loop {
-            match scm::send(self.socket.as_fd(), message, fds) {
-                Ok(()) => return Sent::Done,
-                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-                    Errno::EINTR => {}
-                    errno => return failed(errno),
-                },
-            }
+        match retry_io(|| scm::send(self.socket.as_fd(), message, fds)) {
+            Ok(()) => Sent::Done,
+            Err(error) => failed(error.raw_os_error().unwrap_or(libc::EIO)),
         }
     }
 }
 
-fn failed(errno: Errno) -> Sent {
+fn failed(errno: i32) -> Sent {
     match errno {
-        Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM => Sent::Full,
+        libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => Sent::Full,
         // So many descriptors of ours are on their way already that the limit of open files is reached.
-        Errno::ETOOMANYREFS => Sent::Refused,
+        libc::ETOOMANYREFS => Sent::Refused,
         _ => Sent::Lost,
     }
 }

@@ -18,6 +18,7 @@
 //! A job here: born → (records) → gone (pidfd readable, records read, reaped) → released. Release may come
 //! before gone; the pidfd is then kept until the job is reaped.
 
+mod door;
 mod filter;
 mod line;
 mod table;
@@ -42,6 +43,7 @@ use nix::{
 pub use filter::{ConfineError, confine};
 
 use self::{
+    door::Door,
     line::{Line, Said},
     table::{Job, Origin, Seat, Table},
 };
@@ -55,7 +57,7 @@ use crate::{
     },
     sys::{
         keeper_calls::{exit_now, pidfd_kill},
-        scm, seqpacket,
+        scm,
     },
 };
 
@@ -69,9 +71,6 @@ const BATCH: usize = 64;
 const MESSAGES_PER_TURN: usize = 64;
 /// First and longest pause between two looks for children nobody told us of, milliseconds.
 const REAP_PAUSE_MS: (u16, u16) = (10, 60_000);
-
-/// Daemons that may wait for us to lose the one we have. There is one a base directory, and its successor.
-const WAITING_MAX: u8 = 4;
 
 const TOKEN_DAEMON: u64 = 0;
 const TOKEN_BIRTHS: u64 = 1;
@@ -123,17 +122,6 @@ struct Notices {
     spawner_gone: Notice,
 }
 
-/// What of the named socket we are waiting for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Listening {
-    /// Nothing: there is a daemon.
-    Not,
-    /// For a daemon.
-    Yes,
-    /// For a free descriptor, without which nobody can be let in.
-    NoRoom,
-}
-
 /// How much of what lay in a socket was taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Heard {
@@ -147,10 +135,7 @@ struct Keeper {
     epoll: Epoll,
     /// `None` while there is no daemon: nobody is told anything then.
     line: Option<Line>,
-    listener: OwnedFd,
-    listening: Listening,
-    /// Only a daemon of this user is let in.
-    user: u32,
+    door: Door,
     /// `None` once the spawner is gone.
     births: Option<OwnedFd>,
     table: Table,
@@ -168,14 +153,10 @@ impl Keeper {
             fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
             epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         }
-        // Here and not where it was bound, so that whoever connects is told our process id.
-        seqpacket::listen(listener.as_fd(), WAITING_MAX)?;
         Ok(Self {
             epoll,
             line: Some(Line::open(daemon)),
-            listener,
-            listening: Listening::Not,
-            user: nix::unistd::geteuid().as_raw(),
+            door: Door::new(listener, TOKEN_LISTENER)?,
             births: Some(births),
             table: Table::default(),
             notices: Notices {
@@ -191,7 +172,9 @@ impl Keeper {
         let mut events = [EpollEvent::empty(); BATCH];
         loop {
             self.tell();
-            self.listen();
+            if self.line.is_none() {
+                self.door.open(&self.epoll);
+            }
             // Without a spawner nothing new comes. The daemon, if it lives, is told that before we go: what it
             // sent to the spawner and heard no birth of was not made.
             let is_all_told =
@@ -269,42 +252,12 @@ impl Keeper {
         if self.line.is_some() {
             return;
         }
-        let socket = match seqpacket::accept(self.listener.as_fd()) {
-            Ok(socket) => socket,
-            Err(error) => match error.raw_os_error() {
-                // Tried again when something has been closed: the socket stays readable, and we would spin.
-                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                    let _ = self.epoll.delete(&self.listener);
-                    self.listening = Listening::NoRoom;
-                    return;
-                }
-                _ => return,
-            },
-        };
-        let is_ours = seqpacket::peer(socket.as_fd()).is_ok_and(|peer| peer.uid == self.user);
         let readable = EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_DAEMON);
-        if is_ours && self.epoll.add(&socket, readable).is_ok() {
-            let _ = self.epoll.delete(&self.listener);
-            self.listening = Listening::Not;
-            self.line = Some(Line::accepted(socket));
-        }
-    }
-
-    /// Waits for a daemon when there is none.
-    fn listen(&mut self) {
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_LISTENER);
-        if self.line.is_none()
-            && self.listening == Listening::Not
-            && self.epoll.add(&self.listener, readable).is_ok()
+        if let Some(socket) = self.door.admit(&self.epoll)
+            && self.epoll.add(&socket, readable).is_ok()
         {
-            self.listening = Listening::Yes;
-        }
-    }
-
-    /// A descriptor has been closed: there may be room for a daemon's.
-    fn has_room(&mut self) {
-        if self.listening == Listening::NoRoom {
-            self.listening = Listening::Not;
+            self.door.shut(&self.epoll);
+            self.line = Some(Line::accepted(socket));
         }
     }
 
@@ -377,7 +330,7 @@ impl Keeper {
         if let Some(line) = self.line.take() {
             let _ = self.epoll.delete(&line.socket);
             drop(line);
-            self.has_room();
+            self.door.has_room();
         }
     }
 
@@ -473,7 +426,7 @@ impl Keeper {
         if let Some(births) = self.births.take() {
             let _ = self.epoll.delete(&births);
             drop(births);
-            self.has_room();
+            self.door.has_room();
             self.notices.spawner_gone = Notice::Due;
             // It was our child, and may have died between a clone and its birth.
             self.reap_pause_ms = Some(REAP_PAUSE_MS.0);
@@ -546,7 +499,7 @@ impl Keeper {
         // Descriptors of one open file stay registered while the daemon has another: take it out by hand.
         let _ = self.epoll.delete(&pidfd);
         drop(pidfd);
-        self.has_room();
+        self.door.has_room();
         self.on_records(seat);
         self.deafen(seat);
         let Some(job) = self.table.get_mut(seat) else {

@@ -19,7 +19,10 @@ use crate::sandbox::{
     init::record::Record,
     wire::{ExitedRecord, KeeperEvent, StartedRecord},
 };
-use crate::sys::keeper_calls::{Forked, close_others, fork, pidfd_open};
+use crate::sys::{
+    keeper_calls::{Forked, close_others, fork, pidfd_open},
+    seqpacket,
+};
 
 pub(in crate::sandbox) const STARTED: StartedRecord = StartedRecord {
     step: 0,

@@ -43,14 +43,14 @@ pub(super) struct Bench {
 }
 
 /// What a test asks for; everything has an ordinary value.
-pub(super) struct Request {
+pub(in crate::sandbox) struct Request {
     pub(super) argv: Vec<Vec<u8>>,
     pub(super) env: Vec<Vec<u8>>,
     pub(super) workdir: &'static str,
     pub(super) user: User,
     pub(super) tree: Option<OwnedFd>,
     pub(super) upload: Option<OwnedFd>,
-    pub(super) ids_base: u32,
+    pub(in crate::sandbox) ids_base: u32,
     /// Bytes instead of the plan.
     pub(super) plan: Option<Vec<u8>>,
     /// Sent instead of the real ones, to make a step fail.
@@ -86,15 +86,15 @@ pub(super) struct Report {
 }
 
 /// A leaf of its own, removed at the end: that succeeds only when nothing lives in it.
-struct Cgroup(PathBuf);
+pub(in crate::sandbox) struct Cgroup(pub(in crate::sandbox) PathBuf);
 
 impl Request {
     /// A shell script as uid 1000.
-    pub(super) fn shell(script: &str) -> Self {
+    pub(in crate::sandbox) fn shell(script: &str) -> Self {
         Self::new(&["sh", "-c", script])
     }
 
-    pub(super) fn new(argv: &[&str]) -> Self {
+    pub(in crate::sandbox) fn new(argv: &[&str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let range = NEXT.fetch_add(1, Ordering::Relaxed) % 1000;
         Self {
@@ -225,7 +225,7 @@ impl Drop for Bench {
 }
 
 impl Request {
-    pub(super) fn plan(&self) -> Plan {
+    pub(in crate::sandbox) fn plan(&self) -> Plan {
         let cpus = CpuMask::of_this_thread().unwrap();
         let work = if self.tree.is_some() {
             Work::Tree
@@ -325,16 +325,21 @@ impl Report {
 }
 
 impl Cgroup {
-    fn new(id: JobId) -> Self {
+    pub(in crate::sandbox) fn new(id: JobId) -> Self {
+        let path = Self::path(process::id(), id);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Where process `maker` makes the one of job `id`.
+    pub(in crate::sandbox) fn path(maker: u32, id: JobId) -> PathBuf {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let unified = mounts
             .lines()
             .find(|line| line.contains(" - cgroup2 "))
             .expect("cgroup2 is mounted");
         let root = unified.split(' ').nth(4).unwrap();
-        let path = PathBuf::from(root).join(format!("joblet-proof-{}-{id}", process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        PathBuf::from(root).join(format!("joblet-proof-{maker}-{id}"))
     }
 
     fn remove(&self) {
@@ -369,7 +374,7 @@ pub(super) fn seqpacket() -> (OwnedFd, OwnedFd) {
     .unwrap()
 }
 
-fn pipe(gid: u32) -> (OwnedFd, OwnedFd) {
+pub(in crate::sandbox) fn pipe(gid: u32) -> (OwnedFd, OwnedFd) {
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     fchown(&write, None, Some(Gid::from_raw(gid))).unwrap();
     fchmod(&write, Mode::from_bits_truncate(0o620)).unwrap();
@@ -377,7 +382,7 @@ fn pipe(gid: u32) -> (OwnedFd, OwnedFd) {
 }
 
 /// A user namespace that maps the range from `base` on and may have no children, and a network namespace.
-fn namespaces(base: u32) -> (OwnedFd, OwnedFd) {
+pub(in crate::sandbox) fn namespaces(base: u32) -> (OwnedFd, OwnedFd) {
     let (ours, theirs) = seqpacket();
     let child = procs::fork_child(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("root");
