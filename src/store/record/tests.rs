@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
-use crate::job::{JobId, JobView, Spec};
+use crate::job::{JobId, JobView, LogTotals, Spec};
 
 fn transition() -> impl Strategy<Value = Transition> {
     (state(), any::<i64>(), any::<u64>()).prop_map(|(state, wall_ns, mono_ns)| Transition {
@@ -208,6 +208,7 @@ pub(in crate::store) fn ended_job() -> impl Strategy<Value = JobView> {
                 work,
                 caveats,
                 transitions,
+                ending: None,
                 outcome: Some(outcome),
                 log,
             },
