@@ -470,8 +470,9 @@ const _: () = assert!(SUBMIT_BYTES_MAX <= STORE_BATCH_BYTES);
 /// Bytes, roughly, after which what the write-ahead log holds is written to the file in the background.
 pub const STORE_CHECKPOINT_BYTES: usize = 4 << 20;
 /// Bytes of the log from which on the store's thread does that itself, so that the log starts anew: in the background
-/// it never gets to the end of a log that never stops growing.
-pub const STORE_WAL_BYTES: u64 = 64 << 20;
+/// it never gets to the end of a log that never stops growing. Changes wait for two syncs of the disk meanwhile, so
+/// this is seconds of a flood.
+pub const STORE_WAL_BYTES: u64 = 128 << 20;
 const _: () = assert!((STORE_CHECKPOINT_BYTES + STORE_BATCH_BYTES) as u64 <= STORE_WAL_BYTES);
 /// Size that the file of the log is cut to when it starts anew, bytes.
 pub const STORE_WAL_KEPT_BYTES: u64 = 16 << 20;

@@ -370,11 +370,12 @@ fn a_long_history_opens_and_answers_as_fast_as_a_short_one() {
     let many = latencies(&writer, history.len(), 64, |index| accept(&history[index]));
     print("accept, 64 in flight", begun, &many);
     let all: Vec<_> = accepted.into_iter().chain(history).collect();
+    let ended: Vec<_> = all
+        .iter()
+        .map(|job| end(job.clone(), job.transitions[0].wall_ns))
+        .collect();
     let begun = now_ns();
-    let ends = latencies(&writer, all.len(), 64, |index| {
-        let job = &all[index];
-        end_of(&end(job.clone(), job.transitions[0].wall_ns))
-    });
+    let ends = latencies(&writer, ended.len(), 64, |index| end_of(&ended[index]));
     print("end, 64 in flight", begun, &ends);
     let wal = fs::metadata(schema::wal_of(&scratch.path())).unwrap().len();
     println!("log {} KiB", wal >> 10);
