@@ -55,7 +55,7 @@ pub(crate) struct Shard {
     pub(super) recorder: Rc<Recorder>,
     pub(super) timers: Timers,
     pub(super) watches: Watches,
-    pub(super) records: Records,
+    pub(super) records: Rc<Records>,
     pub(super) archive: Rc<Archive>,
     /// What the driver holds of each job that has not ended.
     pub(super) bodies: RefCell<HashMap<JobId, Body>>,
@@ -84,7 +84,7 @@ pub(super) struct ShardParts {
     pub(super) remote: Remote,
     pub(super) desk: Desk,
     pub(super) recorder: Rc<Recorder>,
-    pub(super) records: Records,
+    pub(super) records: Rc<Records>,
     pub(super) archive: Archive,
     pub(super) seats: Seats,
 }

@@ -80,7 +80,7 @@ pub(super) struct Records {
     bell: Arc<Bell>,
     waiting: RefCell<HashMap<u64, OneshotSender<Answer>>>,
     next: Cell<u64>,
-    /// Changes that are not answered yet.
+    /// Changes that are not answered yet, and outcomes that wait to be offered again.
     open: Cell<usize>,
     idle: Notify,
 }
@@ -95,12 +95,12 @@ pub(super) struct Inbox {
 impl Records {
     /// # Errors
     /// `EMFILE`, `ENFILE`.
-    pub(super) fn new(writer: Writer) -> io::Result<(Self, Inbox)> {
+    pub(super) fn new(writer: Writer) -> io::Result<(Rc<Self>, Inbox)> {
         let (answers, inbox) = mpsc::channel();
         let sent = Arc::new(AtomicU64::new(0));
         let bell = Bell::new()?;
         let sleeper = Sleeper::new(&bell)?;
-        let records = Self {
+        let records = Rc::new(Self {
             writer,
             answers,
             sent: Arc::clone(&sent),
@@ -109,7 +109,7 @@ impl Records {
             next: Cell::new(0),
             open: Cell::new(0),
             idle: Notify::default(),
-        };
+        });
         let inbox = Inbox {
             answers: inbox,
             sent,
@@ -172,11 +172,26 @@ impl Records {
         }
     }
 
-    /// Returns when every change that was submitted is answered.
+    /// Something is under way until what is returned is dropped.
+    fn begin(self: &Rc<Self>) -> Open {
+        self.open.set(self.open.get() + 1);
+        Open(Rc::clone(self))
+    }
+
+    /// Returns when every change that was submitted is answered, and the store has every outcome.
     pub(super) async fn settled(&self) {
         while self.open.get() > 0 {
             self.idle.notified().await;
         }
+    }
+}
+
+/// Something that [`Records::settled`] waits for.
+struct Open(Rc<Records>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.closed();
     }
 }
 
@@ -257,6 +272,7 @@ impl Shard {
         });
         rt::spawn(async move {
             let mut is_told = false;
+            let waiting = shard.records.begin();
             while let Err(error) = kept.await {
                 if !error.may_pass() {
                     tracing::error!(job_id = %id, %error, "an outcome is not in the store");
@@ -272,6 +288,7 @@ impl Shard {
                 });
             }
             shard.feed(Event::EndRecorded(id));
+            drop(waiting);
         });
     }
 }

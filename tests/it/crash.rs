@@ -247,7 +247,7 @@ fn a_spawner_that_is_not_born_for_a_path_of_the_host_fails_its_job_and_the_next_
         let before = spawners(&daemon);
         before.iter().for_each(|spawner| spawner.kill());
         wait_until(LONG, "every spawner has been replaced", || {
-            let now = spawners(&daemon);
+            let now = spawners_now(&daemon);
             let is_new = now.len() == before.len() && now.iter().all(|p| !before.contains(p));
             Waiting::when(is_new, || format!("{now:?}"))
         });
@@ -497,13 +497,18 @@ fn keepers(daemon: &Daemon) -> Vec<Process> {
 
 /// The spawners of a daemon.
 fn spawners(daemon: &Daemon) -> Vec<Process> {
-    let found: Vec<Process> = keepers(daemon)
+    let found = spawners_now(daemon);
+    assert!(!found.is_empty(), "no keeper has a child {SPAWNER}");
+    found
+}
+
+/// The same, of which there may be none while they are replaced.
+fn spawners_now(daemon: &Daemon) -> Vec<Process> {
+    keepers(daemon)
         .iter()
         .flat_map(|keeper| keeper.children())
         .filter(|process| process.short_name() == SPAWNER)
-        .collect();
-    assert!(!found.is_empty(), "no keeper has a child {SPAWNER}");
-    found
+        .collect()
 }
 
 /// Whether a process is a helper and no job: helpers are in a cgroup of their own.

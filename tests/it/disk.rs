@@ -46,6 +46,8 @@ fn output_stops_before_the_reserve_and_goes_on_when_there_is_space() {
             u64::try_from(log.stdout.len()).unwrap(),
             count("stdout_bytes")
         );
+        drop(filler);
+        let filler = Filler::of(disk, free(disk) - RESERVE / 2);
         refused(&daemon);
 
         drop(filler);

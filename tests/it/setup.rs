@@ -276,12 +276,8 @@ fn serve_refuses_before_it_starts_anything() {
         |more: &str| fs::copy(tempfile_with(&place, &format!("{text}{more}")), &config).unwrap();
     set("netwrok: {}\n");
     place.refused(1, &["serve"], "unknown key netwrok");
-    set("  first: 5\n");
-    place.refused(
-        1,
-        &["serve"],
-        "ids.first is 5; allowed is a whole number from 65536",
-    );
+    set("  durability: some\n");
+    place.refused(1, &["serve"], "store.durability is some");
     set("");
     fs::set_permissions(place.base(), fs::Permissions::from_mode(0o777)).unwrap();
     place.refused(1, &["serve"], "can be written by others");
