@@ -268,12 +268,14 @@ fn spec(script: &str, limits: Limits, work_bytes: u64, timeout: Duration) -> Spe
         timeout: Some(timeout),
         grace: Duration::ZERO,
         uploads: None,
+        schedule: None,
+        priority: 0,
     }
 }
 
 /// Runs a job to its end; gives what it wrote to standard output.
 async fn run(handle: &Handle, peer: &Peer, spec: Spec) -> Result<(JobView, String), Refusal> {
-    let id = handle.submit(peer, spec, rt::now()).await?.id();
+    let id = handle.submit(peer, spec, None, rt::now()).await?.id();
     let view = handle.ended(id).await?;
     let query = LogQuery {
         streams: Streams::Stdout,

@@ -7,7 +7,9 @@ mod finding;
 mod id;
 mod outcome;
 mod refusal;
+mod request;
 mod role;
+mod schedule;
 mod spec;
 mod state;
 mod usage;
@@ -17,7 +19,9 @@ pub use finding::{Finding, Verdict};
 pub use id::{IdError, JobId, ShardIndex};
 pub use outcome::{LogTotals, Outcome, Reason};
 pub use refusal::{Refusal, RefusalCode};
+pub use request::{Accepted, Cursor, Deleted, IdempotencyKey, ListQuery};
 pub use role::{Peer, Role, RoleError};
+pub use schedule::{Schedule, ScheduleError};
 pub use spec::{
     ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
 };

@@ -237,6 +237,10 @@ impl Job {
             transitions: self.transitions.clone(),
             outcome,
             log,
+            schedule_id: None,
+            next_run_ns: None,
+            last_run_ns: None,
+            waits_for: None,
         }
     }
 }

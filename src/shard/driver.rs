@@ -23,7 +23,7 @@ use super::{
     desk::Desk,
     effect::{Effect, Event, Moment, NewJob},
     front_door::FrontDoor,
-    handle::{Settings, created_ns, unknown},
+    handle::{Settings, unknown},
     journal::JournalWriter,
     output::Watches,
     reactor,
@@ -34,7 +34,7 @@ use super::{
     topology::Host,
 };
 use crate::{
-    job::{JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex, State},
+    job::{JobId, JobView, ListQuery, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex},
     log::{Progress, Recorder},
     rt::{self, Notify, OneshotSender, oneshot},
 };
@@ -243,11 +243,10 @@ impl Shard {
     }
 
     /// Jobs in `state`, newest first, at most `limit`.
-    pub(super) fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
-        let wanted = |view: &JobView| state.is_none_or(|state| view.state == state);
-        let mut views: Vec<JobView> = self.core.borrow().views().filter(wanted).collect();
-        views.sort_by_key(|view| std::cmp::Reverse(created_ns(view)));
-        views.truncate(limit);
+    pub(super) fn list(&self, query: &ListQuery) -> Vec<JobView> {
+        let wanted = |view: &JobView| query.includes(view);
+        let views = self.core.borrow().views().filter(wanted).collect();
+        let (mut views, _) = query.page(views);
         for view in &mut views {
             if view.outcome.is_none() {
                 view.log = self.live_log(view.id);

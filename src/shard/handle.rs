@@ -20,8 +20,9 @@ use crate::{
     cgroup::Enforcement,
     config::{Config, JobLimits},
     job::{
-        JobId, JobView, LimitKind, Limits, LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode,
-        Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
+        Accepted, Cursor, Deleted, IdempotencyKey, JobId, JobView, LimitKind, Limits, ListQuery,
+        LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, Sample, ShardIndex, Spec, State,
+        StopSignal, WorkKind,
     },
     limits,
 };
@@ -110,16 +111,22 @@ impl Handle {
     }
 
     /// Makes a job of `owner`. Without uploads it is accepted with this call; with uploads it waits for
-    /// [`Submission::accept`]. `arrived` is when the request came in, for `start_micros`.
+    /// [`Submission::accept`]. `arrived` is when the request came in, for `start_micros`. Keys are not remembered:
+    /// every submit makes a job of its own.
     ///
     /// # Errors
-    /// `Busy` when no more jobs fit or the daemon goes down; `Unsupported` for a limit that this host cannot keep.
+    /// `Busy` when no more jobs fit or the daemon goes down; `Unsupported` for a limit that this host cannot keep
+    /// and for a schedule.
     pub async fn submit(
         &self,
         owner: &Peer,
         spec: Spec,
+        _key: Option<IdempotencyKey>,
         arrived: Instant,
     ) -> Result<Submission, Refusal> {
+        if spec.schedule.is_some() {
+            return Err(unsupported("a job with a schedule"));
+        }
         let target = self.shard.place();
         let id = JobId::random_owned_by(target, self.shard.shards);
         let has_uploads = spec.uploads.is_some();
@@ -231,21 +238,23 @@ impl Handle {
             .ok_or_else(|| unknown(&id.to_string()))
     }
 
-    /// Jobs of all shards, newest first, at most `limit`. A shard that does not keep up is waited for.
-    pub async fn list(&self, state: Option<State>, limit: usize) -> Vec<JobView> {
+    /// Jobs of all shards, newest first, and where to go on when there are more. A shard that does not keep up
+    /// is waited for.
+    pub async fn list(&self, query: ListQuery) -> (Vec<JobView>, Option<Cursor>) {
+        // One more than asked for tells that there is more.
+        let limit = query.limit.saturating_add(1);
+        let of_shard = ListQuery { limit, ..query };
         let mut jobs = Vec::new();
         for shard in 0..self.shard.shards {
             let some = self
                 .shard
                 .on(shard, move |shard| {
-                    Box::pin(async move { shard.list(state, limit) })
+                    Box::pin(async move { shard.list(&of_shard) })
                 })
                 .await;
             jobs.extend(some.unwrap_or_default());
         }
-        jobs.sort_by_key(|job| std::cmp::Reverse(created_ns(job)));
-        jobs.truncate(limit);
-        jobs
+        query.page(jobs)
     }
 
     /// Asks a job to stop. Asking twice, or after it has ended, is not an error.
@@ -262,6 +271,48 @@ impl Handle {
         })
         .await?
         .ok_or_else(|| unknown(&id.to_string()))
+    }
+
+    /// Cancels a job that has not begun. Canceling twice is not an error.
+    ///
+    /// # Errors
+    /// Not found; `Conflict` for a job that has begun or ended otherwise.
+    pub async fn cancel(&self, id: JobId, _by: &str) -> Result<JobView, Refusal> {
+        let view = self.view(id).await?;
+        match view.state {
+            State::Canceled => Ok(view),
+            State::Scheduled | State::Queued => Err(unsupported("canceling a job")),
+            State::Initializing | State::Running | State::Stopping => {
+                Err(conflict(format!("job {id} has begun")).hint("`rnx job stop` stops it"))
+            }
+            State::Completed | State::Failed | State::Stopped | State::Timeout => {
+                Err(conflict(format!("job {id} has ended")))
+            }
+        }
+    }
+
+    /// Deletes a job that has ended, its output and all that is known of it.
+    ///
+    /// # Errors
+    /// Not found; `Conflict` when it has not ended.
+    pub async fn delete(&self, id: JobId) -> Result<(), Refusal> {
+        let view = self.view(id).await?;
+        if !view.state.has_ended() {
+            return Err(conflict(format!("job {id} has not ended"))
+                .hint("`rnx job stop` or `rnx job cancel` ends it"));
+        }
+        Err(unsupported("deleting jobs"))
+    }
+
+    /// Deletes every job that has ended and whose owner is `allowed`; the others are skipped.
+    ///
+    /// # Errors
+    /// `Busy` when a shard does not keep up; what was deleted until then stays so.
+    pub async fn delete_all(
+        &self,
+        _allowed: impl Fn(&str) -> bool + Clone + Send + 'static,
+    ) -> Result<Deleted, Refusal> {
+        Err(unsupported("deleting jobs"))
     }
 
     /// Waits until the job has ended.
@@ -358,8 +409,15 @@ fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
     )
 }
 
-pub(super) fn created_ns(job: &JobView) -> i64 {
-    job.transitions.first().map_or(0, |first| first.wall_ns)
+fn conflict(message: String) -> Refusal {
+    Refusal::new(RefusalCode::Conflict, message)
+}
+
+fn unsupported(what: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::Unsupported,
+        format!("{what} is not supported by this daemon"),
+    )
 }
 
 pub(super) fn unknown(what: &str) -> Refusal {
@@ -393,7 +451,7 @@ impl Submission {
     ///
     /// # Errors
     /// The uploads could not be written, or the sandbox could not be made; the job is then discarded.
-    pub async fn accept(mut self) -> Result<JobId, Refusal> {
+    pub async fn accept(mut self) -> Result<Accepted, Refusal> {
         let id = self.id;
         if let Some(sink) = self.upload.take() {
             if let Err(refusal) = sink.finish().await {
@@ -413,7 +471,8 @@ impl Submission {
                 return Err(refusal);
             }
         }
-        Ok(id)
+        let existing = false;
+        Ok(Accepted { id, existing })
     }
 
     /// When writing fails because the sandbox failed, that is what the user must hear.

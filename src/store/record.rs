@@ -9,11 +9,11 @@
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::job::{
     ByteString, Caveat, EnvEntry, JobId, JobView, LimitKind, Limits, LogTotals, Outcome, Reason,
-    Spec, State, Transition, Usage, User, WorkKind,
+    Schedule, Spec, State, Transition, Usage, User, WorkKind,
 };
 
 /// Version of both records.
@@ -98,6 +98,16 @@ pub(super) struct Accepted {
     timeout_ns: Option<u64>,
     grace_ns: u64,
     uploads: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedule: Option<ScheduleRecord>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    priority: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedule_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_run_ns: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_run_ns: Option<i64>,
     transitions: Vec<TransitionRecord>,
 }
 
@@ -139,6 +149,11 @@ impl Accepted {
             timeout_ns: spec.timeout.map(to_ns),
             grace_ns: to_ns(spec.grace),
             uploads: spec.uploads,
+            schedule: spec.schedule.clone().map(ScheduleRecord),
+            priority: spec.priority,
+            schedule_id: view.schedule_id.map(|id| id.to_string()),
+            next_run_ns: view.next_run_ns,
+            last_run_ns: view.last_run_ns,
             transitions: view
                 .transitions
                 .iter()
@@ -170,6 +185,12 @@ impl Accepted {
             timeout: self.timeout_ns.map(Duration::from_nanos),
             grace: Duration::from_nanos(self.grace_ns),
             uploads: self.uploads,
+            schedule: self.schedule.map(|record| record.0),
+            priority: self.priority,
+        };
+        let schedule_id = match self.schedule_id {
+            Some(id) => Some(JobId::parse(&id)?),
+            None => None,
         };
         Some(JobView {
             id: JobId::parse(&self.id)?,
@@ -185,6 +206,11 @@ impl Accepted {
                 .collect(),
             outcome: None,
             log: LogTotals::default(),
+            schedule_id,
+            next_run_ns: self.next_run_ns,
+            last_run_ns: self.last_run_ns,
+            // What was waited for says nothing once somebody else looks.
+            waits_for: None,
         })
     }
 }
@@ -268,6 +294,44 @@ impl Variable {
 /// Durations of jobs are bounded by a year; 64 bits of nanoseconds hold 584.
 fn to_ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct ScheduleRecord(#[serde(with = "ScheduleMirror")] Schedule);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Schedule", rename_all = "snake_case")]
+enum ScheduleMirror {
+    Once {
+        at_ns: i64,
+    },
+    Every {
+        #[serde(
+            rename = "every_ns",
+            serialize_with = "write_ns",
+            deserialize_with = "read_ns"
+        )]
+        every: Duration,
+        from_ns: i64,
+    },
+    Cron {
+        expression: String,
+        zone: String,
+    },
+}
+
+fn write_ns<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(to_ns(*duration))
+}
+
+fn read_ns<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    u64::deserialize(from).map(Duration::from_nanos)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
