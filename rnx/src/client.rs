@@ -167,10 +167,15 @@ impl Client {
         let mut incoming = ask(&self.link, &Request::List(list)).await?;
         let mut page = Page::default();
         while let Some(reply) = incoming.reply_or_end(expected).await? {
-            match reply {
-                Reply::Jobs(more) if page.next.is_none() => page.jobs.extend(more),
-                Reply::More(next) if page.next.is_none() => page.next = Some(next),
-                _other => return Err(RequestError::Unexpected { expected }),
+            if page.next.is_some() {
+                return Err(RequestError::Unexpected { expected });
+            }
+            if let Reply::More(next) = reply {
+                page.next = Some(next);
+            } else if let Reply::Jobs(more) = reply {
+                page.jobs.extend(more);
+            } else {
+                return Err(RequestError::Unexpected { expected });
             }
         }
         Ok(page)

@@ -216,7 +216,13 @@ impl Follow {
         self.source = match std::mem::replace(&mut self.source, Source::Done) {
             Source::Run(run) if run.after() == After::Wait => Source::AskEnd,
             Source::AskEnd => Source::AskEnd,
-            Source::Run(_) | Source::Logs(_) | Source::AskLog => Source::AskLog,
+            Source::Logs(logs) => {
+                if let Some(id) = logs.job().filter(|_| !self.is_run) {
+                    self.place.of_job(Uuid::from_bytes(id).to_string());
+                }
+                Source::AskLog
+            }
+            Source::Run(_) | Source::AskLog => Source::AskLog,
             Source::Done => Source::Done,
         };
         self.retry.again(&self.client, error).await

@@ -6,7 +6,7 @@
 //! it asks for output from before the last byte that it had, and throws away everything up to that byte. The order
 //! of capture is the same for every reader, so what follows is what it has not had.
 
-use proto_rkyv::{Log, Streams};
+use proto_rkyv::{JobRef, Log, Streams};
 
 use crate::stream::{Output, Stream};
 
@@ -43,6 +43,11 @@ impl Place {
             last: None,
             until: None,
         }
+    }
+
+    /// Whose output it is, in full: a prefix may mean several jobs when it is asked for again.
+    pub(crate) fn of_job(&mut self, job: JobRef) {
+        self.ask.job = job;
     }
 
     /// What to ask for over another connection. Nothing that was asked for before may be given to

@@ -266,6 +266,11 @@ impl Logs {
         told.map(|told| self.event(told)).transpose()
     }
 
+    /// Which job it is of, once some output has come.
+    pub(crate) fn job(&self) -> Option<Id> {
+        self.outputs.at.map(|(_, header)| header.job)
+    }
+
     fn event(&mut self, told: Told) -> Result<LogEvent, RequestError> {
         match told {
             Told::Output(output) => Ok(LogEvent::Output(output)),
