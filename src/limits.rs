@@ -57,6 +57,8 @@ pub const SCHEDULE_LATE_MAX: Duration = IDEMPOTENCY_KEPT;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 /// A cron expression, bytes: every value of every field would be longer, and say nothing.
 pub const CRON_BYTES_MAX: usize = 256;
+/// How far ahead a cron expression may come true, years: 2096 is followed by no leap year before 2104.
+pub const CRON_YEARS: i32 = 9;
 /// Name of a time zone, bytes: the longest there is has 32.
 pub const ZONE_BYTES_MAX: usize = 64;
 /// Future runs that are shown of one schedule.

@@ -53,7 +53,7 @@ pub use config::{Config, ConfigError, Node, Places, Warning};
 pub use connect::{ConnectError, Distrust, Side, Unreachable};
 pub use error::RequestError;
 pub use follow::{Follow, FollowEvent};
-pub use line::Line;
+pub use line::{Line, Pace};
 pub use receive::{Landing, LandingError};
 pub use stream::{Arrival, Arrivals, LogEvent, Logs, Output, Run, RunEvent, Samples, Stream};
 pub use tls::{Credential, CredentialError};

@@ -26,15 +26,32 @@ use crate::{
     stream::Run,
 };
 
-/// Pause before the first attempt, and between the starts of later ones: twice as long each time.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How long it is tried without an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A handshake that takes longer is begun anew: the server may have come up after our first packets were lost. It
 /// is at least this long, and longer where the way is.
 const HANDSHAKE_MIN: Duration = Duration::from_secs(1);
 const HANDSHAKE_ROUND_TRIPS: u32 = 8;
+
+/// How a lost connection is made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Pause before the first attempt, 50 ms by default. Between the starts of later ones it is twice as long each
+    /// time.
+    pub pause_first: Duration,
+    /// Longest pause, 1 s by default.
+    pub pause_max: Duration,
+    /// How long it is tried without an answer, 30 s by default.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            pause_first: Duration::from_millis(50),
+            pause_max: Duration::from_secs(1),
+            patience: Duration::from_secs(30),
+        }
+    }
+}
 
 /// A connection to a server that outlives the server. Clones share it.
 #[derive(Debug, Clone)]
@@ -45,7 +62,7 @@ pub struct Line {
 #[derive(Debug)]
 struct Shared {
     node: Node,
-    patience: Duration,
+    pace: Pace,
     current: watch::Sender<Client>,
     /// Held by the one who makes the next connection; the others wait for it and use the same.
     making: Mutex<()>,
@@ -63,16 +80,16 @@ impl Line {
     /// Goes on with `client`, which is connected to `node`.
     #[must_use]
     pub fn new(node: Node, client: Client) -> Self {
-        Self::with_patience(node, client, PATIENCE)
+        Self::with_pace(node, client, Pace::default())
     }
 
-    /// As [`Line::new`]; gives up when nothing was heard for `patience`.
+    /// As [`Line::new`], at another pace.
     #[must_use]
-    pub fn with_patience(node: Node, client: Client, patience: Duration) -> Self {
+    pub fn with_pace(node: Node, client: Client, pace: Pace) -> Self {
         Self {
             shared: Arc::new(Shared {
                 node,
-                patience,
+                pace,
                 current: watch::Sender::new(client),
                 making: Mutex::new(()),
             }),
@@ -202,7 +219,7 @@ impl Retry {
         Self {
             line: line.clone(),
             since: None,
-            pause: PAUSE_FIRST,
+            pause: line.shared.pace.pause_first,
             last: None,
         }
     }
@@ -210,7 +227,7 @@ impl Retry {
     /// Something was heard.
     pub(crate) fn answered(&mut self) {
         self.since = None;
-        self.pause = PAUSE_FIRST;
+        self.pause = self.line.shared.pace.pause_first;
         self.last = None;
     }
 
@@ -226,13 +243,13 @@ impl Retry {
         let since = *self.since.get_or_insert_with(Instant::now);
         let mut error = error;
         loop {
-            if since.elapsed() >= self.line.shared.patience {
+            if since.elapsed() >= self.line.shared.pace.patience {
                 return Err(error);
             }
             // An attempt that took long has been a pause itself.
             let from = self.last.unwrap_or_else(Instant::now);
             time::sleep_until(from + self.pause).await;
-            self.pause = (self.pause * 2).min(PAUSE_MAX);
+            self.pause = (self.pause * 2).min(self.line.shared.pace.pause_max);
             self.last = Some(Instant::now());
             match self.line.renew(client).await {
                 Ok(()) => return Ok(()),

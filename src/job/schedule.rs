@@ -13,17 +13,13 @@
 //! - **`Every` counts from the submit**, not from the last run, so delays do not add up.
 //!
 //! Cron times are those of a time zone, by rules that are part of this program (it reads no file). In the hour
-//! that a change of the clocks leaves out, an expression with a fixed minute and hour runs at the first moment
-//! after it, and one with a wildcard there has no such times. In the hour that comes twice, the former runs the
-//! first time only, and the latter both times.
+//! that a change of the clocks leaves out, an expression with one minute and one hour runs at the first moment
+//! after it, and any other has no such times. In the hour that comes twice, the former runs the first time only,
+//! and the latter both times.
 
 use std::time::Duration;
 
-use croner::{
-    Cron,
-    errors::CronError,
-    parser::{CronParser, Seconds, Year},
-};
+use croner::{Cron, errors::CronError, parser::CronParser};
 use jiff::{
     Timestamp,
     tz::{TimeZone, TimeZoneDatabase},
@@ -32,7 +28,7 @@ use thiserror::Error;
 
 use crate::limits;
 
-const NS: i128 = 1_000_000_000;
+const NS: i64 = 1_000_000_000;
 
 /// When a job runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +116,8 @@ impl Schedule {
             }
             Self::Every { every, .. } => check_duration(*every),
             Self::Cron { expression, zone } => {
-                let (cron, zone) = (parse(expression)?, find_zone(zone)?);
-                cron_after(&cron, &zone, now_ns)
+                let zone = find_zone(zone)?;
+                cron_after(expression, &zone, now_ns)?
                     .map(drop)
                     .ok_or_else(|| ScheduleError::Never(expression.clone()))
             }
@@ -149,7 +145,8 @@ impl Schedule {
                 i64::try_from(from + every * (whole + 1).max(1)).ok()
             }
             Self::Cron { expression, zone } => {
-                cron_after(&parse(expression).ok()?, &find_zone(zone).ok()?, now_ns)
+                let zone = find_zone(zone).ok()?;
+                cron_after(expression, &zone, now_ns).ok()?
             }
         }
     }
@@ -195,7 +192,8 @@ fn check_duration(duration: Duration) -> Result<(), ScheduleError> {
     }
 }
 
-fn parse(expression: &str) -> Result<Cron, ScheduleError> {
+/// An expression that holds in `year` and the [`limits::CRON_YEARS`] after it.
+fn parse(expression: &str, year: i16) -> Result<Cron, ScheduleError> {
     let wrong = |what: String| ScheduleError::Expression {
         expression: expression.chars().take(64).collect(),
         what,
@@ -204,21 +202,26 @@ fn parse(expression: &str) -> Result<Cron, ScheduleError> {
         let max = limits::CRON_BYTES_MAX;
         return Err(wrong(format!("is longer than {max} bytes")));
     }
-    // The parser also knows names for whole expressions, seconds and years; five fields are what is promised.
+    // The parser also knows names for whole expressions, seconds, years, counted weekdays and days that must fit
+    // both ways. Five fields as every cron has them are what is promised, and some of the others are slow.
     let fields = expression.split_ascii_whitespace().count();
     if fields != 5 {
         return Err(wrong(format!("has {fields} fields instead of 5")));
     }
-    let parser = CronParser::builder()
-        .seconds(Seconds::Disallowed)
-        .year(Year::Disallowed)
-        .build();
-    parser.parse(expression).map_err(|error| match error {
-        CronError::InvalidPattern(why)
-        | CronError::IllegalCharacters(why)
-        | CronError::ComponentError(why) => wrong(format!("is not understood: {why}")),
-        error => wrong(format!("is not understood: {error}")),
-    })
+    if let Some(sign) = expression.chars().find(|sign| "@#+".contains(*sign)) {
+        return Err(wrong(format!("has a {sign} in it")));
+    }
+    // It looks for a match until the year 5000, day by day, which takes longer than a shard may be away.
+    let last = i32::from(year) + limits::CRON_YEARS;
+    let bounded = format!("0 {expression} {year}-{last}");
+    CronParser::new()
+        .parse(&bounded)
+        .map_err(|error| match error {
+            CronError::InvalidPattern(why)
+            | CronError::IllegalCharacters(why)
+            | CronError::ComponentError(why) => wrong(format!("is not understood: {why}")),
+            error => wrong(format!("is not understood: {error}")),
+        })
 }
 
 fn find_zone(name: &str) -> Result<TimeZone, ScheduleError> {
@@ -229,12 +232,19 @@ fn find_zone(name: &str) -> Result<TimeZone, ScheduleError> {
     TimeZoneDatabase::bundled().get(name).map_err(|_| unknown())
 }
 
-fn cron_after(cron: &Cron, zone: &TimeZone, now_ns: i64) -> Option<i64> {
+/// The first match strictly after `now_ns`.
+fn cron_after(
+    expression: &str,
+    zone: &TimeZone,
+    now_ns: i64,
+) -> Result<Option<i64>, ScheduleError> {
     // Cron times are whole seconds, so none lies between a moment and the second it is in.
-    let second = i64::try_from(i128::from(now_ns).div_euclid(NS)).ok()?;
-    let now = Timestamp::from_second(second).ok()?.to_zoned(zone.clone());
-    let next = cron.find_next_occurrence(&now, false).ok()?;
-    i64::try_from(next.timestamp().as_nanosecond()).ok()
+    let now = Timestamp::from_second(now_ns.div_euclid(NS))
+        .expect("64 bits of nanoseconds are within the calendar")
+        .to_zoned(zone.clone());
+    let next = parse(expression, now.year())?.find_next_occurrence(&now, false);
+    let ns = next.map(|next| i64::try_from(next.timestamp().as_nanosecond()));
+    Ok(ns.ok().and_then(Result::ok))
 }
 
 #[cfg(test)]

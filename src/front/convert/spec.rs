@@ -613,7 +613,7 @@ mod tests {
             work_memory_bytes: 64 << 10,
             ..settings()
         };
-        let spec = spec(Submit::default(), &bulk(&[b"true"], &[], &[]), &small);
+        let spec = spec(Submit::default(), &bulk(&[b"true"], &[], &[]), &small, NOW);
         assert_eq!(spec.unwrap().work_bytes, 64 << 10);
     }
 
