@@ -220,7 +220,10 @@ fn parse(expression: &str, year: i16) -> Result<Cron, ScheduleError> {
             CronError::InvalidPattern(why)
             | CronError::IllegalCharacters(why)
             | CronError::ComponentError(why) => wrong(format!("is not understood: {why}")),
-            error => wrong(format!("is not understood: {error}")),
+            CronError::EmptyPattern
+            | CronError::InvalidDate
+            | CronError::InvalidTime
+            | CronError::TimeSearchLimitExceeded => wrong("is not understood".to_owned()),
         })
 }
 

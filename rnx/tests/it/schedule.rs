@@ -293,7 +293,9 @@ fn many(jobs: u32, at_once: u32) -> (Server, mpsc::UnboundedReceiver<List>) {
                 panic!("{:?}", asked.request)
             };
             // The place in the list stands where a real server has a time.
-            let from = list.before.map_or(0, |before| before.created_ns as u32);
+            let from = list
+                .before
+                .map_or(0, |before| u32::try_from(before.created_ns).unwrap());
             let count = list.limit.unwrap_or(u32::MAX).min(at_once).min(jobs - from);
             let _ = tell.send(list);
             let page = vec![(**one).clone(); count as usize];

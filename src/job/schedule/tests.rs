@@ -248,7 +248,7 @@ fn expressions_that_mean_nothing_are_refused_in_words() {
         let error = cron(expression, "UTC").check(0).unwrap_err();
         let text = error.to_string();
         assert!(text.contains(expected), "{text}");
-        assert_eq!(cron(expression, "UTC").next_after(0).is_none(), true);
+        assert!(cron(expression, "UTC").next_after(0).is_none());
     };
     check("", "has 0 fields instead of 5");
     check("@daily", "has 1 fields instead of 5");
