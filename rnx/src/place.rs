@@ -138,9 +138,9 @@ mod tests {
             .iter()
             .filter(|record| is_wanted(log.streams, record.0))
             .count();
-        let skipped = log
-            .tail_lines
-            .map_or(0, |lines| wanted.saturating_sub(lines as usize));
+        let skipped = log.tail_lines.map_or(0, |lines| {
+            wanted.saturating_sub(usize::try_from(lines).unwrap())
+        });
         let mut number = 0;
         for (stream, bytes, time_ns) in captured {
             let mut offset = ends[index(*stream)];
@@ -159,7 +159,7 @@ mod tests {
             }
             let cut = log.offset.saturating_sub(start);
             offset += cut;
-            for part in bytes[cut as usize..].chunks(piece) {
+            for part in bytes[usize::try_from(cut).unwrap()..].chunks(piece) {
                 outputs.push(Output {
                     stream: *stream,
                     offset,
