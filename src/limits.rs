@@ -29,14 +29,6 @@ pub const PATH_BYTES_MAX: usize = 4_095;
 pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
 /// Name of a peer, the owner of its jobs, bytes: `ub-common-name` of RFC 5280.
 pub const PEER_NAME_BYTES_MAX: usize = 64;
-// One job with everything at its largest is one control frame of 64 KiB.
-const _: () = assert!(
-    NAME_BYTES_MAX
-        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
-        + PATH_BYTES_MAX
-        + 2 * PEER_NAME_BYTES_MAX
-        < 32 << 10
-);
 
 /// Entries of one upload. Each costs an inode of the job's `/work`.
 pub const UPLOAD_ENTRIES_MAX: u64 = 1 << 20;
@@ -51,6 +43,41 @@ pub const GRACE_MAX: Duration = Duration::from_secs(3_600);
 const _: () = assert!(GRACE_DEFAULT.as_secs() <= GRACE_MAX.as_secs());
 /// Longest timeout that may be asked for: a year.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// Shortest delay or interval of a schedule.
+pub const SCHEDULE_MIN: Duration = Duration::from_secs(1);
+/// Longest delay or interval of a schedule, and the latest time of a one-shot: a year.
+pub const SCHEDULE_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// How far back the time of a one-shot may lie: a submit that is repeated while its key is remembered is the same
+/// submit, whatever the clock says meanwhile.
+pub const SCHEDULE_LATE_MAX: Duration = IDEMPOTENCY_KEPT;
+/// An idempotency key, bytes: room for a UUID or a digest with words around it.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+/// A cron expression, bytes: every value of every field would be longer, and say nothing.
+pub const CRON_BYTES_MAX: usize = 256;
+/// How far ahead a cron expression may come true, years: 2096 is followed by no leap year before 2104.
+pub const CRON_YEARS: i32 = 9;
+/// Name of a time zone, bytes: the longest there is has 32.
+pub const ZONE_BYTES_MAX: usize = 64;
+/// Future runs that are shown of one schedule.
+pub const NEXT_RUNS_SHOWN: usize = 5;
+/// What a job waits for, as it is shown, bytes.
+pub const WAITS_FOR_BYTES_MAX: usize = 512;
+/// Priorities of jobs.
+pub const PRIORITY_RANGE: RangeInclusive<i32> = -100..=100;
+
+// One job with everything at its largest is one control frame of 64 KiB.
+const _: () = assert!(
+    NAME_BYTES_MAX
+        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
+        + PATH_BYTES_MAX
+        + WAITS_FOR_BYTES_MAX
+        + CRON_BYTES_MAX
+        + 2 * PEER_NAME_BYTES_MAX
+        < 32 << 10
+);
 
 // ---- places of a job --------------------------------------------------------------------------------
 

@@ -246,6 +246,10 @@ impl Job {
             ending: self.ending(),
             outcome,
             log,
+            schedule_id: None,
+            next_run_ns: None,
+            last_run_ns: None,
+            waits_for: None,
         }
     }
 }

@@ -22,8 +22,9 @@ use crate::{
     cgroup::Enforcement,
     config::{Config, JobLimits},
     job::{
-        Accepted, IdempotencyKey, JobId, JobView, LimitKind, Limits, LogQuery, NodeView, Peer,
-        Reason, Refusal, RefusalCode, Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
+        Accepted, Cursor, Deleted, IdempotencyKey, JobId, JobView, LimitKind, Limits, ListQuery,
+        LogQuery, NodeView, Peer, Reason, Refusal, RefusalCode, Sample, ShardIndex, Spec, State,
+        StopSignal, WorkKind,
     },
     limits, store,
 };
@@ -261,12 +262,12 @@ impl Handle {
         .await?
     }
 
-    /// Jobs, newest first, at most `limit`: those of all shards and those that only the store has. A shard that
-    /// does not keep up is waited for.
+    /// Jobs, newest first, and where to go on when there are more: those of all shards and those that only the store
+    /// has. A shard that does not keep up is waited for.
     ///
     /// # Errors
     /// A store that cannot be read.
-    pub async fn list(&self, state: Option<State>, limit: usize) -> Result<Vec<JobView>, Refusal> {
+    pub async fn list(&self, query: ListQuery) -> Result<(Vec<JobView>, Option<Cursor>), Refusal> {
         let mut live = Vec::new();
         for shard in 0..self.shard.shards {
             let some = self
@@ -277,15 +278,17 @@ impl Handle {
                 .await;
             live.extend(some.unwrap_or_default());
         }
-        // After the shards: what one of them lets go meanwhile is in the store by then.
-        let ended = self.shard.ended_jobs(state, limit).await?;
+        // After the shards: what one of them lets go meanwhile is in the store by then. One more than asked for
+        // tells that there is more.
+        let limit = query.limit.saturating_add(1);
+        let ended = self.shard.ended_jobs(ListQuery { limit, ..query }).await?;
         let known: HashSet<JobId> = live.iter().map(|job| job.id).collect();
-        let wanted = |job: &JobView| state.is_none_or(|state| job.state == state);
-        let mut jobs: Vec<JobView> = live.into_iter().filter(wanted).collect();
+        let mut jobs: Vec<JobView> = live
+            .into_iter()
+            .filter(|job| query.includes(job))
+            .collect();
         jobs.extend(ended.into_iter().filter(|job| !known.contains(&job.id)));
-        jobs.sort_by_key(|job| std::cmp::Reverse(created_ns(job)));
-        jobs.truncate(limit);
-        Ok(jobs)
+        Ok(query.page(jobs))
     }
 
     /// Asks a job to stop. Asking twice, or after it has ended, is not an error.
@@ -301,6 +304,48 @@ impl Handle {
             })
         })
         .await?
+    }
+
+    /// Cancels a job that has not begun. Canceling twice is not an error.
+    ///
+    /// # Errors
+    /// Not found; `Conflict` for a job that has begun or ended otherwise.
+    pub async fn cancel(&self, id: JobId, _by: &str) -> Result<JobView, Refusal> {
+        let view = self.view(id).await?;
+        match view.state {
+            State::Canceled => Ok(view),
+            State::Scheduled | State::Queued => Err(unsupported("canceling a job")),
+            State::Initializing | State::Running | State::Stopping => {
+                Err(conflict(format!("job {id} has begun")).hint("`rnx job stop` stops it"))
+            }
+            State::Completed | State::Failed | State::Stopped | State::Timeout => {
+                Err(conflict(format!("job {id} has ended")))
+            }
+        }
+    }
+
+    /// Deletes a job that has ended, its output and all that is known of it.
+    ///
+    /// # Errors
+    /// Not found; `Conflict` when it has not ended.
+    pub async fn delete(&self, id: JobId) -> Result<(), Refusal> {
+        let view = self.view(id).await?;
+        if !view.state.has_ended() {
+            return Err(conflict(format!("job {id} has not ended"))
+                .hint("`rnx job stop` or `rnx job cancel` ends it"));
+        }
+        Err(unsupported("deleting jobs"))
+    }
+
+    /// Deletes every job that has ended and whose owner is `allowed`; the others are skipped.
+    ///
+    /// # Errors
+    /// `Busy` when a shard does not keep up; what was deleted until then stays so.
+    pub async fn delete_all(
+        &self,
+        _allowed: impl Fn(&str) -> bool + Clone + Send + 'static,
+    ) -> Result<Deleted, Refusal> {
+        Err(unsupported("deleting jobs"))
     }
 
     /// Waits until the job has ended.
@@ -410,8 +455,15 @@ fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
     )
 }
 
-pub(super) fn created_ns(job: &JobView) -> i64 {
-    job.transitions.first().map_or(0, |first| first.wall_ns)
+fn conflict(message: String) -> Refusal {
+    Refusal::new(RefusalCode::Conflict, message)
+}
+
+fn unsupported(what: &str) -> Refusal {
+    Refusal::new(
+        RefusalCode::Unsupported,
+        format!("{what} is not supported by this daemon"),
+    )
 }
 
 pub(super) fn unknown(what: &str) -> Refusal {

@@ -41,6 +41,8 @@ fn spec(timeout: Option<Duration>) -> Spec {
         timeout,
         grace: Duration::from_secs(10),
         uploads: None,
+        schedule: None,
+        priority: 0,
     }
 }
 
