@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -16,7 +19,10 @@ use proto_rkyv::{
     Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Transition, Upload, Usage, Work,
     encode, header_bytes, split,
 };
-use quinn::{Connection, Endpoint, RecvStream, SendStream, crypto::rustls::QuicServerConfig};
+use quinn::{
+    Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, RecvStream,
+    SendStream, crypto::rustls::QuicServerConfig,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
@@ -147,7 +153,16 @@ impl Server {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let endpoint = Endpoint::server(config, address).unwrap();
+                let resets = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[7; 32]);
+                let mut own = EndpointConfig::new(Arc::new(resets));
+                own.cid_generator(|| Box::new(Counted));
+                let endpoint = Endpoint::new(
+                    own,
+                    Some(config),
+                    UdpSocket::bind(address).unwrap(),
+                    Arc::new(quinn::TokioRuntime),
+                )
+                .unwrap();
                 tell.send(endpoint.local_addr().unwrap()).unwrap();
                 let died = tokio::select! {
                     () = accept(&endpoint, handler) => false,
@@ -198,6 +213,26 @@ impl Drop for Server {
                 "the server of the test panicked"
             );
         }
+    }
+}
+
+/// Connection ids that no two servers of this process have. quinn's own are known by their endpoint alone: another
+/// one at the same address would drop packets for them, where the daemon answers that the connection is gone.
+#[derive(Debug)]
+struct Counted;
+
+impl ConnectionIdGenerator for Counted {
+    fn generate_cid(&mut self) -> ConnectionId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        ConnectionId::new(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes())
+    }
+
+    fn cid_len(&self) -> usize {
+        size_of::<u64>()
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 
