@@ -135,6 +135,13 @@ pub const SHARDS_MAX: u64 = 128;
 // Every shard can have a slice.
 const _: () = assert!(SHARDS_MAX * ID_SLICE_RANGES as u64 <= IDS_COUNT_DEFAULT as u64 + 1);
 
+// ---- jobs that wait ---------------------------------------------------------------------------------
+
+/// Jobs of one daemon whose time has not come, each some kilobytes of memory.
+pub const SCHEDULED_JOBS_MAX: usize = 100_000;
+/// A job whose time has come and that the full queue did not take asks again after so long.
+pub const QUEUE_RETRY: Duration = Duration::from_secs(5);
+
 // ---- resource limits of a job -----------------------------------------------------------------------
 
 /// Open files of a job's process, soft: what select(2) can handle.
@@ -482,6 +489,8 @@ pub const COPY_CHUNK_BYTES: usize = 256 << 10;
 
 /// Space that a job's record may take on the disk, bytes: without so much above the reserve none is admitted.
 pub const JOB_RECORD_BYTES: u64 = 16 << 10;
+/// Ended jobs beyond what is remembered, and keys that have expired, are forgotten so often.
+pub const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// An outcome that the store did not take is offered again after so long.
 pub const STORE_RETRY: Duration = Duration::from_millis(500);
 /// Changes that wait for the store's thread; more are refused. A shard that ends its jobs all at once has one for
@@ -515,8 +524,6 @@ pub const STORE_CHECK_BYTES: u64 = 32 << 20;
 pub const STORE_DELETE_JOBS: usize = 512;
 /// Keys that one change forgets at most.
 pub const STORE_FORGET_KEYS: usize = 4_096;
-/// How long an idempotency key is remembered.
-pub const IDEMPOTENCY_KEY_KEPT: Duration = Duration::from_secs(24 * 3_600);
 /// Free pages of the database, 4 KiB each, that stay for new jobs; of more some are given back.
 pub const STORE_FREE_PAGES: u32 = 4_096;
 /// Pages that are given back at once.

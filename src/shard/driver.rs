@@ -18,6 +18,7 @@ use std::{
 use hdrhistogram::Histogram;
 
 use super::{
+    alarms::Alarms,
     body::Body,
     core::{Core, CoreLimits},
     desk::{Desk, Link},
@@ -26,6 +27,7 @@ use super::{
     handle::Settings,
     history::Archive,
     output::Watches,
+    queue::Queue,
     reactor,
     records::Records,
     remote::Remote,
@@ -54,13 +56,16 @@ pub(crate) struct Shard {
     pub(super) desk: Desk,
     pub(super) recorder: Rc<Recorder>,
     pub(super) timers: Timers,
+    pub(super) alarms: Alarms,
+    /// The daemon's queue, on the shard that keeps it; empty on the others.
+    pub(super) queue: RefCell<Queue>,
     pub(super) watches: Watches,
     pub(super) records: Rc<Records>,
     pub(super) archive: Rc<Archive>,
     /// What the driver holds of each job that has not ended.
     pub(super) bodies: RefCell<HashMap<JobId, Body>>,
     core: RefCell<Core>,
-    queue: RefCell<VecDeque<Event>>,
+    events: RefCell<VecDeque<Event>>,
     is_feeding: Cell<bool>,
     waiters: RefCell<HashMap<JobId, Vec<OneshotSender<JobView>>>>,
     /// Who waits to hear that a submitted job is accepted.
@@ -87,6 +92,7 @@ pub(super) struct ShardParts {
     pub(super) records: Rc<Records>,
     pub(super) archive: Archive,
     pub(super) seats: Seats,
+    pub(super) queue: Queue,
 }
 
 impl Shard {
@@ -100,12 +106,14 @@ impl Shard {
             desk: parts.desk,
             recorder: parts.recorder,
             timers: Timers::default(),
+            alarms: Alarms::default(),
+            queue: RefCell::new(parts.queue),
             watches: Watches::default(),
             records: parts.records,
             archive: Rc::new(parts.archive),
             bodies: RefCell::default(),
             core: RefCell::new(core),
-            queue: RefCell::default(),
+            events: RefCell::default(),
             is_feeding: Cell::new(false),
             waiters: RefCell::default(),
             submitters: RefCell::default(),
@@ -121,7 +129,7 @@ impl Shard {
 
     /// Feeds one event and performs what follows from it.
     pub(crate) fn feed(self: &Rc<Self>, event: Event) {
-        self.queue.borrow_mut().push_back(event);
+        self.events.borrow_mut().push_back(event);
         self.work_off();
     }
 
@@ -154,7 +162,7 @@ impl Shard {
             return;
         }
         loop {
-            let Some(event) = self.queue.borrow_mut().pop_front() else {
+            let Some(event) = self.events.borrow_mut().pop_front() else {
                 break;
             };
             tracing::trace!(shard = self.index, ?event);
@@ -198,7 +206,12 @@ impl Shard {
                 let existing = false;
                 self.answer_submitter(id, result.map(|()| Accepted { id, existing }));
             }
-            Effect::RecordEnding(id) => self.record_ending(id),
+            Effect::RecordProgress(id) => self.record_progress(id),
+            Effect::SetAlarm(id, wall_ns) => self.alarms.set(id, wall_ns),
+            Effect::Ask(id) => self.ask(id),
+            Effect::Claim(id) => self.claim(id),
+            Effect::GiveBack(id) => self.give_back(id),
+            Effect::Repeat(id, due_ns) => self.repeat(id, due_ns),
             Effect::RecordEnded(id) => self.record_ended(id),
             Effect::Release(id) => self.release(id),
             Effect::Forget(id) => self.forget(id),

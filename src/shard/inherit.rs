@@ -69,6 +69,7 @@ impl Inherited {
             found: FoundJob {
                 view,
                 whereabouts: Whereabouts::Lost,
+                has_spool: false,
             },
             held: None,
             ids: None,
@@ -131,7 +132,11 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
         let image = pid.and_then(|pid| adopt_image(base, id, pid));
         jobs.push(Inherited {
             log: recover_log(base, id),
-            found: FoundJob { view, whereabouts },
+            found: FoundJob {
+                view,
+                whereabouts,
+                has_spool: false,
+            },
             held,
             ids: range,
             image,

@@ -23,7 +23,7 @@ use super::{
     body::Body,
     desk::{Link, chain},
     driver::Shard,
-    effect::{Event, StartFailure},
+    effect::{Event, NewJob, Start, StartFailure},
 };
 use crate::{
     cgroup::{CgroupError, Device, Leaf},
@@ -62,8 +62,17 @@ struct Pipe {
 }
 
 impl Shard {
-    /// Makes an upload socket for a job that is about to be submitted; gives our end.
-    pub(super) fn open_upload(&self, id: JobId) -> Result<OwnedFd, Refusal> {
+    /// Makes an upload socket for a job that is about to be submitted, if it has uploads; gives our end.
+    pub(super) fn open_upload(&self, new: &NewJob) -> Result<Option<OwnedFd>, Refusal> {
+        if new.spec.uploads.is_none() {
+            return Ok(None);
+        }
+        if new.start != Start::Now {
+            return Err(Refusal::new(
+                RefusalCode::Unsupported,
+                "uploads of a job that runs later are not supported by this daemon",
+            ));
+        }
         let pair = socketpair(
             AddressFamily::Unix,
             SockType::Stream,
@@ -74,8 +83,8 @@ impl Shard {
             .map_err(|errno| Refusal::new(RefusalCode::Busy, format!("upload socket: {errno}")))?;
         let mut body = Body::new();
         body.upload = Some(inits);
-        self.bodies.borrow_mut().insert(id, body);
-        Ok(ours)
+        self.bodies.borrow_mut().insert(new.id, body);
+        Ok(Some(ours))
     }
 
     /// Undoes [`Shard::open_upload`] when the submit was refused.

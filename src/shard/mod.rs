@@ -17,6 +17,7 @@
 //! It knows no wire type and no front by name.
 
 mod admission;
+mod alarms;
 mod body;
 mod conclude;
 pub mod core;
@@ -30,17 +31,23 @@ mod inherit;
 mod launch;
 mod metrics;
 mod output;
+mod places;
+mod prune;
+mod queue;
 pub mod reactor;
 mod records;
 mod remote;
+mod repeat;
 mod retire;
 mod seats;
+mod submission;
 mod timers;
 pub mod topology;
 mod tree;
 mod upload;
 
-pub use handle::{Handle, Settings, Submission};
+pub use handle::{Handle, Settings};
 pub use output::Output;
+pub use submission::Submission;
 pub use tree::{Tree, TreeItem};
 pub use upload::UploadSink;

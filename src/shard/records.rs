@@ -245,8 +245,8 @@ impl Shard {
         });
     }
 
-    /// Has the store note why a job is being ended. If it cannot, the next daemon tells less of that job.
-    pub(super) fn record_ending(self: &Rc<Self>, id: JobId) {
+    /// Has the store note how far a job is. If it cannot, the next daemon knows less of that job.
+    pub(super) fn record_progress(self: &Rc<Self>, id: JobId) {
         let Some(view) = self.live_view(id) else {
             return;
         };
@@ -255,7 +255,7 @@ impl Shard {
         });
         rt::spawn(async move {
             if let Err(error) = noted.await {
-                tracing::warn!(job_id = %id, %error, "why a job is ended is not in the store");
+                tracing::warn!(job_id = %id, %error, "how far a job is, is not in the store");
             }
         });
     }
@@ -295,6 +295,11 @@ impl Shard {
 
 fn duplicate(first: JobId) -> Refusal {
     Refusal::new(RefusalCode::Conflict, format!("job {first} has this idempotency key"))
+}
+
+/// Why the store did not do what a peer asked for.
+pub(super) fn refused(error: &Unkept) -> Refusal {
+    Refusal::new(RefusalCode::Failed, chain(error))
 }
 
 /// Why a job that the store could not take is not accepted.

@@ -26,6 +26,7 @@ use super::{
     driver::Loads,
     handle::{Handle, Settings},
     inherit::{self, Inheritance},
+    queue::{Budget, Queue},
     remote::Local,
 };
 use crate::{
@@ -70,6 +71,10 @@ pub(super) struct Host {
     pub(super) cpus: CpuMask,
     pub(super) rlimits: Vec<Rlimit>,
     pub(super) cgroups: cgroup::Tree,
+    /// Jobs need a place in the daemon's queue.
+    pub(super) has_queue: bool,
+    /// How much is remembered of jobs that have ended.
+    pub(super) retention: Retention,
     /// Accept limits that this host does not keep.
     pub(super) best_effort: bool,
     /// Disks that an I/O limit is set on: those of the host's programs and of our own files.
@@ -196,7 +201,8 @@ pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> Local<()> + Send + Sync>;
 /// [`StartError`].
 pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let shards = setup.sockets.len();
-    let core = core_limits(shards, raise_open_files())?;
+    let budget = budget(setup.config);
+    let core = core_limits(shards, raise_open_files(), !budget.is_open())?;
     let seal_key = SealKey::from_bytes(&setup.seal_key);
     let (writer, store) = open_store(&setup, seal_key.clone())?;
     let reader = Reader::open(&setup.base.store(), &seal_key)?;
@@ -223,6 +229,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
             index,
             host: Arc::clone(&host),
             core,
+            queue: Queue::new(budget.clone()),
             cpu: setup.cpus[index % setup.cpus.len()],
             mailbox,
             ids,
@@ -303,6 +310,12 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         shm_bytes: config.limits.shm_bytes,
         cpus,
         rlimits: rlimits(),
+        has_queue: !budget(config).is_open(),
+        retention: Retention {
+            jobs: config.limits.history_jobs,
+            age: config.limits.history_age,
+            bytes: config.limits.history_bytes,
+        },
         best_effort: config.best_effort,
         devices: devices(base.root()),
         helpers_procs: cgroups.helpers_procs()?,
@@ -311,6 +324,27 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         loads: (0..shards).map(|_| AtomicU32::new(0)).collect(),
         ready: AtomicUsize::new(0),
     })
+}
+
+/// How much is remembered of jobs that have ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retention {
+    /// So many jobs.
+    pub(super) jobs: usize,
+    /// Those that ended so long ago at most.
+    pub(super) age: Option<Duration>,
+    /// Bytes of output in all.
+    pub(super) bytes: Option<u64>,
+}
+
+/// What bounds the jobs that run at once.
+fn budget(config: &Config) -> Budget {
+    Budget {
+        running_max: config.jobs.max_running,
+        memory_bytes: config.jobs.memory_budget,
+        cpu_percent: config.jobs.cpu_budget,
+        queue_max: config.jobs.queue_max,
+    }
 }
 
 /// The disks behind everything on a disk that a job may read or write, but for a `/work` of its own.
@@ -408,7 +442,11 @@ fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
     Ok(boxes)
 }
 
-fn core_limits(shards: usize, open_files: usize) -> Result<CoreLimits, StartError> {
+fn core_limits(
+    shards: usize,
+    open_files: usize,
+    has_queue: bool,
+) -> Result<CoreLimits, StartError> {
     let live_jobs_max = live_jobs_max(open_files, shards);
     if live_jobs_max == 0 {
         return Err(StartError::OpenFiles { open_files });
@@ -416,6 +454,8 @@ fn core_limits(shards: usize, open_files: usize) -> Result<CoreLimits, StartErro
     Ok(CoreLimits {
         live_jobs_max,
         starts_max: limits::STARTS_IN_FLIGHT_MAX,
+        scheduled_max: limits::SCHEDULED_JOBS_MAX.div_ceil(shards),
+        has_queue,
     })
 }
 

@@ -229,8 +229,8 @@ pub(in crate::store) fn ended_job() -> impl Strategy<Value = JobView> {
                 outcome: Some(outcome),
                 log,
                 schedule_id: runs.0.map(JobId::from_bytes),
-                next_run_ns: runs.1,
-                last_run_ns: runs.2,
+                next_run_ns: None,
+                last_run_ns: runs.1,
                 waits_for: None,
             },
         )
