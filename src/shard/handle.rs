@@ -13,6 +13,7 @@ use super::{
     driver::Shard,
     effect::Event,
     output::Output,
+    remote::Local,
     submission::{Asked, Submission},
     tree::Tree,
 };
@@ -212,10 +213,13 @@ impl Handle {
     /// # Errors
     /// Not found.
     pub async fn view(&self, id: JobId) -> Result<JobView, Refusal> {
-        self.at_owner(id, move |shard| {
-            Box::pin(async move { shard.look(id).await })
-        })
-        .await?
+        let look = move |shard: Rc<Shard>| -> Local<_> { Box::pin(async move { shard.look(id).await }) };
+        let mut view = self.at_owner(id, look).await??;
+        if view.state == State::Queued {
+            // What it waits for changes with every job that ends.
+            view.waits_for = self.shard.why_queued(id).await.or(view.waits_for);
+        }
+        Ok(view)
     }
 
     /// Jobs, newest first, and where to go on when there are more: those of all shards and those that only the store

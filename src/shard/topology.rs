@@ -340,7 +340,7 @@ pub(super) struct Retention {
 /// What bounds the jobs that run at once.
 fn budget(config: &Config) -> Budget {
     Budget {
-        running_max: config.jobs.max_running,
+        running_max: config.jobs.max_running.map(std::num::NonZero::get),
         memory_bytes: config.jobs.memory_budget,
         cpu_percent: config.jobs.cpu_budget,
         queue_max: config.jobs.queue_max,
