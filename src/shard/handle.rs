@@ -203,7 +203,7 @@ impl Handle {
     async fn at_owner<R: Send + 'static>(
         &self,
         id: JobId,
-        work: impl FnOnce(Rc<Shard>) -> super::remote::Local<R> + Send + 'static,
+        work: impl FnOnce(Rc<Shard>) -> Local<R> + Send + 'static,
     ) -> Result<R, Refusal> {
         self.shard.on(id.owner(self.shard.shards), work).await
     }
