@@ -178,6 +178,23 @@ pub const RESERVED_CORES_FROM: usize = 4;
 /// Most cores that may be kept for the daemon: CPU_SETSIZE.
 pub const RESERVED_CORES_MAX: u64 = 1_024;
 
+// ---- jobs that wait for capacity --------------------------------------------------------------------
+
+/// `jobs.max_running`: more than the descriptors and host ids of any daemon allow.
+pub const MAX_RUNNING_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+/// Jobs that wait for capacity, unless configured; further ones are refused. Some 3 MiB of memory.
+pub const QUEUE_JOBS_DEFAULT: usize = 10_000;
+/// `jobs.queue_max`: a daemon with a bound on capacity has a queue. The most is some 300 MiB of memory.
+pub const QUEUE_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+const _: () = assert!(QUEUE_JOBS_DEFAULT as u64 <= *QUEUE_JOBS_RANGE.end());
+/// `jobs.memory_budget`, bytes: with less than one job must have no job with a limit would ever run.
+pub const MEMORY_BUDGET_RANGE: RangeInclusive<u64> = JOB_MEMORY_BYTES_RANGE;
+/// `jobs.cpu_budget`, percent of one core: ten thousand cores.
+pub const CPU_BUDGET_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+const _: () = assert!(*JOB_CPU_PERCENT_RANGE.end() <= *CPU_BUDGET_RANGE.end());
+/// Waiting jobs in one piece of a line: a move within 12 KiB costs less than the search before it.
+pub const LINE_PIECE_JOBS: usize = 512;
+
 // ---- making sandboxes -------------------------------------------------------------------------------
 
 /// Jobs of one shard whose sandbox is being made at once; more wait their turn in the order of arrival.
@@ -252,11 +269,16 @@ pub const LEAF_RETRY_LAST: Duration = Duration::from_millis(100);
 const _: () = assert!(LEAF_RETRY_FIRST.as_millis() < LEAF_RETRY_LAST.as_millis());
 /// Tries to remove a cgroup whose processes are dead.
 pub const LEAF_RETRIES: u32 = 64;
-/// Ended jobs a daemon remembers; the oldest is forgotten, with its output, when there are more.
-pub const HISTORY_JOBS_DEFAULT: usize = 10_000;
+/// Ended jobs a daemon remembers; the oldest is forgotten, with its output, when there are more. They are rows
+/// of the store: some 100 MiB of disk, and no memory.
+pub const HISTORY_JOBS_DEFAULT: usize = 100_000;
 /// `limits.history_jobs`: at least one, so that a job can be looked at when it has ended.
 pub const HISTORY_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
 const _: () = assert!(HISTORY_JOBS_DEFAULT as u64 <= *HISTORY_JOBS_RANGE.end());
+/// Longest `limits.history_age`: ten years, and 0 is for ever.
+pub const HISTORY_AGE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+/// `limits.history_bytes`: less than one job may write would forget jobs for nothing; 0 is no bound.
+pub const HISTORY_BYTES_RANGE: RangeInclusive<u64> = 1 << 20..=1 << 50;
 
 // ---- start and end of a daemon ----------------------------------------------------------------------
 
