@@ -70,12 +70,12 @@ pub struct Demand {
 }
 
 /// What came of asking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// It may run.
     Granted,
-    /// It waits. [`Queue::why`] tells what for, which changes with every job that comes or ends.
-    Waits,
+    /// It waits, now for this; [`Queue::why`] tells it anew, for it changes with every job that comes or ends.
+    Waits(String),
 }
 
 /// Jobs that run or wait, and what is reserved for them.
@@ -235,9 +235,7 @@ impl Queue {
             self.grant(out);
             if let Some(own) = out.iter().skip(from).position(|granted| *granted == id) {
                 out.remove(from + own);
-                return Ok(Answer::Granted);
-            }
-            if self.waiting > self.budget.queue_max {
+            } else if self.waiting > self.budget.queue_max {
                 self.dequeue(id);
                 self.jobs.remove(&id);
                 self.grant(out);
@@ -251,10 +249,7 @@ impl Queue {
                 .hint("try again when some of them have run"));
             }
         }
-        Ok(match self.jobs.get(&id) {
-            Some(entry) if entry.is_running => Answer::Granted,
-            Some(_) | None => Answer::Waits,
-        })
+        Ok(self.why(id).map_or(Answer::Granted, Answer::Waits))
     }
 
     /// A job is over, or was canceled while it waited. Giving back twice changes nothing, nor does a job that was

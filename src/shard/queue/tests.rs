@@ -77,7 +77,7 @@ impl Story {
     fn waits(&mut self, demand: Demand, what_for: &str) {
         let (mut out, job) = (Vec::new(), demand.id);
         let answer = self.queue.ask(demand, &mut out);
-        assert_eq!(answer, Ok(Answer::Waits));
+        assert_eq!(answer, Ok(Answer::Waits(what_for.to_owned())));
         assert_eq!(out, []);
         assert_eq!(self.queue.why(job).as_deref(), Some(what_for));
     }
@@ -188,7 +188,7 @@ fn who_cancels_the_first_job_lets_the_next_ones_run() {
     let mut out = Vec::new();
     for (n, mib) in [(2, 50), (3, 20), (4, 20), (5, 20)] {
         let answer = story.queue.ask(large(n, "alice", mib), &mut out);
-        assert_eq!(answer, Ok(Answer::Waits));
+        assert!(matches!(answer, Ok(Answer::Waits(_))));
     }
     assert_eq!(out, []);
     story.gives_back(2, &[3, 4]);
@@ -540,7 +540,7 @@ fn take(queue: &mut Queue, step: &Step) -> (Result<bool, RefusalCode>, Vec<JobId
     let answer = match step.clone() {
         Step::Ask(job) => match queue.ask(job, &mut out) {
             Ok(Answer::Granted) => Ok(true),
-            Ok(Answer::Waits) => Ok(false),
+            Ok(Answer::Waits(_)) => Ok(false),
             Err(refusal) => Err(refusal.code),
         },
         Step::GiveBack(id) => {
