@@ -189,9 +189,10 @@ pub const RESERVED_CORES_MAX: u64 = 1_024;
 
 /// `jobs.max_running`: more than the descriptors and host ids of any daemon allow.
 pub const MAX_RUNNING_RANGE: RangeInclusive<u64> = 1..=1_000_000;
-/// Jobs that wait for capacity, unless configured; further ones are refused. Some 3 MiB of memory.
+/// Jobs that wait for capacity, unless configured; further ones are refused. The queue keeps 200 bytes of each,
+/// 2 MiB, and their shards what was asked for.
 pub const QUEUE_JOBS_DEFAULT: usize = 10_000;
-/// `jobs.queue_max`: a daemon with a bound on capacity has a queue. The most is some 300 MiB of memory.
+/// `jobs.queue_max`: a daemon with a bound on capacity has a queue. The most is 200 MiB of memory for the queue alone.
 pub const QUEUE_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
 const _: () = assert!(QUEUE_JOBS_DEFAULT as u64 <= *QUEUE_JOBS_RANGE.end());
 /// `jobs.memory_budget`, bytes: with less than one job must have no job with a limit would ever run.

@@ -63,7 +63,9 @@ const MAXIMA: Keys = Keys {
 impl Jobs {
     pub(super) fn from_raw(mut raw: RawConfig) -> Result<Self, ConfigError> {
         let default = Self::default();
-        let running_default = default.max_running.and_then(|n| u64::try_from(n.get()).ok());
+        let running_default = default
+            .max_running
+            .and_then(|n| u64::try_from(n.get()).ok());
         let queue_default = u64::try_from(default.queue_max).unwrap_or(u64::MAX);
         let found = Self {
             grace: raw.duration("grace", default.grace, limits::GRACE_MAX)?,

@@ -20,6 +20,8 @@ use super::{
     desk::{Link, chain},
     driver::Shard,
     effect::{Event, FoundJob, Whereabouts},
+    places::demand,
+    queue::{Budget, Queue},
     topology::StartError,
 };
 use crate::{
@@ -230,6 +232,19 @@ impl Inheritance {
             .filter(|job| job.found.view.id.owner(shards) == shard)
             .filter_map(|job| job.ids)
             .collect()
+    }
+
+    /// The daemon's queue with the jobs that run already.
+    pub(super) fn queue(&self, budget: Budget) -> Queue {
+        let mut queue = Queue::new(budget);
+        for job in &self.jobs {
+            let view = &job.found.view;
+            if job.found.whereabouts == Whereabouts::Held {
+                let arrived_ns = view.transitions.first().map_or(0, |first| first.wall_ns);
+                queue.restore_running(demand(view.id, &view.owner, &view.spec, arrived_ns));
+            }
+        }
+        queue
     }
 
     /// Deals everything out: a job to the shard that owns it, a keeper to the next in turn.

@@ -12,6 +12,7 @@
 //!        ├─ metrics    what live jobs use, for those who ask
 //!        ├─ records    what the store is asked to keep; history reads it
 //!        └─ timers
+//!   queue              who may run, where what runs at once is bounded (pure)
 //!   topology           how shards come up and go down together
 //! ```
 //! It knows no wire type and no front by name.

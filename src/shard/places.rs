@@ -24,7 +24,8 @@ impl Shard {
     /// The queue's refusal; `Busy` when its shard does not keep up.
     pub(super) async fn ask_place(self: &Rc<Self>, demand: Demand) -> Result<Answer, Refusal> {
         self.on(KEEPER, move |there| {
-            Box::pin(async move { there.queue.borrow_mut().ask(demand) })
+            let answer = there.ask_here(demand);
+            Box::pin(async move { answer })
         })
         .await?
     }
@@ -36,7 +37,7 @@ impl Shard {
         };
         let owner = self.index;
         self.post_or_run(KEEPER, move |there| {
-            let answer = there.queue.borrow_mut().ask(demand);
+            let answer = there.ask_here(demand);
             there.post_or_run(owner, move |here| match answer {
                 Ok(Answer::Granted) => here.feed(Event::Granted(id)),
                 Ok(Answer::Waits(why)) => here.feed(Event::Waits(id, why)),
@@ -72,12 +73,24 @@ impl Shard {
         self.post_or_run(KEEPER, move |there| {
             let mut granted = Vec::new();
             there.queue.borrow_mut().give_back(id, &mut granted);
-            for id in granted {
-                there.post_or_run(id.owner(there.shards), move |owner| {
-                    owner.feed(Event::Granted(id));
-                });
-            }
+            there.tell_granted(granted);
         });
+    }
+
+    /// Asks the queue, which this shard keeps.
+    fn ask_here(self: &Rc<Self>, demand: Demand) -> Result<Answer, Refusal> {
+        let mut granted = Vec::new();
+        let answer = self.queue.borrow_mut().ask(demand, &mut granted);
+        self.tell_granted(granted);
+        answer
+    }
+
+    fn tell_granted(self: &Rc<Self>, granted: Vec<JobId>) {
+        for id in granted {
+            self.post_or_run(id.owner(self.shards), move |owner| {
+                owner.feed(Event::Granted(id));
+            });
+        }
     }
 
     /// What a queued job waits for now.

@@ -210,10 +210,14 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let host = Arc::new(host(&setup, shards)?);
     let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;
-    let shares = inheritance.deal(shards).map_err(|source| StartError::Kernel {
-        what: "copies of keepers' sockets",
-        source,
-    })?;
+    // Before anybody may ask: what runs has its place.
+    let mut queue = Some(inheritance.queue(budget));
+    let shares = inheritance
+        .deal(shards)
+        .map_err(|source| StartError::Kernel {
+            what: "copies of keepers' sockets",
+            source,
+        })?;
     let mailboxes = mailboxes(shards)?;
     let (done, is_done) = mpsc::channel();
     let mut signals = Some(setup.signals);
@@ -229,7 +233,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
             index,
             host: Arc::clone(&host),
             core,
-            queue: Queue::new(budget.clone()),
+            queue: queue.take().unwrap_or_else(|| Queue::new(budget)),
             cpu: setup.cpus[index % setup.cpus.len()],
             mailbox,
             ids,
@@ -340,7 +344,7 @@ pub(super) struct Retention {
 /// What bounds the jobs that run at once.
 fn budget(config: &Config) -> Budget {
     Budget {
-        running_max: config.jobs.max_running.map(std::num::NonZero::get),
+        running_max: config.jobs.max_running,
         memory_bytes: config.jobs.memory_budget,
         cpu_percent: config.jobs.cpu_budget,
         queue_max: config.jobs.queue_max,

@@ -217,4 +217,3 @@ impl Shard {
         self.seats.close().await;
     }
 }
-
