@@ -34,7 +34,7 @@ mod metrics;
 mod output;
 mod places;
 mod prune;
-mod queue;
+pub mod queue;
 pub mod reactor;
 mod records;
 mod remote;
