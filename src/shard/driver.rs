@@ -35,9 +35,7 @@ use super::{
     topology::Host,
 };
 use crate::{
-    job::{
-        Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex,
-    },
+    job::{Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex},
     log::{Progress, Recorder},
     rt::{self, Notify, OneshotSender, oneshot},
     sandbox::wire::KeeperCommand,
@@ -250,9 +248,9 @@ impl Shard {
         let (sender, receiver) = oneshot();
         self.submitters.borrow_mut().insert(id, sender);
         self.feed(Event::Accept(id));
-        receiver.await.unwrap_or_else(|| {
-            Err(Refusal::new(RefusalCode::Busy, "the daemon is going down"))
-        })
+        receiver
+            .await
+            .unwrap_or_else(|| Err(Refusal::new(RefusalCode::Busy, "the daemon is going down")))
     }
 
     /// Notes the keeper that holds the end of a job.

@@ -5,9 +5,7 @@
 
 use std::time::Instant;
 
-use crate::job::{
-    Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind,
-};
+use crate::job::{Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind};
 
 /// When something happened, on the three clocks that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -272,9 +272,7 @@ impl Handle {
         for shard in 0..self.shard.shards {
             let some = self
                 .shard
-                .on(shard, move |shard| {
-                    Box::pin(async move { shard.list() })
-                })
+                .on(shard, move |shard| Box::pin(async move { shard.list() }))
                 .await;
             live.extend(some.unwrap_or_default());
         }
@@ -283,10 +281,7 @@ impl Handle {
         let limit = query.limit.saturating_add(1);
         let ended = self.shard.ended_jobs(ListQuery { limit, ..query }).await?;
         let known: HashSet<JobId> = live.iter().map(|job| job.id).collect();
-        let mut jobs: Vec<JobView> = live
-            .into_iter()
-            .filter(|job| query.includes(job))
-            .collect();
+        let mut jobs: Vec<JobView> = live.into_iter().filter(|job| query.includes(job)).collect();
         jobs.extend(ended.into_iter().filter(|job| !known.contains(&job.id)));
         Ok(query.page(jobs))
     }

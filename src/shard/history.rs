@@ -38,7 +38,10 @@ impl Archive {
             let _turn = archive.turn.enter().await;
             let reader = archive.reader.borrow_mut().take();
             let Some(reader) = reader else {
-                return Err(Refusal::new(RefusalCode::Failed, "the store cannot be read any more"));
+                return Err(Refusal::new(
+                    RefusalCode::Failed,
+                    "the store cannot be read any more",
+                ));
             };
             let work = move || {
                 let result = read(&reader);
@@ -52,9 +55,8 @@ impl Archive {
                 Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string())),
             }
         });
-        done.await.unwrap_or_else(|panicked| {
-            Err(Refusal::new(RefusalCode::Failed, panicked.to_string()))
-        })
+        done.await
+            .unwrap_or_else(|panicked| Err(Refusal::new(RefusalCode::Failed, panicked.to_string())))
     }
 }
 
@@ -92,10 +94,9 @@ impl Shard {
         self.archive
             .read(move |store| {
                 let mut ended = Vec::new();
-                let mut before = query.before.map(|Cursor { created_ns, id }| store::Cursor {
-                    created_ns,
-                    id,
-                });
+                let mut before = query
+                    .before
+                    .map(|Cursor { created_ns, id }| store::Cursor { created_ns, id });
                 loop {
                     let (page, next) = store.list(&store::ListQuery {
                         state: query.state,

@@ -204,10 +204,12 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let host = Arc::new(host(&setup, shards)?);
     let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;
-    let shares = inheritance.deal(shards).map_err(|source| StartError::Kernel {
-        what: "copies of keepers' sockets",
-        source,
-    })?;
+    let shares = inheritance
+        .deal(shards)
+        .map_err(|source| StartError::Kernel {
+            what: "copies of keepers' sockets",
+            source,
+        })?;
     let mailboxes = mailboxes(shards)?;
     let (done, is_done) = mpsc::channel();
     let mut signals = Some(setup.signals);

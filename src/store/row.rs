@@ -13,8 +13,8 @@ use serde::{
 use super::{
     Cursor, StoreError,
     record::{
-        CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, ScheduleRecord, StateMirror, Text, TransitionRecord, UserMirror,
-        Variable, WorkKindMirror, is_zero, to_ns,
+        CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, ScheduleRecord, StateMirror, Text,
+        TransitionRecord, UserMirror, Variable, WorkKindMirror, is_zero, to_ns,
     },
 };
 use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Reason, Spec, State, User, WorkKind};

@@ -198,10 +198,7 @@ fn a_job_that_the_store_cannot_take_never_was() {
     story.feed(Event::Accept(id(1)));
     assert_eq!(
         story.feed(Event::Recorded(id(1), Err(full()))),
-        [
-            Effect::Answer(id(1), Err(full())),
-            Effect::Kill(id(1))
-        ]
+        [Effect::Answer(id(1), Err(full())), Effect::Kill(id(1))]
     );
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
     story.feed(Event::Gone(id(1)));
@@ -589,7 +586,10 @@ fn a_job_that_was_being_stopped_is_stopped_with_its_grace_once_more() {
     );
     assert_eq!(story.feed(Event::Started(id(1), Ok(3_000))), []);
     let (state, outcome) = story.end();
-    assert_eq!((state, outcome.reason), (State::Stopped, Reason::Stopped { by }));
+    assert_eq!(
+        (state, outcome.reason),
+        (State::Stopped, Reason::Stopped { by })
+    );
 }
 
 #[test]

@@ -212,4 +212,3 @@ impl Shard {
         self.seats.close().await;
     }
 }
-
