@@ -32,6 +32,11 @@ pub const PEER_NAME_BYTES_MAX: usize = 64;
 
 /// Entries of one upload. Each costs an inode of the job's `/work`.
 pub const UPLOAD_ENTRIES_MAX: u64 = 1 << 20;
+/// Bytes of an upload that are written to its spool, or read from it, at once: all that one holds in memory, and
+/// enough that a trip through the ring costs less than the copy.
+pub const SPOOL_CHUNK_BYTES: usize = 128 << 10;
+// The longest path is found in one chunk.
+const _: () = assert!(PATH_BYTES_MAX < SPOOL_CHUNK_BYTES);
 /// Directories below one another that a copy out of `/work` descends into: one open descriptor each.
 pub const TREE_DEPTH_MAX: usize = 128;
 /// Jobs in one list.

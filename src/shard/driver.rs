@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
     rc::Rc,
     sync::{
@@ -33,6 +33,7 @@ use super::{
     remote::Remote,
     retire::Kept,
     seats::Seats,
+    spool::{SPOOL, Spool},
     timers::Timers,
     topology::Host,
 };
@@ -74,6 +75,9 @@ pub(crate) struct Shard {
     all_ended: Notify,
     has_all_ended: Cell<bool>,
     pub(super) kept: Kept,
+    pub(super) spool: Spool,
+    /// Jobs of this shard that have a spool of their own.
+    pub(super) spooled: RefCell<HashSet<JobId>>,
     pub(super) seats: Seats,
     pub(super) front: FrontDoor,
 }
@@ -96,6 +100,11 @@ pub(super) struct ShardParts {
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Rc<Self> {
         let core = Core::new(parts.limits);
+        let spool = Spool::new(
+            &parts.host.base_dir.join(SPOOL),
+            Arc::clone(&parts.host.disk),
+            parts.host.durability,
+        );
         Rc::new(Self {
             index: parts.index,
             shards: parts.host.shards,
@@ -120,6 +129,8 @@ impl Shard {
             all_ended: Notify::default(),
             has_all_ended: Cell::new(false),
             kept: Kept::default(),
+            spool,
+            spooled: RefCell::default(),
             seats: parts.seats,
             front: FrontDoor::default(),
         })
@@ -271,8 +282,11 @@ impl Shard {
         self.holders.borrow_mut().insert(id, link);
     }
 
-    /// Has the keeper forget a job, whose end the store has.
-    fn forget(&self, id: JobId) {
+    /// Has the keeper forget a job, whose end the store has, and removes what it might have been made from.
+    fn forget(self: &Rc<Self>, id: JobId) {
+        if self.spooled.borrow_mut().remove(&id) {
+            self.remove_spool(id);
+        }
         let holder = self.holders.borrow_mut().remove(&id);
         if let Some(link) = holder {
             link.command(KeeperCommand::Release { id });

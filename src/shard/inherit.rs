@@ -22,6 +22,7 @@ use super::{
     effect::{Event, FoundJob, Whereabouts},
     places::demand,
     queue::{Budget, Queue},
+    spool,
     topology::StartError,
 };
 use crate::{
@@ -135,14 +136,18 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
         jobs.push(Inherited {
             log: recover_log(base, id),
             found: FoundJob {
+                has_spool: base.spool().join(spool_of(&view).to_string()).exists(),
                 view,
                 whereabouts,
-                has_spool: false,
             },
             held,
             ids: range,
             image,
         });
+    }
+    let spooled = jobs.iter().map(|job| spool_of(&job.found.view)).collect();
+    if let Err(error) = spool::clean(&base.spool(), &spooled) {
+        tracing::error!(%error, "spools of jobs that are gone are left");
     }
     for job in &mut jobs {
         job.found.view.log = job.log.totals;
@@ -183,6 +188,11 @@ fn divide(
         heirlooms.push(Heirloom { keeper, strangers });
     }
     (heirlooms, held)
+}
+
+/// Whose spool a job is made from.
+fn spool_of(view: &JobView) -> JobId {
+    view.schedule_id.unwrap_or(view.id)
 }
 
 fn has_run(trees: &[Tree], id: JobId) -> Result<bool, StartError> {
@@ -340,6 +350,9 @@ impl Shard {
             }
         }
         let is_held = job.found.whereabouts == Whereabouts::Held;
+        if job.found.has_spool && job.found.view.schedule_id.is_none() {
+            self.spooled.borrow_mut().insert(id);
+        }
         self.feed(Event::Found(Box::new(job.found)));
         if is_held {
             self.watch_memory_again(id);

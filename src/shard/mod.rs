@@ -8,6 +8,7 @@
 //!        │             core, conclude       (pure)
 //!        ├─ launch     from a spec to a recipe in the spawner's hands
 //!        ├─ desk       crews of helper processes and ready namespaces
+//!        ├─ spool      uploads of jobs that run later, and their way into each run
 //!        ├─ retire     output brought home, everything given back
 //!        ├─ metrics    what live jobs use, for those who ask
 //!        ├─ records    what the store is asked to keep; history reads it
@@ -41,6 +42,7 @@ mod remote;
 mod repeat;
 mod retire;
 mod seats;
+mod spool;
 mod submission;
 mod timers;
 pub mod topology;

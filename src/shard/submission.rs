@@ -68,6 +68,17 @@ impl Submission {
             None => Start::Now,
         };
         let has_place = host.has_queue && !matches!(start, Start::At(_));
+        // Of a repetition they lie there already.
+        let is_spooled = start != Start::Now && asked.schedule_id.is_none() && spec.uploads.is_some();
+        let spool = match is_spooled {
+            true => Some(shard.spool.create(id).await),
+            false => None,
+        };
+        let spool = spool.transpose().inspect_err(|_| {
+            if has_place {
+                shard.give_back(id);
+            }
+        })?;
         let new = NewJob {
             id,
             owner: asked.owner,
@@ -98,15 +109,21 @@ impl Submission {
                 }
                 return Err(refusal);
             }
+            if is_spooled {
+                there.spooled.borrow_mut().insert(id);
+            }
             // Without uploads the client has given everything; its sandbox is made while the store works.
             let accepted = match upload {
-                Some(_) => None,
-                None => Some(there.accept(id).await?),
+                None if !is_spooled => Some(there.accept(id).await?),
+                Some(_) | None => None,
             };
             Ok::<_, Refusal>((upload, accepted))
         };
         let (upload, accepted) = shard.on(target, |there| Box::pin(submit(there))).await??;
-        let upload = upload.map(UploadSink::new).transpose()?;
+        let upload = match spool {
+            Some(spool) => Some(spool.into()),
+            None => upload.map(UploadSink::new).transpose()?,
+        };
         Ok(Self {
             shard: Rc::clone(shard),
             id,
@@ -147,10 +164,11 @@ impl Submission {
             let accepted = shard.accept(id).await?;
             Ok::<_, Refusal>((accepted, shard.look(accepted.id).await?))
         };
-        let (accepted, view) = self
+        let accepted = self
             .shard
             .on(owner, move |shard| Box::pin(accept(shard)))
-            .await??;
+            .await?;
+        let (accepted, view) = accepted?;
         self.accepted = Some(accepted);
         match start_failure(&view) {
             Some(refusal) if !accepted.existing => Err(refusal),

@@ -65,6 +65,8 @@ pub(super) struct Host {
     pub(super) work_keep_jobs: usize,
     pub(super) log_limits: log::Limits,
     pub(super) disk: Arc<DiskGuard>,
+    /// What an acknowledged job survives.
+    pub(super) durability: config::Durability,
     pub(super) tmp_bytes: u64,
     pub(super) shm_bytes: u64,
     /// Every core the daemon may use: what a job sees.
@@ -310,6 +312,7 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
                 source,
             }
         })?,
+        durability: config.store.durability,
         tmp_bytes: config.limits.tmp_bytes,
         shm_bytes: config.limits.shm_bytes,
         cpus,
