@@ -32,6 +32,8 @@ pub struct Submission {
     shard: Rc<Shard>,
     id: JobId,
     upload: Option<UploadSink>,
+    /// Its uploads go to the disk; no sandbox is made yet that could fail.
+    is_spooled: bool,
     /// What became of it, once that is known.
     accepted: Option<Accepted>,
 }
@@ -128,6 +130,7 @@ impl Submission {
             shard: Rc::clone(shard),
             id,
             upload,
+            is_spooled,
             accepted,
         })
     }
@@ -157,7 +160,11 @@ impl Submission {
         if let Some(sink) = self.upload.take()
             && let Err(refusal) = sink.finish().await
         {
-            return Err(self.why_it_failed().await.unwrap_or(refusal));
+            let cause = match self.is_spooled {
+                true => None,
+                false => self.why_it_failed().await,
+            };
+            return Err(cause.unwrap_or(refusal));
         }
         let owner = id.owner(self.shard.shards);
         let accept = move |shard: Rc<Shard>| async move {
