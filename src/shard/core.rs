@@ -178,9 +178,12 @@ impl Core {
         self.jobs.get(&id).map(|job| job.view(id))
     }
 
-    /// Every job, in no order.
+    /// Every job but those that were never accepted and are being taken apart, in no order.
     pub fn views(&self) -> impl Iterator<Item = JobView> + '_ {
-        self.jobs.iter().map(|(id, job)| job.view(*id))
+        self.jobs
+            .iter()
+            .filter(|(_, job)| !job.is_abandoned())
+            .map(|(id, job)| job.view(*id))
     }
 
     /// Ids that begin with `prefix`, at most `max`.
@@ -246,6 +249,18 @@ impl Job {
                 mono_ns: now.mono_ns,
             });
         }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        let cause = match &self.phase {
+            Phase::Making { cause, .. } => cause.as_ref(),
+            Phase::Alive(alive) | Phase::Draining(alive) => alive.cause.as_ref(),
+            Phase::Scheduled { .. }
+            | Phase::Queued { .. }
+            | Phase::Waiting
+            | Phase::Ended { .. } => None,
+        };
+        cause == Some(&Cause::Abandoned)
     }
 
     /// Why it is being ended, when it is.
