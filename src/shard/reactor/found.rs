@@ -98,7 +98,9 @@ fn job(view: JobView, now: Moment) -> Job {
         work: view.work,
         caveats: view.caveats,
         // The clock begins anew with each boot.
-        arrived_mono_ns: arrived.filter(|at| *at <= now.mono_ns).unwrap_or(now.mono_ns),
+        arrived_mono_ns: arrived
+            .filter(|at| *at <= now.mono_ns)
+            .unwrap_or(now.mono_ns),
         made_mono_ns: None,
         transitions: view
             .transitions
