@@ -5,9 +5,7 @@
 
 use std::time::Instant;
 
-use crate::job::{
-    Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind,
-};
+use crate::job::{Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind};
 
 /// When something happened, on the three clocks that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,10 +181,11 @@ pub enum Effect {
     Answer(JobId, Result<(), Refusal>),
     /// Have the store note why a running job is being ended.
     RecordEnding(JobId),
-    /// Wake everybody who waits for the job, and have the store keep its outcome, then feed
+    /// Have the store keep the job's outcome, wake everybody who waits for the job, then feed
     /// [`Event::EndRecorded`].
     RecordEnded(JobId),
-    /// Give back what the job holds, but for its keeper's entry: cgroup, ids, `/work`.
+    /// Give back what the job holds, but for its keeper's entry: cgroup, ids, `/work`. Not before the store has its
+    /// end: without its cgroup a job that nobody holds looks as if it had never begun.
     Release(JobId),
     /// Have the keeper forget the job.
     Forget(JobId),

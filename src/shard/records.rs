@@ -125,10 +125,7 @@ impl Records {
     ///
     /// # Cancel
     /// The change is made all the same.
-    pub(super) fn submit(
-        &self,
-        change: Change,
-    ) -> impl Future<Output = Answer> + use<> {
+    pub(super) fn submit(&self, change: Change) -> impl Future<Output = Answer> + use<> {
         let ticket = self.next.replace(self.next.get() + 1);
         let (sender, receiver) = oneshot();
         self.waiting.borrow_mut().insert(ticket, sender);
@@ -140,10 +137,7 @@ impl Records {
         );
         let done = move |answer: Result<Done, StoreError>| {
             // A shard that is gone does not listen any more.
-            if answers
-                .send((ticket, answer.map_err(Unkept::from)))
-                .is_ok()
-            {
+            if answers.send((ticket, answer.map_err(Unkept::from))).is_ok() {
                 sent.fetch_add(1, Ordering::Release);
                 bell.ring();
             }
@@ -221,7 +215,11 @@ impl Shard {
         let Some(view) = self.live_view(id) else {
             return;
         };
-        let key = self.bodies.borrow_mut().get_mut(&id).and_then(|body| body.key.take());
+        let key = self
+            .bodies
+            .borrow_mut()
+            .get_mut(&id)
+            .and_then(|body| body.key.take());
         let kept = self.records.submit(Change::Accept {
             job: Box::new(view),
             key,
@@ -281,12 +279,16 @@ impl Shard {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::error!(job_id = %id, %error, "an outcome waits for the store");
                 }
+                // A full disk keeps nobody waiting, though a daemon that dies now may read the end otherwise.
+                shard.wake_waiters(&view);
+                shard.answer_submitter(id, Err(unrecorded(&error)));
                 rt::sleep(limits::STORE_RETRY).await;
                 kept = shard.records.submit(Change::End {
                     job: Box::new(view.clone()),
                     output: None,
                 });
             }
+            shard.wake_waiters(&view);
             shard.feed(Event::EndRecorded(id));
             drop(waiting);
         });
@@ -294,7 +296,10 @@ impl Shard {
 }
 
 fn duplicate(first: JobId) -> Refusal {
-    Refusal::new(RefusalCode::Conflict, format!("job {first} has this idempotency key"))
+    Refusal::new(
+        RefusalCode::Conflict,
+        format!("job {first} has this idempotency key"),
+    )
 }
 
 /// Why a job that the store could not take is not accepted.
@@ -310,8 +315,9 @@ fn unrecorded(error: &Unkept) -> Refusal {
             format!("idempotency key {key} belongs to job {id}, which was asked for differently"),
         )
         .hint("use another key, or repeat the very same request"),
-        Unkept::Backlog => Refusal::new(RefusalCode::Busy, error.to_string())
-            .hint("try again in a moment"),
+        Unkept::Backlog => {
+            Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
+        }
         Unkept::Closed => Refusal::new(RefusalCode::Busy, "the daemon is going down"),
         Unkept::Refused(other) => Refusal::new(
             RefusalCode::Failed,
