@@ -13,6 +13,7 @@
 //!        ├─ records    what the store is asked to keep; history reads it
 //!        └─ timers
 //!   topology           how shards come up and go down together
+//!   sim                (tests) the reactor on virtual time, with faults
 //! ```
 //! It knows no wire type and no front by name.
 
@@ -35,6 +36,8 @@ mod records;
 mod remote;
 mod retire;
 mod seats;
+#[cfg(test)]
+mod sim;
 mod timers;
 pub mod topology;
 mod tree;
