@@ -83,6 +83,8 @@ pub(super) enum Record {
     Writing,
     /// The store keeps it: whatever happens to the daemon, it is known.
     Kept,
+    /// It ended before the client had given everything, which it has now: it is answered when the store has the end.
+    Closing,
 }
 
 /// Where a job is, with the data that only exists there.

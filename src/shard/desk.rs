@@ -432,6 +432,13 @@ impl Shard {
 
     fn on_job_event(self: &Rc<Self>, link: &Rc<Link>, event: KeeperEvent) {
         match event {
+            // Its start failed with the recipe on its way, and its end is in the store: nobody else lets go of it.
+            KeeperEvent::Born { id, .. } | KeeperEvent::StepFailed { id, .. }
+                if !self.bodies.borrow().contains_key(&id) =>
+            {
+                link.answered(id);
+                link.command(KeeperCommand::Release { id });
+            }
             KeeperEvent::Born { id, pid } => {
                 link.answered(id);
                 if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {

@@ -237,20 +237,21 @@ impl Shard {
     }
 
     fn record_ended(self: &Rc<Self>, id: JobId) {
-        if let Some(view) = self.live_view(id) {
-            if let Some(micros) = view
-                .outcome
-                .as_ref()
-                .and_then(|outcome| outcome.start_micros)
-            {
-                let _ = self.starts.borrow_mut().record(micros * 1_000);
-            }
-            for waiter in self.waiters.borrow_mut().remove(&id).unwrap_or_default() {
-                let _ = waiter.send(view.clone());
-            }
+        let started = self
+            .live_view(id)
+            .and_then(|view| view.outcome?.start_micros);
+        if let Some(micros) = started {
+            let _ = self.starts.borrow_mut().record(micros * 1_000);
         }
-        // Whoever submitted it hears of its end; that it was accepted need not be told any more.
         self.record_outcome(id);
+    }
+
+    /// Tells everybody who waits for a job how it has ended.
+    pub(super) fn wake_waiters(&self, view: &JobView) {
+        let waiters = self.waiters.borrow_mut().remove(&view.id);
+        for waiter in waiters.unwrap_or_default() {
+            let _ = waiter.send(view.clone());
+        }
     }
 
     pub(super) fn answer_submitter(&self, id: JobId, result: Result<Accepted, Refusal>) {
@@ -337,11 +338,13 @@ impl Shard {
         self.core.borrow().find(prefix, max)
     }
 
-    /// Waits until a job has ended.
+    /// Waits until a job has ended and the store has its end: what is told here is what every later daemon says.
     pub(super) async fn ended(self: &Rc<Self>, id: JobId) -> Result<JobView, Refusal> {
-        let view = self.look(id).await?;
-        if view.outcome.is_some() {
-            return Ok(view);
+        if self.live_view(id).is_none() {
+            let view = self.look(id).await?;
+            if view.outcome.is_some() {
+                return Ok(view);
+            }
         }
         let (sender, receiver) = oneshot();
         {

@@ -218,10 +218,11 @@ pub enum Effect {
     GiveBack(JobId),
     /// Submit the repetition of a schedule that was due then, nanoseconds since the epoch.
     Repeat(JobId, i64),
-    /// Wake everybody who waits for the job, and have the store keep its outcome, then feed
+    /// Have the store keep the job's outcome, wake everybody who waits for the job, then feed
     /// [`Event::EndRecorded`].
     RecordEnded(JobId),
-    /// Give back what the job holds, but for its keeper's entry: cgroup, ids, `/work`.
+    /// Give back what the job holds, but for its keeper's entry: cgroup, ids, `/work`. Not before the store has its
+    /// end: without its cgroup a job that nobody holds looks as if it had never begun.
     Release(JobId),
     /// Have the keeper forget the job.
     Forget(JobId),

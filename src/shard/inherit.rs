@@ -12,7 +12,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc},
 };
 
 use super::{
@@ -28,7 +28,8 @@ use super::{
 use crate::{
     cgroup::{Spared, Tree},
     host::{self, Base},
-    job::{JobId, JobView, ShardIndex},
+    job::{JobId, JobView, Reason, ShardIndex},
+    limits,
     log::{self, JobFiles, Pipes, Recovered},
     rt,
     sandbox::{
@@ -36,7 +37,7 @@ use crate::{
         crew::Helper,
         identity::{self, IdRange},
     },
-    store::{Live, Reader},
+    store::{Change, Done, Live, Reader, StoreError, Writer},
     volume::WorkImage,
 };
 
@@ -86,7 +87,11 @@ impl Inherited {
 ///
 /// # Errors
 /// [`StartError`]; nothing that lives is lost by it.
-pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, StartError> {
+pub(super) fn take_over(
+    base: &Base,
+    reader: &Reader,
+    writer: &Writer,
+) -> Result<Inheritance, StartError> {
     let Live { jobs: live, broken } = reader.live()?;
     let mut jobs = Vec::new();
     for (id, error) in broken {
@@ -126,7 +131,8 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
         let held = held.remove(&id);
         let whereabouts = match &held {
             Some(_) => Whereabouts::Held,
-            None if has_run(&trees, id)? => Whereabouts::Lost,
+            // Without a tree the host was started anew, and nothing shows what ran before.
+            None if trees.is_empty() || has_run(&trees, id)? => Whereabouts::Lost,
             None => Whereabouts::NotBegun,
         };
         let pid = held.as_ref().map(|(_, job)| job.pid).filter(|pid| *pid > 0);
@@ -152,6 +158,7 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
     for job in &mut jobs {
         job.found.view.log = job.log.totals;
     }
+    mark_lost(&mut jobs, writer)?;
     let report = host::recover(base.root(), &instance, &spared, &used)?;
     tracing::info!(
         held = spared.jobs.len(),
@@ -163,6 +170,38 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
         keepers: heirlooms,
         jobs,
     })
+}
+
+/// Writes down which jobs are lost, before what shows it is removed: the next daemon would find that they never
+/// began if this one died meanwhile, and run them once more.
+fn mark_lost(jobs: &mut [Inherited], writer: &Writer) -> Result<(), StartError> {
+    let (sender, answers) = mpsc::channel::<Result<Done, StoreError>>();
+    let mut open = 0;
+    let hear = || match answers.recv() {
+        Ok(answer) => answer.map(drop).map_err(StartError::MarkLost),
+        Err(_) => Err(StartError::StoreEnded),
+    };
+    for job in jobs {
+        let FoundJob {
+            view, whereabouts, ..
+        } = &mut job.found;
+        if *whereabouts != Whereabouts::Lost || view.ending.is_some() {
+            continue;
+        }
+        view.ending = Some(Reason::HostLost);
+        if open == limits::STORE_QUEUE_CHANGES {
+            hear()?;
+            open -= 1;
+        }
+        let sender = sender.clone();
+        let answer = move |answer| _ = sender.send(answer);
+        let job = Box::new(view.clone());
+        writer
+            .submit(Change::Update { job }, Box::new(answer))
+            .map_err(|_| StartError::StoreEnded)?;
+        open += 1;
+    }
+    (0..open).try_for_each(|_| hear())
 }
 
 /// What keepers hold of accepted jobs, and what else they hold.

@@ -15,6 +15,7 @@
 //!        └─ timers
 //!   queue              who may run, where what runs at once is bounded (pure)
 //!   topology           how shards come up and go down together
+//!   sim                (tests) the reactor on virtual time, with faults
 //! ```
 //! It knows no wire type and no front by name.
 
@@ -42,6 +43,8 @@ mod remote;
 mod repeat;
 mod retire;
 mod seats;
+#[cfg(test)]
+mod sim;
 mod spool;
 mod submission;
 mod timers;

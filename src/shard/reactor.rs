@@ -34,7 +34,7 @@ pub fn on(
         Event::EndRecorded(id) => on_end_recorded(core, id, out),
         Event::Found(job) => found::on_found(core, now, *job, out),
         Event::PrepareFailed(id, failure) | Event::StepFailed(id, failure) => {
-            on_start_failed(core, id, failure, out);
+            on_start_failed(core, now, id, failure, out);
         }
         Event::Sent(id) => on_sent(core, id, out),
         Event::Born(id) => on_born(core, now, id, out),
@@ -182,15 +182,12 @@ fn on_accept(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     };
     match job.record {
         // It ended meanwhile, and is recorded with its end.
-        Record::Open if matches!(job.phase, Phase::Ended { .. }) => {
-            job.record = Record::Kept;
-            out.push(Effect::Answer(id, Ok(())));
-        }
+        Record::Open if matches!(job.phase, Phase::Ended { .. }) => job.record = Record::Closing,
         Record::Open => {
             job.record = Record::Writing;
             out.push(Effect::RecordAccepted(id));
         }
-        Record::Writing | Record::Kept => {}
+        Record::Writing | Record::Kept | Record::Closing => {}
     }
 }
 
@@ -220,6 +217,10 @@ fn on_recorded(
     out.push(Effect::Answer(id, result));
     if !is_kept {
         // Nobody was promised anything, and nothing of it has run: whatever it was ending of, it never was.
+        if matches!(job.phase, Phase::Ended { .. }) {
+            core.ended -= 1;
+            return discard(core, id, out);
+        }
         job.record = Record::Open;
         match &mut job.phase {
             Phase::Making {
@@ -242,18 +243,18 @@ fn on_recorded(
     }
     job.record = Record::Kept;
     match &job.phase {
-        Phase::Making {
-            sent: true,
-            cause: None,
+        Phase::Making { sent, cause: None } => {
+            if *sent {
+                out.push(Effect::Go(id));
+            }
         }
-        | Phase::Alive(Alive { cause: None, .. }) => out.push(Effect::Go(id)),
+        Phase::Alive(Alive { cause: None, .. }) => out.push(Effect::Go(id)),
+        Phase::Making { cause: Some(_), .. } | Phase::Alive(_) => {
+            out.push(Effect::RecordProgress(id));
+        }
         Phase::Scheduled { next_ns } => out.push(Effect::SetAlarm(id, *next_ns)),
-        Phase::Queued { .. }
-        | Phase::Waiting
-        | Phase::Making { .. }
-        | Phase::Alive(_)
-        | Phase::Draining(_)
-        | Phase::Ended { .. } => {}
+        Phase::Ended { .. } => out.push(Effect::RecordEnded(id)),
+        Phase::Queued { .. } | Phase::Waiting | Phase::Draining(_) => {}
     }
 }
 
@@ -262,11 +263,15 @@ fn on_end_recorded(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get(&id) else {
         return;
     };
-    if !matches!(job.phase, Phase::Ended { .. }) {
+    if !matches!(job.phase, Phase::Ended { .. }) || job.record == Record::Writing {
         return;
+    }
+    if job.record == Record::Closing {
+        out.push(Effect::Answer(id, Ok(())));
     }
     core.jobs.remove(&id);
     core.ended -= 1;
+    out.push(Effect::Release(id));
     out.push(Effect::Forget(id));
     tell_when_all_ended(core, out);
 }
@@ -344,11 +349,21 @@ fn on_unsent(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
     }
 }
 
-fn on_start_failed(core: &mut Core, id: JobId, failure: StartFailure, out: &mut Vec<Effect>) {
+fn on_start_failed(
+    core: &mut Core,
+    now: Moment,
+    id: JobId,
+    failure: StartFailure,
+    out: &mut Vec<Effect>,
+) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
     let Phase::Making { cause, .. } = &mut job.phase else {
+        // It was born before the word came that a limit of it could not be set: it is never let go.
+        if matches!(job.phase, Phase::Alive(_)) {
+            end_at_once(core, now, id, Cause::StartFailed(failure), out);
+        }
         return;
     };
     let cause = cause.take().unwrap_or(Cause::StartFailed(failure));
@@ -512,6 +527,10 @@ fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Ve
         Phase::Making { sent, cause } => {
             if cause.is_none() {
                 *cause = Some(why);
+                // It may have been let go, by us or by a former daemon; and it is not to be made again.
+                if job.record == Record::Kept {
+                    out.push(Effect::RecordProgress(id));
+                }
                 if *sent {
                     out.push(Effect::Kill(id));
                 }
@@ -567,28 +586,12 @@ fn finish(
     out: &mut Vec<Effect>,
 ) {
     free_slot(core, id, out);
+    unpark(core, id, out);
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
-    match &job.phase {
-        Phase::Scheduled { .. } => core.scheduled -= 1,
-        Phase::Queued { .. } => core.queued -= 1,
-        Phase::Waiting
-        | Phase::Making { .. }
-        | Phase::Alive(_)
-        | Phase::Draining(_)
-        | Phase::Ended { .. } => {}
-    }
-    if std::mem::take(&mut job.has_place) {
-        out.push(Effect::GiveBack(id));
-    }
-    out.push(Effect::Release(id));
     if alive.cause == Some(Cause::Abandoned) {
-        core.jobs.remove(&id);
-        fill_slots(core, out);
-        out.push(Effect::Forget(id));
-        out.push(Effect::DeleteOutput(id));
-        return tell_when_all_ended(core, out);
+        return discard(core, id, out);
     }
     let beginning = Beginning {
         arrived: job.arrived_mono_ns,
@@ -616,8 +619,40 @@ fn finish(
     job.enter(state, now);
     job.phase = Phase::Ended { outcome, log };
     core.ended += 1;
-    out.push(Effect::RecordEnded(id));
+    // If the store cannot take the job, it never was, and has no end.
+    if job.record != Record::Writing {
+        out.push(Effect::RecordEnded(id));
+    }
     fill_slots(core, out);
+}
+
+/// A job that is over waits neither for its time nor for the queue any more.
+fn unpark(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let Some(job) = core.jobs.get_mut(&id) else {
+        return;
+    };
+    match &job.phase {
+        Phase::Scheduled { .. } => core.scheduled -= 1,
+        Phase::Queued { .. } => core.queued -= 1,
+        Phase::Waiting
+        | Phase::Making { .. }
+        | Phase::Alive(_)
+        | Phase::Draining(_)
+        | Phase::Ended { .. } => {}
+    }
+    if std::mem::take(&mut job.has_place) {
+        out.push(Effect::GiveBack(id));
+    }
+}
+
+/// Forgets a job that never was.
+fn discard(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    core.jobs.remove(&id);
+    out.push(Effect::Release(id));
+    out.push(Effect::Forget(id));
+    out.push(Effect::DeleteOutput(id));
+    fill_slots(core, out);
+    tell_when_all_ended(core, out);
 }
 
 fn on_close(core: &mut Core, out: &mut Vec<Effect>) {

@@ -279,12 +279,16 @@ impl Shard {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::error!(job_id = %id, %error, "an outcome waits for the store");
                 }
+                // A full disk keeps nobody waiting, though a daemon that dies now may read the end otherwise.
+                shard.wake_waiters(&view);
+                shard.answer_submitter(id, Err(unrecorded(&error)));
                 rt::sleep(limits::STORE_RETRY).await;
                 kept = shard.records.submit(Change::End {
                     job: Box::new(view.clone()),
                     output: None,
                 });
             }
+            shard.wake_waiters(&view);
             shard.feed(Event::EndRecorded(id));
             drop(waiting);
         });

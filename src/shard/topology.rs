@@ -125,6 +125,10 @@ pub enum StartError {
     OpenStore(#[from] OpenError),
     #[error("read the store")]
     Store(#[from] StoreError),
+    #[error("write down that a job is lost")]
+    MarkLost(#[source] StoreError),
+    #[error("the store has ended before the daemon began")]
+    StoreEnded,
     #[error(transparent)]
     Adopt(#[from] AdoptError),
     #[error("remove what a former daemon left")]
@@ -208,7 +212,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let seal_key = SealKey::from_bytes(&setup.seal_key);
     let (writer, store) = open_store(&setup, seal_key.clone())?;
     let reader = Reader::open(&setup.base.store(), &seal_key)?;
-    let inheritance = inherit::take_over(setup.base, &reader)?;
+    let inheritance = inherit::take_over(setup.base, &reader, &writer)?;
     let host = Arc::new(host(&setup, shards)?);
     let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;

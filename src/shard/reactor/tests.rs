@@ -140,7 +140,8 @@ impl Story {
         assert_eq!(self.feed(Event::Gone(id(1))), [Effect::Drain(id(1))]);
         assert_eq!(
             self.feed(Event::Drained(id(1), LogTotals::default(), None)),
-            [Effect::Release(id(1)), Effect::RecordEnded(id(1))]
+            [Effect::RecordEnded(id(1))],
+            "nothing is given back before the store has the end"
         );
         self.outcome()
     }
@@ -163,7 +164,10 @@ fn output_beyond_its_limit_ends_a_job_even_before_its_birth_is_heard_of() {
     story.feed(new_job(1, None));
     story.accept(1);
     story.feed(Event::Sent(id(1)));
-    assert_eq!(story.feed(Event::LogLimit(id(1))), [Effect::Kill(id(1))]);
+    assert_eq!(
+        story.feed(Event::LogLimit(id(1))),
+        [Effect::RecordProgress(id(1)), Effect::Kill(id(1))]
+    );
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
     story.feed(Event::Started(id(1), Ok(3_000)));
     let (state, outcome) = story.end();
@@ -238,6 +242,129 @@ fn a_job_that_the_store_cannot_take_never_was() {
 }
 
 #[test]
+fn a_job_that_ended_during_its_upload_is_accepted_when_the_store_has_its_end() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Sent(id(1)));
+    story.feed(Event::Born(id(1)));
+    story.end();
+    assert_eq!(story.feed(Event::Accept(id(1))), []);
+    assert_eq!(
+        story.feed(Event::EndRecorded(id(1))),
+        [
+            Effect::Answer(id(1), Ok(())),
+            Effect::Release(id(1)),
+            Effect::Forget(id(1))
+        ]
+    );
+}
+
+/// A job whose start has failed and that is drained before the store has said whether it keeps it.
+fn ended_unrecorded() -> Story {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    let failure = StartFailure {
+        step: "x".to_owned(),
+        errno: 1,
+    };
+    story.feed(Event::PrepareFailed(id(1), failure));
+    assert_eq!(
+        story.feed(Event::Drained(id(1), LogTotals::default(), None)),
+        []
+    );
+    assert_eq!(story.core.live(), 0);
+    story
+}
+
+#[test]
+fn a_job_that_ended_before_the_store_refused_it_never_was() {
+    let mut story = ended_unrecorded();
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Err(full()))),
+        [
+            Effect::Answer(id(1), Err(full())),
+            Effect::Release(id(1)),
+            Effect::Forget(id(1)),
+            Effect::DeleteOutput(id(1))
+        ]
+    );
+    assert_eq!((story.core.jobs.len(), story.core.live()), (0, 0));
+}
+
+#[test]
+fn a_job_that_ended_before_the_store_kept_it_has_its_end_recorded_then() {
+    let mut story = ended_unrecorded();
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Ok(()))),
+        [Effect::Answer(id(1), Ok(())), Effect::RecordEnded(id(1))]
+    );
+}
+
+#[test]
+fn a_stop_during_the_making_is_noted_so_that_no_daemon_makes_the_job_again() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.accept(1);
+    let by = "bob".to_owned();
+    let stop = Event::Stop {
+        id: id(1),
+        by: by.clone(),
+        signal: StopSignal::Term,
+    };
+    assert_eq!(story.feed(stop), [Effect::RecordProgress(id(1))]);
+    let mut next = Story::new();
+    assert_eq!(
+        next.feed(found(
+            1,
+            Whereabouts::NotBegun,
+            Some(Reason::Stopped { by })
+        )),
+        [Effect::RecordEnded(id(1))]
+    );
+}
+
+#[test]
+fn a_stop_before_the_store_keeps_the_job_is_noted_when_it_does() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    let stop = Event::Stop {
+        id: id(1),
+        by: "bob".to_owned(),
+        signal: StopSignal::Term,
+    };
+    assert_eq!(story.feed(stop), []);
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Ok(()))),
+        [Effect::Answer(id(1), Ok(())), Effect::RecordProgress(id(1))]
+    );
+}
+
+#[test]
+fn a_job_born_before_its_limits_were_refused_is_ended_and_never_let_go() {
+    let mut story = Story::new();
+    story.feed(new_job(1, None));
+    story.feed(Event::Accept(id(1)));
+    story.feed(Event::Born(id(1)));
+    let failure = StartFailure {
+        step: "set a limit".to_owned(),
+        errno: libc::EIO,
+    };
+    assert_eq!(
+        story.feed(Event::PrepareFailed(id(1), failure)),
+        [Effect::Kill(id(1))]
+    );
+    assert_eq!(
+        story.feed(Event::Recorded(id(1), Ok(()))),
+        [Effect::Answer(id(1), Ok(())), Effect::RecordProgress(id(1))]
+    );
+    let (state, outcome) = story.end();
+    assert_eq!(state, State::Failed);
+    assert!(matches!(outcome.reason, Reason::StartFailed { .. }));
+}
+
+#[test]
 fn a_job_whose_start_failed_while_the_store_could_not_take_it_never_was() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
@@ -263,7 +390,7 @@ fn an_ended_job_is_remembered_until_the_store_has_its_end() {
     assert_eq!((story.core.jobs.len(), story.core.live()), (1, 0));
     assert_eq!(
         story.feed(Event::EndRecorded(id(1))),
-        [Effect::Forget(id(1))]
+        [Effect::Release(id(1)), Effect::Forget(id(1))]
     );
     assert_eq!((story.core.jobs.len(), story.core.live()), (0, 0));
     assert_eq!(story.feed(Event::EndRecorded(id(1))), []);
@@ -400,7 +527,10 @@ fn a_job_killed_before_it_is_born_is_killed_again_when_it_is() {
         by: "bob".to_owned(),
         signal: StopSignal::Term,
     };
-    assert_eq!(story.feed(stop), [Effect::Kill(id(1))]);
+    assert_eq!(
+        story.feed(stop),
+        [Effect::RecordProgress(id(1)), Effect::Kill(id(1))]
+    );
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
     let (state, _) = story.end();
     assert_eq!(state, State::Stopped);
@@ -569,7 +699,9 @@ proptest! {
             for (id, job) in &story.core.jobs {
                 let is_over = matches!(job.phase, Phase::Ended { .. });
                 prop_assert_eq!(is_over, job.state().has_ended(), "state and phase of {} disagree", id);
-                prop_assert_eq!(is_over, ended.contains(id));
+                // The end of a job that the store may refuse is not offered to it.
+                let is_offered = is_over && job.record != Record::Writing;
+                prop_assert_eq!(is_offered, ended.contains(id));
             }
         }
     }
@@ -639,7 +771,7 @@ fn a_job_that_had_not_begun_is_made_again_and_one_that_may_have_run_is_lost() {
     assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
     assert_eq!(
         story.feed(found(2, Whereabouts::Lost, None)),
-        [Effect::Release(id(2)), Effect::RecordEnded(id(2))]
+        [Effect::RecordEnded(id(2))]
     );
     let view = story.core.view(id(2)).unwrap();
     assert_eq!(view.outcome.unwrap().reason, Reason::HostLost);
@@ -710,7 +842,6 @@ fn a_queued_job_is_made_when_it_is_granted_and_gives_its_place_back() {
         story.feed(Event::Drained(id(1), LogTotals::default(), None)),
         [
             Effect::GiveBack(id(1)),
-            Effect::Release(id(1)),
             Effect::RecordEnded(id(1))
         ]
     );
@@ -731,7 +862,7 @@ fn a_job_that_has_not_begun_can_be_canceled_or_stopped_and_one_that_has_only_sto
         story.accept(1);
         assert_eq!(
             story.feed(event),
-            [Effect::Release(id(1)), Effect::RecordEnded(id(1))]
+            [Effect::RecordEnded(id(1))]
         );
         let (state, outcome) = story.outcome();
         assert_eq!((state, outcome.reason), (State::Canceled, Reason::Canceled));
@@ -751,7 +882,6 @@ fn a_daemon_that_ends_leaves_scheduled_jobs_and_ends_queued_ones() {
         story.feed(Event::Shutdown),
         [
             Effect::GiveBack(id(2)),
-            Effect::Release(id(2)),
             Effect::RecordEnded(id(2))
         ]
     );
@@ -759,7 +889,11 @@ fn a_daemon_that_ends_leaves_scheduled_jobs_and_ends_queued_ones() {
     assert_eq!(story.feed(Event::Due(id(1))), []);
     assert_eq!(
         story.feed(Event::EndRecorded(id(2))),
-        [Effect::Forget(id(2)), Effect::AllEnded]
+        [
+            Effect::Release(id(2)),
+            Effect::Forget(id(2)),
+            Effect::AllEnded
+        ]
     );
     assert_eq!(story.core.view(id(1)).unwrap().state, State::Scheduled);
 }
