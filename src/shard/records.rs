@@ -167,12 +167,13 @@ impl Records {
     }
 
     /// Something is under way until what is returned is dropped.
-    fn begin(self: &Rc<Self>) -> Open {
+    pub(super) fn begin(self: &Rc<Self>) -> Open {
         self.open.set(self.open.get() + 1);
         Open(Rc::clone(self))
     }
 
-    /// Returns when every change that was submitted is answered, and the store has every outcome.
+    /// Returns when every change that was submitted is answered, the store has every outcome, and what those jobs
+    /// held is given back.
     pub(super) async fn settled(&self) {
         while self.open.get() > 0 {
             self.idle.notified().await;
@@ -181,7 +182,7 @@ impl Records {
 }
 
 /// Something that [`Records::settled`] waits for.
-struct Open(Rc<Records>);
+pub(super) struct Open(Rc<Records>);
 
 impl Drop for Open {
     fn drop(&mut self) {

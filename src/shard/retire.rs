@@ -94,6 +94,8 @@ impl Shard {
             self.hold(id, link);
         }
         let shard = Rc::clone(self);
+        // A daemon that goes down with its last job gives this back first.
+        let waiting = self.records.begin();
         rt::spawn(async move {
             if body.has_leaf {
                 shard.remove_leaf(id, body.seat, body.memory).await;
@@ -104,6 +106,7 @@ impl Shard {
             if let Some(image) = body.image {
                 shard.keep(id, image).await;
             }
+            drop(waiting);
         });
     }
 
