@@ -64,6 +64,9 @@ pub(super) struct Job {
     pub(super) record: Record,
     /// Counts among the sandboxes being made.
     pub(super) has_slot: bool,
+    /// The store knows that it is being made. One that it knows to wait is made again by the next daemon, so it may
+    /// not have run.
+    pub(super) has_begun: bool,
     /// The daemon's queue knows it.
     pub(super) has_place: bool,
     pub(super) schedule_id: Option<JobId>,

@@ -216,6 +216,7 @@ impl Shard {
                 self.answer_submitter(id, result.map(|()| Accepted { id, existing }));
             }
             Effect::RecordProgress(id) => self.record_progress(id),
+            Effect::RecordBegun(id) => self.record_begun(id),
             Effect::SetAlarm(id, wall_ns) => self.alarms.set(id, wall_ns),
             Effect::Ask(id) => self.ask(id),
             Effect::Claim(id) => self.claim(id),

@@ -122,6 +122,8 @@ pub enum Event {
         /// The first signal.
         signal: StopSignal,
     },
+    /// The store knows that a job which waited is being made now.
+    Begun(JobId),
     /// The queue lets a job be made.
     Granted(JobId),
     /// What a job in the queue waits for.
@@ -208,6 +210,9 @@ pub enum Effect {
     Answer(JobId, Result<(), Refusal>),
     /// Have the store note how far a job is: why it is being ended, when it runs next.
     RecordProgress(JobId),
+    /// Have the store note, however long that takes, that a job which waited is being made now; then feed
+    /// [`Event::Begun`].
+    RecordBegun(JobId),
     /// Feed [`Event::Due`] when the wall clock has reached that; an alarm of the job that is set is replaced.
     SetAlarm(JobId, i64),
     /// Ask the queue for a place for the job, then feed [`Event::Granted`], at once or later.

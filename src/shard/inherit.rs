@@ -22,6 +22,7 @@ use super::{
     effect::{Event, FoundJob, Whereabouts},
     places::demand,
     queue::{Budget, Queue},
+    reactor::is_parked,
     spool,
     topology::StartError,
 };
@@ -131,6 +132,7 @@ pub(super) fn take_over(
         let held = held.remove(&id);
         let whereabouts = match &held {
             Some(_) => Whereabouts::Held,
+            None if is_parked(view.state) => Whereabouts::NotBegun,
             // Without a tree the host was started anew, and nothing shows what ran before.
             None if trees.is_empty() || has_run(&trees, id)? => Whereabouts::Lost,
             None => Whereabouts::NotBegun,

@@ -15,6 +15,8 @@ use crate::job::{JobId, LogTotals, Refusal, RefusalCode, State, StopSignal, Usag
 mod found;
 mod parked;
 
+pub(super) use found::is_parked;
+
 /// Takes one event. Effects are pushed in the order in which they must be performed.
 ///
 /// # Errors
@@ -50,6 +52,7 @@ pub fn on(
         Event::Stop { id, by, signal } => {
             on_stop(core, now, id, Cause::Stopped { by }, signal, out)
         }
+        Event::Begun(id) => parked::on_begun(core, id, out),
         Event::Granted(id) => parked::on_granted(core, now, id, out),
         Event::Waits(id, why) => parked::on_waits(core, id, why),
         Event::Due(id) => parked::on_due(core, now, id, out),
@@ -87,6 +90,7 @@ fn on_submit(
         transitions: Vec::with_capacity(3),
         record: Record::Open,
         has_slot: false,
+        has_begun: new.start == Start::Now,
         has_place: new.has_place,
         schedule_id: new.schedule_id,
         last_run_ns: None,
@@ -243,18 +247,31 @@ fn on_recorded(
     }
     job.record = Record::Kept;
     match &job.phase {
-        Phase::Making { sent, cause: None } => {
-            if *sent {
-                out.push(Effect::Go(id));
-            }
+        Phase::Making { cause: None, .. } | Phase::Alive(Alive { cause: None, .. }) => {
+            go_if_sent(job, id, out);
         }
-        Phase::Alive(Alive { cause: None, .. }) => out.push(Effect::Go(id)),
         Phase::Making { cause: Some(_), .. } | Phase::Alive(_) => {
             out.push(Effect::RecordProgress(id));
         }
         Phase::Scheduled { next_ns } => out.push(Effect::SetAlarm(id, *next_ns)),
         Phase::Ended { .. } => out.push(Effect::RecordEnded(id)),
         Phase::Queued { .. } | Phase::Waiting | Phase::Draining(_) => {}
+    }
+}
+
+/// Lets a job go that has waited for nothing but the store.
+fn go_if_sent(job: &Job, id: JobId, out: &mut Vec<Effect>) {
+    let is_sent = match &job.phase {
+        Phase::Making { sent, cause } => *sent && cause.is_none(),
+        Phase::Alive(alive) => alive.cause.is_none() && alive.started_mono_ns.is_none(),
+        Phase::Scheduled { .. }
+        | Phase::Queued { .. }
+        | Phase::Waiting
+        | Phase::Draining(_)
+        | Phase::Ended { .. } => false,
+    };
+    if is_sent && job.record == Record::Kept && job.has_begun {
+        out.push(Effect::Go(id));
     }
 }
 
@@ -293,7 +310,7 @@ fn on_sent(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     *sent = true;
     if cause.is_some() {
         out.push(Effect::Kill(id));
-    } else if job.record == Record::Kept {
+    } else if job.record == Record::Kept && job.has_begun {
         out.push(Effect::Go(id));
     }
 }
@@ -314,7 +331,7 @@ fn on_born(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
     if cause.is_some() {
         // It was killed before it was born: the first kill found an empty cgroup.
         out.push(Effect::Kill(id));
-    } else if job.record == Record::Kept && !is_known_sent {
+    } else if job.record == Record::Kept && job.has_begun && !is_known_sent {
         // Its birth came in before the word that its recipe was sent.
         out.push(Effect::Go(id));
     }

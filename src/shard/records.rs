@@ -259,6 +259,22 @@ impl Shard {
         });
     }
 
+    /// Has the store note that a job which waited is being made, however long that takes.
+    pub(super) fn record_begun(self: &Rc<Self>, id: JobId) {
+        let shard = Rc::clone(self);
+        rt::spawn(async move {
+            while let Some(view) = shard.live_view(id) {
+                let job = Box::new(view);
+                match shard.records.submit(Change::Update { job }).await {
+                    Ok(_) => return shard.feed(Event::Begun(id)),
+                    Err(error) if error.may_pass() => rt::sleep(limits::STORE_RETRY).await,
+                    // It was refused, or has ended.
+                    Err(_) => return,
+                }
+            }
+        });
+    }
+
     /// Has the store keep an outcome, however long that takes.
     pub(super) fn record_outcome(self: &Rc<Self>, id: JobId) {
         let Some(view) = self.live_view(id) else {

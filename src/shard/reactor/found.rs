@@ -46,6 +46,10 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
         job.made_mono_ns = Some(job.arrived_mono_ns);
         core.starting += 1;
         job.has_place = core.limits.has_queue;
+        if !job.has_begun {
+            job.enter(State::Initializing, now);
+            out.push(Effect::RecordBegun(id));
+        }
         core.jobs.insert(id, job);
         if core.limits.has_queue {
             out.push(Effect::Claim(id));
@@ -66,6 +70,11 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
         core.jobs.insert(id, job);
         park_or_make(core, now, id, out);
     }
+}
+
+/// Whether a job waits, as far as the store knows: then its command was never let go.
+pub(in crate::shard) const fn is_parked(state: State) -> bool {
+    matches!(state, State::Scheduled | State::Queued)
 }
 
 /// When a job that waits for its time runs next.
@@ -142,6 +151,7 @@ fn job(view: JobView, now: Moment) -> Job {
             .collect(),
         record: Record::Kept,
         has_slot: false,
+        has_begun: !is_parked(view.state),
         has_place: false,
         schedule_id: view.schedule_id,
         last_run_ns: view.last_run_ns,

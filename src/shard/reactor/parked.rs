@@ -6,7 +6,7 @@
 //! ```
 //! The wall clock decides. What ran is remembered as the moment it ran, so a clock that is set back repeats nothing.
 
-use super::{end_at_once, fill_slots, finish};
+use super::{end_at_once, fill_slots, finish, go_if_sent};
 use crate::{
     job::{JobId, State},
     shard::{
@@ -71,6 +71,7 @@ pub(super) fn park_or_make(core: &mut Core, now: Moment, id: JobId, out: &mut Ve
             waits_for: "its turn".to_owned(),
         };
         job.has_place = true;
+        job.has_begun = false;
         core.queued += 1;
         out.push(Effect::RecordProgress(id));
         out.push(Effect::Ask(id));
@@ -79,14 +80,30 @@ pub(super) fn park_or_make(core: &mut Core, now: Moment, id: JobId, out: &mut Ve
     }
 }
 
+/// Lets a job be made that the store knows to wait. Its command is let go when the store knows better: a daemon
+/// that finds it waiting there makes it again.
 fn make(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
     job.enter(State::Initializing, now);
+    if job.record == Record::Open {
+        // The store has not been asked to keep it yet, and will be told this with it.
+        job.has_begun = true;
+    } else if !job.has_begun {
+        out.push(Effect::RecordBegun(id));
+    }
     job.phase = Phase::Waiting;
     core.waiting.push_back(id);
     fill_slots(core, out);
+}
+
+pub(super) fn on_begun(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    if let Some(job) = core.jobs.get_mut(&id)
+        && !std::mem::replace(&mut job.has_begun, true)
+    {
+        go_if_sent(job, id, out);
+    }
 }
 
 pub(super) fn on_granted(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {

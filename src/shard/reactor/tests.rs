@@ -792,11 +792,17 @@ fn a_job_that_is_scheduled_once_is_made_when_its_time_has_come() {
         "the clock was set back"
     );
     story.now.wall_ns = at;
-    assert_eq!(story.feed(Event::Due(id(1))), [Effect::Prepare(id(1))]);
+    assert_eq!(
+        story.feed(Event::Due(id(1))),
+        [Effect::RecordBegun(id(1)), Effect::Prepare(id(1))]
+    );
     assert_eq!(story.feed(Event::Due(id(1))), []);
     let view = story.core.view(id(1)).unwrap();
     assert_eq!((view.state, view.next_run_ns), (State::Initializing, None));
-    assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
+    // A daemon that found it waiting in the store would make it again.
+    assert_eq!(story.feed(Event::Sent(id(1))), []);
+    assert_eq!(story.feed(Event::Begun(id(1))), [Effect::Go(id(1))]);
+    assert_eq!(story.feed(Event::Begun(id(1))), []);
 }
 
 #[test]
@@ -832,8 +838,12 @@ fn a_queued_job_is_made_when_it_is_granted_and_gives_its_place_back() {
     assert_eq!(story.accept(1), []);
     let view = story.core.view(id(1)).unwrap();
     assert_eq!((view.state, view.waits_for), (State::Queued, Some(why)));
-    assert_eq!(story.feed(Event::Granted(id(1))), [Effect::Prepare(id(1))]);
-    story.feed(Event::Sent(id(1)));
+    assert_eq!(
+        story.feed(Event::Granted(id(1))),
+        [Effect::RecordBegun(id(1)), Effect::Prepare(id(1))]
+    );
+    assert_eq!(story.feed(Event::Begun(id(1))), []);
+    assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
     story.feed(Event::Born(id(1)));
     story.feed(Event::Started(id(1), Ok(3_000)));
     story.feed(exit(ExitStatus::Code(0)));

@@ -259,6 +259,7 @@ impl World {
                     self.submit_change(life, shard, Change::Update(Box::new(view)));
                 }
             }
+            Effect::RecordBegun(id) => self.record_begun(life, shard, id),
             Effect::SetAlarm(id, wall_ns) => {
                 let ahead = wall_ns - self.moment().wall_ns;
                 let late = self.delay(0, MS);
@@ -382,6 +383,12 @@ impl World {
         }
     }
 
+    pub(super) fn record_begun(&mut self, life: Life, shard: ShardIndex, id: JobId) {
+        if let Some(view) = self.shard(shard).core.view(id) {
+            self.submit_change(life, shard, Change::Begin(Box::new(view)));
+        }
+    }
+
     /// The store's answer to a change arrives.
     pub(super) fn on_stored(&mut self, life: Life, shard: ShardIndex, id: JobId, answer: Answer) {
         if !self.is_alive(life) {
@@ -396,6 +403,8 @@ impl World {
             }
             Answer::NotAccepted => self.feed(life, shard, Event::Recorded(id, Err(refused()))),
             Answer::Updated => {}
+            Answer::Begun => self.feed(life, shard, Event::Begun(id)),
+            Answer::NotBegun => self.work(life, shard, id, Task::OfferBegin, 300 * MS),
             Answer::Ended => {
                 self.wake_waiters(shard, id);
                 self.feed(life, shard, Event::EndRecorded(id));

@@ -27,6 +27,8 @@ pub(super) enum Task {
     RemoveLeaf,
     /// Of a job whose keeper is dead.
     EndOrphan,
+    /// The store is asked once more to note that a job is being made.
+    OfferBegin,
     /// Offer the job's end to the store once more.
     OfferEnd,
 }
@@ -58,6 +60,7 @@ impl World {
                     self.work(life, shard, id, task, 5 * MS);
                 }
             }
+            Task::OfferBegin => self.record_begun(life, shard, id),
             Task::OfferEnd => {
                 if let Some(view) = self.shard(shard).core.view(id) {
                     self.submit_change(life, shard, Change::End(Box::new(view)));

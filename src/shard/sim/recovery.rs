@@ -15,6 +15,7 @@ use crate::{
     shard::{
         core::CoreLimits,
         effect::{Event, FoundJob, Whereabouts},
+        reactor::is_parked,
     },
 };
 
@@ -143,7 +144,7 @@ impl World {
         let mut found: Vec<FoundJob> = live
             .into_iter()
             .map(|view| FoundJob {
-                whereabouts: self.whereabouts(view.id, &held),
+                whereabouts: self.whereabouts(&view, &held),
                 has_spool: false,
                 view,
             })
@@ -192,10 +193,13 @@ impl World {
         live
     }
 
-    fn whereabouts(&self, id: JobId, held: &BTreeMap<JobId, KeeperId>) -> Whereabouts {
+    fn whereabouts(&self, view: &JobView, held: &BTreeMap<JobId, KeeperId>) -> Whereabouts {
+        let id = view.id;
         let has_run = self.kernel.leaves.get(&id).is_some_and(|leaf| leaf.has_run);
         if held.contains_key(&id) {
             Whereabouts::Held
+        } else if is_parked(view.state) {
+            Whereabouts::NotBegun
         } else if has_run || !self.kernel.has_tree {
             Whereabouts::Lost
         } else {

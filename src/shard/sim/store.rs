@@ -21,6 +21,8 @@ const QUEUE_CHANGES: usize = 24;
 pub(super) enum Change {
     Accept(Box<JobView>, Option<u32>),
     Update(Box<JobView>),
+    /// An update that somebody waits for.
+    Begin(Box<JobView>),
     End(Box<JobView>),
 }
 
@@ -33,6 +35,8 @@ pub(super) enum Answer {
     NotAccepted,
     /// Of an update nobody waits to hear.
     Updated,
+    Begun,
+    NotBegun,
     Ended,
     NotEnded,
 }
@@ -66,12 +70,17 @@ impl Store {
                 self.rows.insert(job.id, *job);
                 Answer::Accepted
             }
+            Change::Begin(job) => {
+                self.make(Change::Update(job));
+                Answer::Begun
+            }
             Change::Update(job) => {
                 if let Some(row) = self.rows.get_mut(&job.id)
                     && row.outcome.is_none()
                 {
                     (row.state, row.transitions, row.ending) =
                         (job.state, job.transitions, job.ending);
+                    (row.next_run_ns, row.last_run_ns) = (job.next_run_ns, job.last_run_ns);
                 }
                 Answer::Updated
             }
@@ -90,7 +99,7 @@ impl Store {
 impl Change {
     const fn job(&self) -> JobId {
         match self {
-            Self::Accept(job, _) | Self::Update(job) | Self::End(job) => job.id,
+            Self::Accept(job, _) | Self::Update(job) | Self::Begin(job) | Self::End(job) => job.id,
         }
     }
 
@@ -98,6 +107,7 @@ impl Change {
         match self {
             Self::Accept(..) => Answer::NotAccepted,
             Self::Update(_) => Answer::Updated,
+            Self::Begin(_) => Answer::NotBegun,
             Self::End(_) => Answer::NotEnded,
         }
     }
