@@ -1,0 +1,92 @@
+//! Questions to a daemon that may die before it answers: `None` is a lost connection, never an answer.
+
+use proto_rkyv::{Id, Job, List, Log, Reply, Request, Stop, StopSignal, Streams};
+use uuid::Uuid;
+
+use crate::harness::{Heard, Wire, Written};
+
+/// A job by its id, as requests name it.
+pub(super) fn name_of(id: Id) -> String {
+    Uuid::from_bytes(id).to_string()
+}
+
+/// One job; an error when the daemon says something else than what it is.
+pub(super) async fn status(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
+    let mut stream = wire.ask(&Request::Status(name_of(id))).await?;
+    Some(match stream.reply().await? {
+        Reply::Status(job) => Ok(*job),
+        other => Err(other),
+    })
+}
+
+/// One job when it has ended.
+pub(super) async fn wait(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
+    let mut stream = wire.ask(&Request::Wait(name_of(id))).await?;
+    Some(match stream.reply().await? {
+        Reply::Ended(job) => Ok(*job),
+        other => Err(other),
+    })
+}
+
+/// Asks a job to stop.
+pub(super) async fn stop(wire: &Wire, id: Id) -> Option<Result<(), Reply>> {
+    let request = Request::Stop(Stop {
+        job: name_of(id),
+        signal: StopSignal::Term,
+    });
+    let mut stream = wire.ask(&request).await?;
+    Some(match stream.reply().await? {
+        Reply::Done(_) => Ok(()),
+        other => Err(other),
+    })
+}
+
+/// Every job that there is a record of.
+pub(super) async fn list(wire: &Wire) -> Option<Vec<Job>> {
+    let request = Request::List(List {
+        state: None,
+        limit: Some(10_000),
+    });
+    let mut stream = wire.ask(&request).await?;
+    let mut jobs = Vec::new();
+    while let Some(reply) = stream.reply().await {
+        match reply {
+            Reply::Jobs(some) => jobs.extend(some),
+            other => panic!("a list answered {other:?}"),
+        }
+    }
+    // The end of the list and the end of the connection look the same.
+    wire.connection.close_reason().is_none().then_some(jobs)
+}
+
+/// The output of a job up to now, or to its end when `follow`; `on_bytes` hears how many bytes came. `None` with what
+/// came until then when the connection was lost.
+pub(super) async fn log(
+    wire: &Wire,
+    id: Id,
+    follow: bool,
+    mut on_bytes: impl FnMut(usize),
+) -> (Written, Option<Reply>) {
+    let mut written = Written::default();
+    let request = Request::Log(Log {
+        job: name_of(id),
+        streams: Streams::All,
+        follow,
+        offset: 0,
+        tail_lines: None,
+        since_ns: None,
+    });
+    let Some(mut stream) = wire.ask(&request).await else {
+        return (written, None);
+    };
+    loop {
+        match stream.heard().await {
+            Some(Heard::Reply(reply)) => return (written, Some(reply)),
+            Some(Heard::Data(kind, bytes)) => {
+                written.add(kind, &bytes);
+                on_bytes(bytes.len());
+            }
+            None => return (written, None),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Killed at the n-th system call.
