@@ -86,11 +86,10 @@ impl Tracer {
         self.shared.count.load(Ordering::SeqCst)
     }
 
-    /// Waits until the process is gone.
-    pub(crate) async fn over(&mut self) {
-        if let Some(over) = self.over.take() {
-            over.await.expect("the tracer's thread says so");
-        }
+    /// Waits until the process is gone; to be asked once.
+    pub(crate) fn over(&mut self) -> impl Future<Output = ()> + use<> {
+        let over = self.over.take().expect("nobody has asked before");
+        async { over.await.expect("the tracer's thread says so") }
     }
 
     /// Kills the process if it still runs, waits until it is gone, and says at which call it was killed, if it was
