@@ -181,7 +181,8 @@ pub enum Effect {
     RecordAccepted(JobId),
     /// Tell whoever submitted the job that it is accepted, or why it is not.
     Answer(JobId, Result<(), Refusal>),
-    /// Have the store note why a running job is being ended.
+    /// Have the store note why a running job is being ended. Signals and kills of the job that follow wait until it
+    /// has, or has had its time: a successor must not take an end of our making for the command's own.
     RecordEnding(JobId),
     /// Wake everybody who waits for the job, and have the store keep its outcome, then feed
     /// [`Event::EndRecorded`].

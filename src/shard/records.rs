@@ -19,7 +19,11 @@ use std::{
 
 use thiserror::Error;
 
-use super::{desk::chain, driver::Shard, effect::Event};
+use super::{
+    desk::chain,
+    driver::Shard,
+    effect::{Effect, Event},
+};
 use crate::{
     job::{Accepted, JobId, Refusal, RefusalCode},
     limits,
@@ -245,7 +249,8 @@ impl Shard {
         });
     }
 
-    /// Has the store note why a job is being ended. If it cannot, the next daemon tells less of that job.
+    /// Has the store note why a job is being ended; what is to be done to it waits for that. If the store cannot, or
+    /// not in time, the next daemon tells less of that job.
     pub(super) fn record_ending(self: &Rc<Self>, id: JobId) {
         let Some(view) = self.live_view(id) else {
             return;
@@ -253,11 +258,73 @@ impl Shard {
         let noted = self.records.submit(Change::Update {
             job: Box::new(view),
         });
+        if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
+            body.endings += 1;
+        }
+        let shard = Rc::clone(self);
         rt::spawn(async move {
-            if let Err(error) = noted.await {
-                tracing::warn!(job_id = %id, %error, "why a job is ended is not in the store");
+            match rt::timeout(limits::ENDING_NOTED_MAX, noted).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(job_id = %id, %error, "why a job is ended is not in the store");
+                }
+                Err(_) => {
+                    tracing::warn!(job_id = %id, "the store takes its time to note why a job is ended");
+                }
             }
+            shard.on_ending_noted(id);
         });
+    }
+
+    fn on_ending_noted(self: &Rc<Self>, id: JobId) {
+        let (held_back, awaiting) = match self.bodies.borrow_mut().get_mut(&id) {
+            Some(body) => {
+                body.endings = body.endings.saturating_sub(1);
+                if body.endings > 0 {
+                    return;
+                }
+                (
+                    std::mem::take(&mut body.held_back),
+                    std::mem::take(&mut body.awaiting_note),
+                )
+            }
+            // It ended by itself meanwhile.
+            None => return,
+        };
+        for effect in held_back {
+            self.perform(effect);
+        }
+        for asker in awaiting {
+            let _ = asker.send(());
+        }
+    }
+
+    /// Waits until the store knows why a job is being ended, if that is on its way.
+    pub(super) async fn ending_noted(&self, id: JobId) {
+        let noted = match self.bodies.borrow_mut().get_mut(&id) {
+            Some(body) if body.endings > 0 => {
+                let (sender, receiver) = oneshot();
+                body.awaiting_note.push(sender);
+                receiver
+            }
+            Some(_) | None => return,
+        };
+        // An error is that the job has ended and been released meanwhile.
+        let _ = noted.await;
+    }
+
+    /// Whether this effect is done later, because the store does not know yet why the job is being ended.
+    pub(super) fn holds_back(&self, effect: &Effect) -> bool {
+        let (Effect::Signal(id, _) | Effect::Kill(id)) = effect else {
+            return false;
+        };
+        match self.bodies.borrow_mut().get_mut(id) {
+            Some(body) if body.endings > 0 => {
+                body.held_back.push(effect.clone());
+                true
+            }
+            Some(_) | None => false,
+        }
     }
 
     /// Has the store keep an outcome, however long that takes.
