@@ -201,7 +201,10 @@ fn play(daemon: &Daemon, book: Book, moment: Option<Moment>) -> Book {
             tasks.shutdown().await;
         } else {
             let last = async { while tasks.join_next().await.is_some() {} };
-            if tokio::time::timeout(patient(LAST_JOBS), last).await.is_err() {
+            if tokio::time::timeout(patient(LAST_JOBS), last)
+                .await
+                .is_err()
+            {
                 book.lock().unwrap().wrong("jobs do not end".to_owned());
             }
             let records = ask::list(&wire).await.expect("nobody has killed it");
@@ -281,10 +284,14 @@ async fn look(wire: &Wire, book: &Mutex<Book>, id: Id, order: Order) -> Option<(
         book.ended(&job, bytes);
     } else if order.kind == Sort::Stopped
         && job.log.stdout_bytes == order.written().stdout.len() as u64
-        && let Err(other) = ask::stop(wire, id).await?
+        && book.lock().unwrap().may_stop(id)
     {
-        let what = format!("stop of {job:?} was answered {other:?}");
-        book.lock().unwrap().wrong(what);
+        let answer = ask::stop(wire, id).await?;
+        let mut book = book.lock().unwrap();
+        match answer {
+            Ok(()) => book.stopped(id),
+            Err(other) => book.wrong(format!("stop of {job:?} was answered {other:?}")),
+        }
     }
     Some(())
 }

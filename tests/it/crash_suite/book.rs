@@ -23,6 +23,8 @@ pub(super) struct Book {
     ended: BTreeMap<Id, (String, State)>,
     /// Open jobs in the order in which to look at them next.
     turn: VecDeque<Id>,
+    /// Those whose stop was acknowledged: they are not asked again.
+    stopping: BTreeSet<Id>,
     /// Submits that are being made.
     pending: usize,
     /// No more jobs are asked for.
@@ -38,6 +40,8 @@ pub(super) struct Book {
 pub(super) struct Counts {
     /// Submits that were acknowledged.
     pub(super) acknowledged: u64,
+    /// Stops that were.
+    pub(super) stopped: u64,
     /// Submits whose answer was lost, and which had a record.
     pub(super) found: u64,
     /// Jobs whose whole output was compared.
@@ -67,6 +71,7 @@ impl Book {
             open: BTreeMap::new(),
             ended: BTreeMap::new(),
             turn: VecDeque::new(),
+            stopping: BTreeSet::new(),
             pending: 0,
             is_closing: false,
             wrong: Vec::new(),
@@ -129,7 +134,18 @@ impl Book {
         self.turn.push_back(id);
     }
 
-    /// A job has ended, and all about it is right.
+    /// Whether a job was not promised to be stopped yet.
+    pub(super) fn may_stop(&self, id: Id) -> bool {
+        !self.stopping.contains(&id)
+    }
+
+    /// A stop was acknowledged.
+    pub(super) fn stopped(&mut self, id: Id) {
+        self.stopping.insert(id);
+        self.counts.stopped += 1;
+    }
+
+    /// A job has ended, and its end was compared.
     pub(super) fn ended(&mut self, job: &Job, bytes: usize) {
         if let Some(order) = self.open.remove(&job.id) {
             self.counts.compared += 1;

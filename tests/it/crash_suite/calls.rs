@@ -1,5 +1,5 @@
 //! One job is asked for, and the daemon, its keeper or its spawner is killed before its n-th system call from then
-//! on, for n from 1 until the job has started.
+//! on, for n from 1 until the job has started, and on until it has ended and nothing is left of it.
 //!
 //! Whatever was acknowledged ends as its command determines, whoever was killed in between; for a killed helper the
 //! job may also be said not to have started, or to be lost. A job that was not acknowledged may have no record, and
@@ -8,14 +8,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use proto_rkyv::{
-    After, Id, Job, Kind, Reason, Reply, Request, Submit, encode, join,
-};
+use proto_rkyv::{After, Id, Job, Kind, Reason, Reply, Request, State, Submit, encode, join};
 
 use super::{ask, order::shown, turn};
 use crate::harness::{
-    Client, Daemon, Heard, Host, Identity, KilledAt, LONG, Process, SHORT, Tracer, Waiting, Wire,
-    Witness, Written, block_on, data, now, patient, wait_until,
+    Client, Daemon, Dice, Heard, Host, Identity, KilledAt, LONG, Process, SHORT, Tracer, Waiting,
+    Wire, Witness, Written, block_on, data, now, patient, wait_until,
 };
 
 /// The file that every job of this test opens once.
@@ -34,12 +32,11 @@ enum Victim {
 }
 
 impl Victim {
-    /// Of how many calls one is tried, unless all are asked for. A killed daemon or crew costs half a second.
-    const fn stride(self) -> usize {
+    /// Of how many calls one is tried, unless all are asked for. A daemon makes many.
+    const fn stride(self) -> u64 {
         match self {
-            Self::Daemon => 5,
-            Self::Keeper => 2,
-            Self::Spawner => 3,
+            Self::Daemon => 3,
+            Self::Keeper | Self::Spawner => 1,
         }
     }
 }
@@ -73,13 +70,15 @@ fn killed_at_each_call(victim: Victim) {
         ends: BTreeMap::new(),
     };
     let begin = now();
-    let looks: Vec<u64> = (0..MEASURED).map(|_| trial.kill_at(u64::MAX).calls).collect();
-    let calls = looks.iter().copied().max().unwrap();
+    let looks: Vec<Killed> = (0..MEASURED).map(|_| trial.kill_at(u64::MAX)).collect();
+    let started = looks.iter().map(|look| look.started).max().unwrap();
+    let calls = looks.iter().map(|look| look.calls).max().unwrap();
     let is_all = std::env::var_os("JOBLET_TEST_EVERY_CALL").is_some_and(|v| v == "1");
     let stride = if is_all { 1 } else { victim.stride() };
+    let first = 1 + Dice::of_the_day("kills at calls").below(stride);
     let mut places = BTreeMap::<(String, u64), u64>::new();
     let mut later = 0;
-    for call in (1..=calls).step_by(stride) {
+    for call in (first..=calls).step_by(usize::try_from(stride).unwrap()) {
         match trial.kill_at(call).killed {
             Some(at) => *places.entry((at.thread, at.call)).or_default() += 1,
             None => later += 1,
@@ -87,8 +86,9 @@ fn killed_at_each_call(victim: Victim) {
     }
     trial.nothing_is_left();
     eprintln!(
-        "{victim:?}: N = {calls} system calls ({looks:?}) from a submit until its job runs; killed before every \
-         {stride}. of them, {later} times after the start, in {:?}: {:?}",
+        "{victim:?}: N = {started} system calls from a submit until its job runs, {calls} until nothing is left of \
+         it; killed before {} of them and {later} times after all, in {:?}: {:?}",
+        places.values().sum::<u64>(),
         begin.elapsed(),
         trial.ends
     );
@@ -108,9 +108,11 @@ struct Trial {
 
 /// One kill.
 struct Killed {
-    /// Calls of the victim from the submit until the job's first output, or its own end.
+    /// Calls of the victim from the submit until the job's first output was heard of; 0 when it never was.
+    started: u64,
+    /// The same until nothing was left of the job, or the victim was killed.
     calls: u64,
-    /// At which call it was killed; nothing when the job had started before that.
+    /// At which call it was killed; nothing when it made fewer.
     killed: Option<KilledAt>,
 }
 
@@ -173,30 +175,39 @@ impl Trial {
         let over = tracer.over();
         tracer.arm(last);
         let mut told = Told::default();
-        let mut calls = 0;
-        let mut is_begun = false;
+        let mut started = 0;
         // A daemon that is dead tells nothing, not even that the connection is over.
         let is_daemon = self.victim == Victim::Daemon;
         tokio::select! {
             () = self.follow(&wire, &mut told, || {
-                if !std::mem::replace(&mut is_begun, true) {
-                    calls = tracer.count();
+                if started == 0 {
+                    started = tracer.count();
                 }
-                is_daemon
             }) => {}
             () = over, if is_daemon => {}
         }
-        if !is_begun {
-            calls = tracer.count();
+        if !is_daemon || !tracer.is_over() {
+            wait_until(SHORT, "nothing is left of the job", || {
+                let leaves = self.daemon.all_leaves();
+                Waiting::when(tracer.is_over() || leaves.is_empty(), || {
+                    format!("{leaves:?}")
+                })
+            });
         }
+        let calls = tracer.count();
         let killed = tracer.finish();
         wire.connection.close(0_u32.into(), b"");
-        (told, Killed { calls, killed })
+        let killed = Killed {
+            started,
+            calls,
+            killed,
+        };
+        (told, killed)
     }
 
-    /// Asks for the job and hears what is said of it, until it has ended, the stream is over, or `begun`, which
-    /// is told of the first output, wants no more.
-    async fn follow(&self, wire: &Wire, told: &mut Told, mut begun: impl FnMut() -> bool) {
+    /// Asks for the job and hears what is said of it, until it has ended or the stream is over. `begun` is told of
+    /// its output.
+    async fn follow(&self, wire: &Wire, told: &mut Told, mut begun: impl FnMut()) {
         let submit = Submit {
             name: Some(self.name()),
             after: After::Follow,
@@ -223,8 +234,7 @@ impl Trial {
                     told.refused = Some(other);
                     return;
                 }
-                Some(Heard::Data(..)) if begun() => return,
-                Some(Heard::Data(..)) => {}
+                Some(Heard::Data(..)) => begun(),
                 None => return,
             }
         }
@@ -269,7 +279,12 @@ impl Trial {
                 other => Err(format!("no record and {other:?}")),
             };
         };
-        if told.ended.as_ref().is_some_and(|told| **told != job) {
+        // Whoever waits is told before the store has it; what a successor finds out again has its own times.
+        if told
+            .ended
+            .as_ref()
+            .is_some_and(|told| end_of(told) != end_of(&job))
+        {
             return Err(format!("another end than was told: {job:?}"));
         }
         let outcome = job.outcome.as_ref().ok_or("no outcome")?;
@@ -287,9 +302,7 @@ impl Trial {
             // Its sandbox was never finished.
             Reason::StartFailed { .. } => is_helper && written == Written::default() && ran == 0,
             // What it has written until then is kept.
-            Reason::HostLost => {
-                is_helper && all.stdout.starts_with(&written.stdout) && ran <= 1
-            }
+            Reason::HostLost => is_helper && all.stdout.starts_with(&written.stdout) && ran <= 1,
             // It never had to be acknowledged, and was given up with the client that asked for it.
             Reason::Canceled => told.id.is_none() && written == Written::default() && ran == 0,
             Reason::Signaled
@@ -348,4 +361,13 @@ impl Trial {
             .await
             .unwrap()
     }
+}
+
+/// What a job's end comes to.
+fn end_of(job: &Job) -> (State, Option<(&Reason, Option<i32>, Option<i32>)>) {
+    let outcome = job.outcome.as_ref();
+    (
+        job.state,
+        outcome.map(|outcome| (&outcome.reason, outcome.exit_code, outcome.signal)),
+    )
 }

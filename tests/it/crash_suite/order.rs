@@ -120,7 +120,10 @@ impl Order {
             return wrong("no outcome");
         };
         let is_right = match (self.kind, &outcome.reason) {
-            (Sort::Short | Sort::Lines | Sort::Failing | Sort::Upload | Sort::Forked, Reason::Exited) => {
+            (
+                Sort::Short | Sort::Lines | Sort::Failing | Sort::Upload | Sort::Forked,
+                Reason::Exited,
+            ) => {
                 let state = match self.code() {
                     0 => State::Completed,
                     _ => State::Failed,

@@ -86,6 +86,11 @@ impl Tracer {
         self.shared.count.load(Ordering::SeqCst)
     }
 
+    /// Whether the process is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.is_over.load(Ordering::SeqCst)
+    }
+
     /// Waits until the process is gone; to be asked once.
     pub(crate) fn over(&mut self) -> impl Future<Output = ()> + use<> {
         let over = self.over.take().expect("nobody has asked before");
@@ -95,7 +100,7 @@ impl Tracer {
     /// Kills the process if it still runs, waits until it is gone, and says at which call it was killed, if it was
     /// at one.
     pub(crate) fn finish(self) -> Option<KilledAt> {
-        if !self.shared.is_over.load(Ordering::SeqCst) {
+        if !self.is_over() {
             self.process.kill();
         }
         self.thread.join().expect("the tracer's thread")
