@@ -245,15 +245,13 @@ async fn status_of_nobody(wire: &Wire) -> Option<()> {
 
 async fn submit(wire: &Wire, book: &Mutex<Book>, meter: &Meter, order: Order) -> Option<()> {
     let mut stream = wire.ask_frames(&order.frames()).await?;
-    match stream.reply().await? {
-        Reply::Accepted { id } => {
-            book.lock().unwrap().acknowledged(id, order);
-            meter.count(&meter.acknowledged, 1);
-        }
-        other => {
-            let what = format!("{order:?} was answered {other:?}");
-            book.lock().unwrap().wrong(what);
-        }
+    let reply = stream.reply().await?;
+    if let Reply::Accepted { id } = reply {
+        book.lock().unwrap().acknowledged(id, order);
+        meter.count(&meter.acknowledged, 1);
+    } else {
+        let what = format!("{order:?} was answered {reply:?}");
+        book.lock().unwrap().wrong(what);
     }
     Some(())
 }
@@ -273,9 +271,11 @@ async fn look(wire: &Wire, book: &Mutex<Book>, id: Id, order: Order) -> Option<(
     if is_end(job.state) {
         let (written, answer) = ask::log(wire, id, false, |_| {}).await;
         let bytes = written.stdout.len() + written.stderr.len();
-        let right = match answer? {
-            Reply::LogEnd { dropped: 0 } => order.check(&job, &written),
-            other => Err(format!("the log of {job:?} was answered {other:?}")),
+        let answer = answer?;
+        let right = if matches!(answer, Reply::LogEnd { dropped: 0 }) {
+            order.check(&job, &written)
+        } else {
+            Err(format!("the log of {job:?} was answered {answer:?}"))
         };
         let mut book = book.lock().unwrap();
         if let Err(what) = right {

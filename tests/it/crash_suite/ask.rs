@@ -13,19 +13,21 @@ pub(super) fn name_of(id: Id) -> String {
 /// One job; an error when the daemon says something else than what it is.
 pub(super) async fn status(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
     let mut stream = wire.ask(&Request::Status(name_of(id))).await?;
-    Some(match stream.reply().await? {
-        Reply::Status(job) => Ok(*job),
-        other => Err(other),
-    })
+    let reply = stream.reply().await?;
+    let Reply::Status(job) = reply else {
+        return Some(Err(reply));
+    };
+    Some(Ok(*job))
 }
 
 /// One job when it has ended.
 pub(super) async fn wait(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
     let mut stream = wire.ask(&Request::Wait(name_of(id))).await?;
-    Some(match stream.reply().await? {
-        Reply::Ended(job) => Ok(*job),
-        other => Err(other),
-    })
+    let reply = stream.reply().await?;
+    let Reply::Ended(job) = reply else {
+        return Some(Err(reply));
+    };
+    Some(Ok(*job))
 }
 
 /// Asks a job to stop.
@@ -35,10 +37,11 @@ pub(super) async fn stop(wire: &Wire, id: Id) -> Option<Result<(), Reply>> {
         signal: StopSignal::Term,
     });
     let mut stream = wire.ask(&request).await?;
-    Some(match stream.reply().await? {
-        Reply::Done(_) => Ok(()),
-        other => Err(other),
-    })
+    let reply = stream.reply().await?;
+    let Reply::Done(_) = reply else {
+        return Some(Err(reply));
+    };
+    Some(Ok(()))
 }
 
 /// Every job that there is a record of.
@@ -50,10 +53,10 @@ pub(super) async fn list(wire: &Wire) -> Option<Vec<Job>> {
     let mut stream = wire.ask(&request).await?;
     let mut jobs = Vec::new();
     while let Some(reply) = stream.reply().await {
-        match reply {
-            Reply::Jobs(some) => jobs.extend(some),
-            other => panic!("a list answered {other:?}"),
-        }
+        let Reply::Jobs(some) = reply else {
+            panic!("a list answered {reply:?}");
+        };
+        jobs.extend(some);
     }
     // The end of the list and the end of the connection look the same.
     wire.connection.close_reason().is_none().then_some(jobs)

@@ -315,11 +315,7 @@ impl Trial {
             | Reason::DaemonDown => false,
         };
         if is_right {
-            let reason = match &outcome.reason {
-                Reason::StartFailed { step, .. } => format!("start failed: {step}"),
-                other => format!("{other:?}"),
-            };
-            Ok(format!("{promise}, {reason}"))
+            Ok(format!("{promise}, {:?}", outcome.reason))
         } else {
             Err(format!(
                 "another end than its command's, run {ran} times: {job:?}; {}",
@@ -364,10 +360,12 @@ impl Trial {
 }
 
 /// What a job's end comes to.
-fn end_of(job: &Job) -> (State, Option<(&Reason, Option<i32>, Option<i32>)>) {
+fn end_of(job: &Job) -> (State, Option<Reason>, Option<i32>, Option<i32>) {
     let outcome = job.outcome.as_ref();
     (
         job.state,
-        outcome.map(|outcome| (&outcome.reason, outcome.exit_code, outcome.signal)),
+        outcome.map(|outcome| outcome.reason.clone()),
+        outcome.and_then(|outcome| outcome.exit_code),
+        outcome.and_then(|outcome| outcome.signal),
     )
 }
