@@ -29,17 +29,14 @@ pub const PATH_BYTES_MAX: usize = 4_095;
 pub const PATH_COMPONENT_BYTES_MAX: usize = 255;
 /// Name of a peer, the owner of its jobs, bytes: `ub-common-name` of RFC 5280.
 pub const PEER_NAME_BYTES_MAX: usize = 64;
-// One job with everything at its largest is one control frame of 64 KiB.
-const _: () = assert!(
-    NAME_BYTES_MAX
-        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
-        + PATH_BYTES_MAX
-        + 2 * PEER_NAME_BYTES_MAX
-        < 32 << 10
-);
 
 /// Entries of one upload. Each costs an inode of the job's `/work`.
 pub const UPLOAD_ENTRIES_MAX: u64 = 1 << 20;
+/// Bytes of an upload that are written to its spool, or read from it, at once: all that one holds in memory, and
+/// enough that a trip through the ring costs less than the copy.
+pub const SPOOL_CHUNK_BYTES: usize = 128 << 10;
+// The longest path is found in one chunk.
+const _: () = assert!(PATH_BYTES_MAX < SPOOL_CHUNK_BYTES);
 /// Directories below one another that a copy out of `/work` descends into: one open descriptor each.
 pub const TREE_DEPTH_MAX: usize = 128;
 /// Jobs in one list.
@@ -51,6 +48,41 @@ pub const GRACE_MAX: Duration = Duration::from_secs(3_600);
 const _: () = assert!(GRACE_DEFAULT.as_secs() <= GRACE_MAX.as_secs());
 /// Longest timeout that may be asked for: a year.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// Shortest delay or interval of a schedule.
+pub const SCHEDULE_MIN: Duration = Duration::from_secs(1);
+/// Longest delay or interval of a schedule, and the latest time of a one-shot: a year.
+pub const SCHEDULE_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// How far back the time of a one-shot may lie: a submit that is repeated while its key is remembered is the same
+/// submit, whatever the clock says meanwhile.
+pub const SCHEDULE_LATE_MAX: Duration = IDEMPOTENCY_KEPT;
+/// An idempotency key, bytes: room for a UUID or a digest with words around it.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+/// A cron expression, bytes: every value of every field would be longer, and say nothing.
+pub const CRON_BYTES_MAX: usize = 256;
+/// How far ahead a cron expression may come true, years: 2096 is followed by no leap year before 2104.
+pub const CRON_YEARS: i32 = 9;
+/// Name of a time zone, bytes: the longest there is has 32.
+pub const ZONE_BYTES_MAX: usize = 64;
+/// Future runs that are shown of one schedule.
+pub const NEXT_RUNS_SHOWN: usize = 5;
+/// What a job waits for, as it is shown, bytes.
+pub const WAITS_FOR_BYTES_MAX: usize = 512;
+/// Priorities of jobs.
+pub const PRIORITY_RANGE: RangeInclusive<i32> = -100..=100;
+
+// One job with everything at its largest is one control frame of 64 KiB.
+const _: () = assert!(
+    NAME_BYTES_MAX
+        + LABELS_MAX * (LABEL_KEY_BYTES_MAX + LABEL_VALUE_BYTES_MAX + 16)
+        + PATH_BYTES_MAX
+        + WAITS_FOR_BYTES_MAX
+        + CRON_BYTES_MAX
+        + 2 * PEER_NAME_BYTES_MAX
+        < 32 << 10
+);
 
 // ---- places of a job --------------------------------------------------------------------------------
 
@@ -108,6 +140,13 @@ pub const SHARDS_MAX: u64 = 128;
 // Every shard can have a slice.
 const _: () = assert!(SHARDS_MAX * ID_SLICE_RANGES as u64 <= IDS_COUNT_DEFAULT as u64 + 1);
 
+// ---- jobs that wait ---------------------------------------------------------------------------------
+
+/// Jobs of one daemon whose time has not come, each some kilobytes of memory.
+pub const SCHEDULED_JOBS_MAX: usize = 100_000;
+/// A job whose time has come and that the full queue did not take asks again after so long.
+pub const QUEUE_RETRY: Duration = Duration::from_secs(5);
+
 // ---- resource limits of a job -----------------------------------------------------------------------
 
 /// Open files of a job's process, soft: what select(2) can handle.
@@ -150,6 +189,24 @@ const _: () = assert!(SAMPLE_AGE_MAX.as_millis() < SAMPLE_INTERVAL_MIN.as_millis
 pub const RESERVED_CORES_FROM: usize = 4;
 /// Most cores that may be kept for the daemon: CPU_SETSIZE.
 pub const RESERVED_CORES_MAX: u64 = 1_024;
+
+// ---- jobs that wait for capacity --------------------------------------------------------------------
+
+/// `jobs.max_running`: more than the descriptors and host ids of any daemon allow.
+pub const MAX_RUNNING_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+/// Jobs that wait for capacity, unless configured; further ones are refused. The queue keeps 200 bytes of each,
+/// 2 MiB, and their shards what was asked for.
+pub const QUEUE_JOBS_DEFAULT: usize = 10_000;
+/// `jobs.queue_max`: a daemon with a bound on capacity has a queue. The most is 200 MiB of memory for the queue alone.
+pub const QUEUE_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+const _: () = assert!(QUEUE_JOBS_DEFAULT as u64 <= *QUEUE_JOBS_RANGE.end());
+/// `jobs.memory_budget`, bytes: with less than one job must have no job with a limit would ever run.
+pub const MEMORY_BUDGET_RANGE: RangeInclusive<u64> = JOB_MEMORY_BYTES_RANGE;
+/// `jobs.cpu_budget`, percent of one core: ten thousand cores.
+pub const CPU_BUDGET_RANGE: RangeInclusive<u64> = 1..=1_000_000;
+const _: () = assert!(*JOB_CPU_PERCENT_RANGE.end() <= *CPU_BUDGET_RANGE.end());
+/// Waiting jobs in one piece of a line: a move within 12 KiB costs less than the search before it.
+pub const LINE_PIECE_JOBS: usize = 512;
 
 // ---- making sandboxes -------------------------------------------------------------------------------
 
@@ -225,11 +282,16 @@ pub const LEAF_RETRY_LAST: Duration = Duration::from_millis(100);
 const _: () = assert!(LEAF_RETRY_FIRST.as_millis() < LEAF_RETRY_LAST.as_millis());
 /// Tries to remove a cgroup whose processes are dead.
 pub const LEAF_RETRIES: u32 = 64;
-/// Ended jobs a daemon remembers; the oldest is forgotten, with its output, when there are more.
-pub const HISTORY_JOBS_DEFAULT: usize = 10_000;
+/// Ended jobs a daemon remembers; the oldest is forgotten, with its output, when there are more. They are rows
+/// of the store: some 100 MiB of disk, and no memory.
+pub const HISTORY_JOBS_DEFAULT: usize = 100_000;
 /// `limits.history_jobs`: at least one, so that a job can be looked at when it has ended.
 pub const HISTORY_JOBS_RANGE: RangeInclusive<u64> = 1..=1_000_000;
 const _: () = assert!(HISTORY_JOBS_DEFAULT as u64 <= *HISTORY_JOBS_RANGE.end());
+/// Longest `limits.history_age`: ten years, and 0 is for ever.
+pub const HISTORY_AGE_MAX: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
+/// `limits.history_bytes`: less than one job may write would forget jobs for nothing; 0 is no bound.
+pub const HISTORY_BYTES_RANGE: RangeInclusive<u64> = 1 << 20..=1 << 50;
 
 // ---- start and end of a daemon ----------------------------------------------------------------------
 
@@ -455,6 +517,8 @@ pub const COPY_CHUNK_BYTES: usize = 256 << 10;
 
 /// Space that a job's record may take on the disk, bytes: without so much above the reserve none is admitted.
 pub const JOB_RECORD_BYTES: u64 = 16 << 10;
+/// Ended jobs beyond what is remembered, and keys that have expired, are forgotten so often.
+pub const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// An outcome that the store did not take is offered again after so long.
 pub const STORE_RETRY: Duration = Duration::from_millis(500);
 /// A job that is to be ended is let live so long for the store to note why. Longer than any commit takes; a disk that
@@ -491,8 +555,6 @@ pub const STORE_CHECK_BYTES: u64 = 32 << 20;
 pub const STORE_DELETE_JOBS: usize = 512;
 /// Keys that one change forgets at most.
 pub const STORE_FORGET_KEYS: usize = 4_096;
-/// How long an idempotency key is remembered.
-pub const IDEMPOTENCY_KEY_KEPT: Duration = Duration::from_secs(24 * 3_600);
 /// Free pages of the database, 4 KiB each, that stay for new jobs; of more some are given back.
 pub const STORE_FREE_PAGES: u32 = 4_096;
 /// Pages that are given back at once.

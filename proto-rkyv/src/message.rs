@@ -19,15 +19,22 @@ pub enum Request {
     /// not. Uploads are [`Upload`] control frames, each file followed by its `File` frames, closed by
     /// [`Upload::End`]. Answered by [`Reply::Accepted`] and then as `after` asks.
     Submit(Box<Submit>),
-    /// Jobs, newest first. Answered by any number of [`Reply::Jobs`], then the stream ends.
+    /// Jobs, newest first. Answered by any number of [`Reply::Jobs`], then [`Reply::More`] when there are more
+    /// than the server sends at once, then the stream ends.
     List(List),
     /// One job. Answered by [`Reply::Status`], then `Argv` and `Env` frames (put together as in a submit;
     /// values of secrets are `***`), then the end.
     Status(JobRef),
     /// Output of one job. Answered by `Stdout` and `Stderr` frames, then [`Reply::LogEnd`].
     Log(Log),
-    /// Ask one job to stop. Answered by [`Reply::Done`].
+    /// Ask one job to stop; one that has not begun is canceled. Answered by [`Reply::Done`].
     Stop(Stop),
+    /// Cancel one job that has not begun, or a schedule. Answered by [`Reply::Done`].
+    Cancel(JobRef),
+    /// Delete one job that has ended. Answered by [`Reply::Deleted`].
+    Delete(JobRef),
+    /// Delete every job that has ended and that the caller may delete. Answered by [`Reply::Deleted`].
+    DeleteAll,
     /// Wait until one job has ended. Answered by [`Reply::Ended`].
     Wait(JobRef),
     /// Read a file or directory below a job's `/work`. Answered by [`Upload`] control frames (the same
@@ -76,8 +83,42 @@ pub struct Submit {
     pub max_pids: Option<u64>,
     /// Cores of the server to run on, as ranges with both ends in them; every core for jobs when absent.
     pub cpu_cores: Option<Vec<(u32, u32)>>,
+    /// When to run; at once when absent.
+    pub schedule: Option<Schedule>,
+    /// Of jobs that wait for capacity the one with the greatest is first; −100 to 100, 0 when absent.
+    pub priority: Option<i32>,
+    /// Submits with the same key and the same content make one job, within 24 hours and one owner; the same key
+    /// with other content is refused. At most 128 printable ASCII characters.
+    pub idempotency_key: Option<String>,
     /// What the stream carries once the job is accepted.
     pub after: After,
+}
+
+/// When a job runs.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub enum Schedule {
+    /// Once, so long after the submit. A server tells it as [`Schedule::At`].
+    After {
+        /// A second to a year.
+        ms: u64,
+    },
+    /// Once, at that time, or at once when it is over.
+    At {
+        /// At most a year from now.
+        ns: i64,
+    },
+    /// Again and again, counted from the submit. Each repetition is a job of its own.
+    Every {
+        /// A second to a year.
+        ms: u64,
+    },
+    /// Whenever a cron expression matches. Each repetition is a job of its own.
+    Cron {
+        /// Minute, hour, day of the month, month, day of the week.
+        expression: String,
+        /// IANA name of the time zone that it means.
+        zone: String,
+    },
 }
 
 /// What the stream of a submit carries after [`Reply::Accepted`].
@@ -129,6 +170,19 @@ pub struct List {
     pub state: Option<State>,
     /// At most so many; the server has a limit of its own.
     pub limit: Option<u32>,
+    /// Only jobs behind this place, which [`Reply::More`] gave.
+    pub before: Option<Cursor>,
+    /// Only schedules: jobs that repeat, not their repetitions.
+    pub schedules: bool,
+}
+
+/// A place in the list of all jobs.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// When the job there was created, wall clock.
+    pub created_ns: i64,
+    /// That job.
+    pub id: Id,
 }
 
 /// Which output of a job to send.
@@ -208,9 +262,13 @@ pub enum Reply {
     Accepted {
         /// Its id.
         id: Id,
+        /// An earlier submit with the same idempotency key made it.
+        existing: bool,
     },
     /// Some jobs.
     Jobs(Vec<Job>),
+    /// There are more jobs: ask again with this as [`List::before`].
+    More(Cursor),
     /// One job in full.
     Status(Box<Job>),
     /// The job has ended.
@@ -222,6 +280,13 @@ pub enum Reply {
     },
     /// Done, with the job as it is now.
     Done(Box<Job>),
+    /// What became of a deletion.
+    Deleted {
+        /// So many jobs are gone.
+        deleted: u64,
+        /// So many are still there: they have not ended, or the caller may not delete them.
+        skipped: u64,
+    },
     /// What the server is.
     Node(Box<Node>),
     /// One look at a job.
@@ -324,6 +389,18 @@ pub struct Job {
     pub outcome: Option<Outcome>,
     /// Output so far.
     pub log: LogTotals,
+    /// When it runs, if not at once.
+    pub schedule: Option<Schedule>,
+    /// The schedule that it is a repetition of.
+    pub schedule_id: Option<Id>,
+    /// When it runs next, wall clock, soonest first; only while scheduled. A status has several, a list the first.
+    pub next_runs_ns: Vec<i64>,
+    /// When its schedule last made it run, wall clock.
+    pub last_run_ns: Option<i64>,
+    /// Of jobs that wait for capacity the one with the greatest is first.
+    pub priority: i32,
+    /// What it waits for, in one line; only while queued.
+    pub waits_for: Option<String>,
 }
 
 /// What a job may use. `None` is unlimited.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proto_rkyv::{
     CONTROL_BYTES_MAX, DATA_BYTES_MAX, FrameError, HEADER_BYTES, Header, Kind, Node, Piece, Reader,
-    Reply, Request, VERSION, encode, header_bytes,
+    Reply, Request, Schedule, Submit, VERSION, encode, header_bytes,
 };
 
 const DATA_KINDS: [Kind; 6] = [
@@ -151,6 +151,21 @@ proptest! {
     }
 
     #[test]
+    fn a_submit_is_read_back_as_it_was_written(
+        schedule in prop::option::of(schedule()), priority: Option<i32>, key in prop::option::of(".{0,140}"), ms: Option<u64>,
+    ) {
+        let request = Request::Submit(Box::new(Submit {
+            schedule,
+            priority,
+            idempotency_key: key,
+            timeout_ms: ms,
+            ..Submit::default()
+        }));
+        let frame = encode(&request).unwrap();
+        prop_assert_eq!(Request::decode(&frame[HEADER_BYTES..]), Ok(request));
+    }
+
+    #[test]
     fn a_message_with_flipped_bits_is_a_message_or_an_error(at: prop::sample::Index, bit in 0u8..8) {
         let frame = encode(&Reply::Node(Box::new(node()))).unwrap();
         let mut archive = frame[HEADER_BYTES..].to_vec();
@@ -158,6 +173,15 @@ proptest! {
         archive[at] ^= 1 << bit;
         let _ = Reply::decode(&archive);
     }
+}
+
+fn schedule() -> impl Strategy<Value = Schedule> {
+    prop_oneof![
+        any::<u64>().prop_map(|ms| Schedule::After { ms }),
+        any::<i64>().prop_map(|ns| Schedule::At { ns }),
+        any::<u64>().prop_map(|ms| Schedule::Every { ms }),
+        (".{0,40}", ".{0,40}").prop_map(|(expression, zone)| Schedule::Cron { expression, zone }),
+    ]
 }
 
 fn node() -> Node {

@@ -3,10 +3,10 @@
 //! `golden/v1.txt` holds a line per frame, `name hex`. A frame that differs prints the line it would be.
 
 use proto_rkyv::{
-    After, Caveat, Copy, Finding, HEADER_BYTES, Header, Job, Kind, LimitKind, Limits, List, Log,
-    LogTotals, Metrics, Node, Outcome, Piece, Pressure, Reader, Reason, Refusal, RefusalCode,
-    Reply, Request, Sample, Stall, State, Stop, StopSignal, Streams, Submit, Transition, Upload,
-    Usage, Verdict, Work, encode, header_bytes,
+    After, Caveat, Copy, Cursor, Finding, HEADER_BYTES, Header, Job, Kind, LimitKind, Limits, List,
+    Log, LogTotals, Metrics, Node, Outcome, Piece, Pressure, Reader, Reason, Refusal, RefusalCode,
+    Reply, Request, Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit, Transition,
+    Upload, Usage, Verdict, Work, encode, header_bytes,
 };
 
 const GOLDEN: &str = include_str!("golden/v1.txt");
@@ -67,7 +67,20 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
             stderr_bytes: 2,
             dropped_bytes: 3,
         },
+        schedule: Some(cron()),
+        schedule_id: Some(ID),
+        next_runs_ns: vec![4, 5],
+        last_run_ns: Some(-6),
+        priority: -100,
+        waits_for: Some("memory: 512 MB of 256 MB".into()),
     })
+}
+
+fn cron() -> Schedule {
+    Schedule::Cron {
+        expression: "30 2 * * 1-5".into(),
+        zone: "Europe/Berlin".into(),
+    }
 }
 
 fn caveat(limit: LimitKind, is_partly: bool) -> Caveat {
@@ -151,7 +164,16 @@ fn requests() -> Vec<(&'static str, Request)> {
         max_iobps: Some(1 << 20),
         max_pids: Some(0),
         cpu_cores: Some(vec![(0, 1), (4, 4)]),
+        schedule: Some(cron()),
+        priority: Some(100),
+        idempotency_key: Some("0b1d5d0e-nightly".into()),
         after: After::Follow,
+    };
+    let scheduled = |schedule| {
+        Request::Submit(Box::new(Submit {
+            schedule: Some(schedule),
+            ..Submit::default()
+        }))
     };
     vec![
         ("submit", Request::Submit(Box::new(submit))),
@@ -164,10 +186,21 @@ fn requests() -> Vec<(&'static str, Request)> {
             })),
         ),
         (
+            "submit-after",
+            scheduled(Schedule::After { ms: 604_800_000 }),
+        ),
+        ("submit-at", scheduled(Schedule::At { ns: -8 })),
+        ("submit-every", scheduled(Schedule::Every { ms: 1_000 })),
+        (
             "list",
             Request::List(List {
                 state: Some(State::Running),
                 limit: Some(10),
+                before: Some(Cursor {
+                    created_ns: -9,
+                    id: ID,
+                }),
+                schedules: true,
             }),
         ),
         ("status", Request::Status("0001020304".into())),
@@ -189,6 +222,9 @@ fn requests() -> Vec<(&'static str, Request)> {
                 signal: StopSignal::Int,
             }),
         ),
+        ("cancel", Request::Cancel("0001".into())),
+        ("delete", Request::Delete("0001020304".into())),
+        ("delete-all", Request::DeleteAll),
         ("wait", Request::Wait("0001".into())),
         (
             "copy",
@@ -230,9 +266,36 @@ fn replies() -> Vec<(&'static str, Reply)> {
     };
     vec![
         ("refused", Reply::Refused(refusal)),
-        ("accepted", Reply::Accepted { id: ID }),
+        (
+            "accepted",
+            Reply::Accepted {
+                id: ID,
+                existing: false,
+            },
+        ),
+        (
+            "accepted-existing",
+            Reply::Accepted {
+                id: ID,
+                existing: true,
+            },
+        ),
         ("jobs", Reply::Jobs(vec![*job(None)])),
         ("jobs-none", Reply::Jobs(Vec::new())),
+        (
+            "more",
+            Reply::More(Cursor {
+                created_ns: 1 << 60,
+                id: ID,
+            }),
+        ),
+        (
+            "deleted",
+            Reply::Deleted {
+                deleted: 7,
+                skipped: 1 << 40,
+            },
+        ),
         ("status-reply", Reply::Status(job(None))),
         ("log-end", Reply::LogEnd { dropped: 99 }),
         ("done", Reply::Done(job(None))),

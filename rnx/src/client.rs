@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use bytes::Bytes;
 use proto_rkyv::{
-    After, Copy, Finding, Id, Job, JobRef, Kind, List, Log, Metrics, Node as ServerNode, Piece,
-    Reply, Request, SUBMIT_BYTES_MAX, State, Stop, StopSignal, Submit, join, split,
+    After, Copy, Cursor, Finding, Job, JobRef, Kind, List, Log, Metrics, Node as ServerNode, Piece,
+    Reply, Request, SUBMIT_BYTES_MAX, Stop, StopSignal, Submit, join, split,
 };
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     connect::{self, ConnectError, Link},
     conversation::{self, Incoming, Outgoing, Sent, ask, push_frames},
     error::RequestError,
-    stream::{Arrivals, Logs, Run, Samples},
+    stream::{Accepted, Arrivals, Logs, Run, Samples},
     upload::{self, Tree},
 };
 
@@ -93,10 +93,28 @@ pub struct Status {
     pub env: Vec<Vec<u8>>,
 }
 
+/// Some jobs of a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The jobs, newest first.
+    pub jobs: Vec<Job>,
+    /// What to ask for next, as [`List::before`], when there are more.
+    pub next: Option<Cursor>,
+}
+
+/// What became of a deletion.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// So many jobs are gone.
+    pub deleted: u64,
+    /// So many are still there: they have not ended, or we may not delete them.
+    pub skipped: u64,
+}
+
 /// An open connection to a server. Clones share it; it closes when the last one is gone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    link: Link,
+    pub(crate) link: Link,
 }
 
 impl Client {
@@ -130,40 +148,66 @@ impl Client {
         progress: impl FnMut(u64),
     ) -> Result<Run, RequestError> {
         let (outgoing, mut incoming) = conversation::open(&self.link, spec.frames()?).await?;
-        let id = match &spec.uploads {
+        let accepted = match &spec.uploads {
             None => {
                 outgoing.finish();
                 accepted(&mut incoming).await?
             }
             Some(tree) => upload_until_accepted(outgoing, &mut incoming, tree, progress).await?,
         };
-        Ok(Run::new(id, incoming, spec.submit.after == After::Detach))
+        Ok(Run::new(accepted, incoming, spec.submit.after))
     }
 
-    /// Jobs, newest first: those in `state` when given, at most `limit`.
+    /// Jobs, newest first: as many as are asked for, or as the server sends at once.
     ///
     /// # Errors
     /// [`RequestError`].
-    pub async fn list(
-        &self,
-        state: Option<State>,
-        limit: Option<u32>,
-    ) -> Result<Vec<Job>, RequestError> {
+    pub async fn list(&self, list: List) -> Result<Page, RequestError> {
         let expected = "jobs";
-        let mut incoming = ask(&self.link, &Request::List(List { state, limit })).await?;
-        let mut jobs = Vec::new();
-        while let Some(piece) = incoming.piece().await? {
-            match piece {
-                Piece::Control(archive) => {
-                    let Reply::Jobs(more) = conversation::reply(&archive)? else {
-                        return Err(RequestError::Unexpected { expected });
-                    };
-                    jobs.extend(more);
-                }
-                Piece::Begin(_) | Piece::Data { .. } => {
-                    return Err(RequestError::Unexpected { expected });
-                }
+        let mut incoming = ask(&self.link, &Request::List(list)).await?;
+        let mut page = Page::default();
+        while let Some(reply) = incoming.reply_or_end(expected).await? {
+            if page.next.is_some() {
+                return Err(RequestError::Unexpected { expected });
             }
+            if let Reply::More(next) = reply {
+                page.next = Some(next);
+            } else if let Reply::Jobs(more) = reply {
+                page.jobs.extend(more);
+            } else {
+                return Err(RequestError::Unexpected { expected });
+            }
+        }
+        Ok(page)
+    }
+
+    /// Jobs as [`Client::list`] gives them, over as many requests as it takes to have `list.limit` of them. Without
+    /// a limit it is one request.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn list_all(&self, list: List) -> Result<Vec<Job>, RequestError> {
+        let limit = list
+            .limit
+            .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let mut page = self.list(list.clone()).await?;
+        let mut jobs = page.jobs;
+        while let (Some(before), Some(limit)) = (page.next, limit) {
+            // A server that promises more and sends nothing would keep us for ever.
+            let Some(left) = limit.checked_sub(jobs.len()).filter(|left| *left > 0) else {
+                break;
+            };
+            page = self
+                .list(List {
+                    limit: u32::try_from(left).ok(),
+                    before: Some(before),
+                    ..list.clone()
+                })
+                .await?;
+            if page.jobs.is_empty() {
+                break;
+            }
+            jobs.append(&mut page.jobs);
         }
         Ok(jobs)
     }
@@ -232,6 +276,44 @@ impl Client {
             return Err(RequestError::Unexpected { expected });
         };
         Ok(job)
+    }
+
+    /// Cancels one job that has not begun, or a schedule, and returns it as it is then.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn cancel(&self, job: impl Into<JobRef>) -> Result<Box<Job>, RequestError> {
+        let expected = "a canceled job";
+        let mut incoming = ask(&self.link, &Request::Cancel(job.into())).await?;
+        let Reply::Done(job) = incoming.reply(expected).await? else {
+            return Err(RequestError::Unexpected { expected });
+        };
+        Ok(job)
+    }
+
+    /// Deletes one job that has ended, its output included.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn delete(&self, job: impl Into<JobRef>) -> Result<Deleted, RequestError> {
+        self.deleted(&Request::Delete(job.into())).await
+    }
+
+    /// Deletes every job that has ended and that we may delete.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn delete_all(&self) -> Result<Deleted, RequestError> {
+        self.deleted(&Request::DeleteAll).await
+    }
+
+    async fn deleted(&self, request: &Request) -> Result<Deleted, RequestError> {
+        let expected = "a deletion";
+        let mut incoming = ask(&self.link, request).await?;
+        let Reply::Deleted { deleted, skipped } = incoming.reply(expected).await? else {
+            return Err(RequestError::Unexpected { expected });
+        };
+        Ok(Deleted { deleted, skipped })
     }
 
     /// Waits until one job has ended.
@@ -317,12 +399,12 @@ impl Client {
     }
 }
 
-async fn accepted(incoming: &mut Incoming) -> Result<Id, RequestError> {
+async fn accepted(incoming: &mut Incoming) -> Result<Accepted, RequestError> {
     let expected = "the id of a job";
-    let Reply::Accepted { id } = incoming.reply(expected).await? else {
+    let Reply::Accepted { id, existing } = incoming.reply(expected).await? else {
         return Err(RequestError::Unexpected { expected });
     };
-    Ok(id)
+    Ok(Accepted { id, existing })
 }
 
 /// Sends the tree while listening: a refusal ends the upload at once.
@@ -331,18 +413,18 @@ async fn upload_until_accepted(
     incoming: &mut Incoming,
     tree: &Tree,
     progress: impl FnMut(u64),
-) -> Result<Id, RequestError> {
+) -> Result<Accepted, RequestError> {
     let mut sending = std::pin::pin!(send_tree(outgoing, tree, progress));
     let early = tokio::select! {
         sent = &mut sending => {
             sent?;
             None
         }
-        id = accepted(incoming) => Some(id?),
+        accepted = accepted(incoming) => Some(accepted?),
     };
     match early {
         None => accepted(incoming).await,
-        Some(id) => sending.await.map(|()| id),
+        Some(accepted) => sending.await.map(|()| accepted),
     }
 }
 

@@ -15,8 +15,8 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{
-    ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt,
-    congestion::CubicConfig,
+    ConnectionError, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig,
+    TransportErrorCode, VarInt, congestion::CubicConfig,
 };
 use thiserror::Error;
 use tokio::time;
@@ -396,6 +396,14 @@ fn transport(peer: SocketAddr) -> TransportConfig {
 }
 
 impl ConnectError {
+    /// Nobody at `address` answered in time.
+    pub(crate) fn silent(address: &str) -> Self {
+        Self::Unreachable {
+            address: address.to_owned(),
+            why: Unreachable::Silent,
+        }
+    }
+
     /// Reads what quinn says. `connecting` tells silence before the first answer from silence after it.
     fn from_quinn(address: &str, error: ConnectionError, connecting: bool) -> Self {
         let address = address.to_owned();
@@ -412,6 +420,13 @@ impl ConnectError {
                 let reason = String::from_utf8_lossy(&theirs.reason).into_owned();
                 match alert(theirs.error_code) {
                     Some(alert) => Self::from_alert(address, Side::Client, alert, &reason),
+                    // A server that takes no more connections, because it is full or ends.
+                    None if theirs.error_code == TransportErrorCode::CONNECTION_REFUSED => {
+                        Self::Unreachable {
+                            address,
+                            why: Unreachable::Refused,
+                        }
+                    }
                     None => Self::Closed {
                         address,
                         code: theirs.error_code.into(),
@@ -458,7 +473,7 @@ impl ConnectError {
 }
 
 /// The TLS alert in a QUIC error code (RFC 9001, section 4.8).
-fn alert(code: quinn::TransportErrorCode) -> Option<u8> {
+fn alert(code: TransportErrorCode) -> Option<u8> {
     u64::from(code)
         .checked_sub(0x100)
         .and_then(|alert| u8::try_from(alert).ok())

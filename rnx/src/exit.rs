@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 0 | done; an attached run: the job's own code, 128+n for signal n, 124 when its time ran out |
 //! | 125, 126, 127 | attached run: failed before the command started; found but not executable; not found |
+//! | 6 | attached run, too: the server was lost and did not come back; the job goes on |
 //! | 1, 2, 3, 4, 5, 6 | failed; usage; not found; not permitted; conflict; cannot reach or trust the server |
 
 use std::{error::Error, io};

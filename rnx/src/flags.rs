@@ -8,7 +8,12 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::amount::{self, Cores, Since};
+use rnx::proto::Schedule;
+
+use crate::{
+    amount::{self, Cores, Since},
+    schedule,
+};
 
 /// Runs Linux jobs on a joblet server.
 #[derive(Parser, Debug)]
@@ -104,8 +109,9 @@ pub(crate) enum Verb {
     ConfigHelp,
     /// Stop the server of `--local` and all of its jobs
     Shutdown,
-    #[command(hide = true)]
-    Schedule(Rest),
+    /// List and remove schedules: jobs that repeat
+    #[command(subcommand)]
+    Schedule(ScheduleVerb),
     #[command(hide = true)]
     Volume(Rest),
     #[command(hide = true)]
@@ -144,12 +150,27 @@ pub(crate) enum JobVerb {
     Metrics(MetricsFlags),
     /// Copy a file or directory out of a job's /work
     Cp(CpFlags),
-    #[command(hide = true)]
-    Cancel(Rest),
-    #[command(hide = true)]
-    Delete(Rest),
-    #[command(hide = true)]
-    DeleteAll(Rest),
+    /// Cancel jobs that have not begun, and schedules
+    Cancel(JobIds),
+    /// Delete jobs that have ended, with their output
+    Delete(JobIds),
+    /// Delete every job that has ended and that you may delete
+    DeleteAll,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ScheduleVerb {
+    /// List schedules, newest first
+    List(ScheduleListFlags),
+    /// Remove schedules: they run no more
+    Remove(JobIds),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ScheduleListFlags {
+    /// At most so many
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) limit: Option<u32>,
 }
 
 /// Arguments of a command that this version does not have.
@@ -230,6 +251,16 @@ pub(crate) struct RunFlags {
     /// Cores to run on, for example 0-3 or 0-1,4
     #[arg(long, value_name = "CORES", value_parser = amount::cores)]
     pub(crate) cpu_cores: Option<Cores>,
+    /// Run it later, and do not wait: in 168h, at 2026-01-31T12:00:00, 'every 24h', or a cron expression
+    #[arg(long, value_name = "WHEN", value_parser = schedule::schedule)]
+    pub(crate) schedule: Option<Schedule>,
+    /// Of jobs that wait for room the one with the greatest is first, -100 to 100
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i32).range(-100..=100))]
+    pub(crate) priority: Option<i32>,
+    /// Submitted again with this key within a day, it is the same job
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
     /// Do not escape control sequences of the job on a terminal
     #[arg(long)]
     pub(crate) raw: bool,
@@ -259,16 +290,7 @@ macro_rules! later {
         }
     };
 }
-later!(
-    volume,
-    network,
-    runtime,
-    schedule,
-    priority,
-    idempotency_key,
-    gpu,
-    gpu_memory
-);
+later!(volume, network, runtime, gpu, gpu_memory);
 
 #[derive(Args, Debug)]
 pub(crate) struct ListFlags {

@@ -16,6 +16,12 @@
 //! caveats              [{limit, enforced: "partly" | "no", note}]: limits that do not hold in every case here
 //! created_time, start_time, end_time     RFC 3339 in UTC, or null
 //! transitions          [{status, time, monotonic_ns}], oldest first
+//! schedule             null for a job that runs at once, else {kind: "once", time}, {kind: "every", seconds} or
+//!                      {kind: "cron", expression, zone}
+//! schedule_id          the schedule that this is a repetition of, or null
+//! next_run_time        while SCHEDULED, RFC 3339 in UTC, else null; next_run_times: some of them, `job status` only
+//!                      has more than the first; last_run_time: when its schedule last made it run, or null
+//! priority             −100 to 100; waits_for: while QUEUED, what for in one line, else null
 //! exit_code            of the command, or null (also in outcome)
 //! outcome              null until the job has ended: {reason, exit_code, signal, signal_name, by, step, errno,
 //!                      cpu_seconds: {user, system}, memory_peak_bytes, io_read_bytes, io_write_bytes,
@@ -27,7 +33,8 @@
 //! A line of `job metrics`: time, and of the time until then cpu_seconds, throttled_seconds, memory_bytes,
 //! memory_peak_bytes, oom_kills, io_read_bytes, io_write_bytes, pids, pids_peak, pids_refused as in an outcome;
 //! pressure is null or {cpu, memory, io}, each {avg10_percent, total_seconds}. `doctor` prints a list of
-//! {promise, verdict: "enforced" | "partly" | "not_enforced", mechanism, detail, remedy}.
+//! {promise, verdict: "enforced" | "partly" | "not_enforced", mechanism, detail, remedy}. `job delete` and
+//! `job delete-all` print {deleted_count, skipped_count}, the former also deleted: the ids as they were given.
 //!
 //! `reason` is one of exited, signaled, out_of_memory, timeout, stopped, canceled, log_limit, start_failed,
 //! command_not_found, command_not_executable, host_lost, daemon_down. Bytes that are not UTF-8 are shown as
@@ -35,8 +42,10 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rnx::{
-    Output, Status, Stream,
-    proto::{Caveat, Finding, Job, Limits, Node, Outcome, Reason, Sample, Stall, Usage, Work},
+    Deleted, Output, Status, Stream,
+    proto::{
+        Caveat, Finding, Job, Limits, Node, Outcome, Reason, Sample, Schedule, Stall, Usage, Work,
+    },
 };
 use serde_json::{Map, Value, json};
 
@@ -78,6 +87,13 @@ pub(crate) fn job(job: &Job) -> Value {
         "start_time": time(times.started),
         "end_time": time(times.ended),
         "transitions": transitions,
+        "schedule": job.schedule.as_ref().map(schedule),
+        "schedule_id": job.schedule_id.map(text::id),
+        "next_run_time": time(job.next_runs_ns.first().copied()),
+        "next_run_times": job.next_runs_ns.iter().map(|ns| text::utc_time((*ns).into())).collect::<Vec<_>>(),
+        "last_run_time": time(job.last_run_ns),
+        "priority": job.priority,
+        "waits_for": job.waits_for,
         "exit_code": job.outcome.as_ref().and_then(|outcome| outcome.exit_code),
         "outcome": job.outcome.as_ref().map(outcome),
         "log": {
@@ -208,6 +224,30 @@ pub(crate) fn work(work: Work) -> &'static str {
     match work {
         Work::Memory => "memory",
         Work::Disk => "disk",
+    }
+}
+
+/// What became of a deletion, and of which jobs.
+pub(crate) fn deleted(deleted: Deleted, ids: Option<&[String]>) -> Value {
+    let mut value = json!({
+        "deleted_count": deleted.deleted,
+        "skipped_count": deleted.skipped,
+    });
+    if let Some(ids) = ids {
+        value["deleted"] = json!(ids);
+    }
+    value
+}
+
+fn schedule(schedule: &Schedule) -> Value {
+    match schedule {
+        // A server tells the time of a one-shot; this is only for what a client asks.
+        Schedule::After { ms } => json!({"kind": "once", "seconds": seconds(*ms, 1_000)}),
+        Schedule::At { ns } => json!({"kind": "once", "time": text::utc_time((*ns).into())}),
+        Schedule::Every { ms } => json!({"kind": "every", "seconds": seconds(*ms, 1_000)}),
+        Schedule::Cron { expression, zone } => {
+            json!({"kind": "cron", "expression": expression, "zone": zone})
+        }
     }
 }
 

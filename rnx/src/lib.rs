@@ -4,6 +4,8 @@
 //! config ──► Node ──► connect ──► Client ──► one stream a request ──► Run · Output · Samples · Arrivals
 //!                                   │
 //!                        upload: Tree ──► frames        receive: Landing ◄── frames
+//!
+//! Line: a Client that is made anew when its connection is lost ──► Follow: output that goes on at its byte
 //! ```
 //! A [`Client`] is cheap to clone and may be used from any number of tasks at once; each request has a QUIC
 //! stream of its own, so a slow reader of one holds up no other until the connection's receive window
@@ -35,7 +37,10 @@ mod config;
 mod connect;
 mod conversation;
 mod error;
+mod follow;
+mod line;
 mod loopback;
+mod place;
 mod receive;
 mod stream;
 mod tls;
@@ -43,10 +48,12 @@ mod upload;
 
 pub use proto_rkyv as proto;
 
-pub use client::{Client, Spec, Status};
+pub use client::{Client, Deleted, Page, Spec, Status};
 pub use config::{Config, ConfigError, Node, Places, Warning};
 pub use connect::{ConnectError, Distrust, Side, Unreachable};
 pub use error::RequestError;
+pub use follow::{Follow, FollowEvent};
+pub use line::{Line, Pace};
 pub use receive::{Landing, LandingError};
 pub use stream::{Arrival, Arrivals, LogEvent, Logs, Output, Run, RunEvent, Samples, Stream};
 pub use tls::{Credential, CredentialError};

@@ -11,6 +11,7 @@ mod flags;
 mod json;
 mod local;
 mod out;
+mod schedule;
 mod signal;
 mod text;
 mod verb;
@@ -19,7 +20,7 @@ use std::{env, process::ExitCode};
 
 use crate::{
     exit::{Failure, code},
-    flags::{Flags, JobVerb, Rest, Verb},
+    flags::{Flags, JobVerb, Rest, ScheduleVerb, Verb},
     out::Out,
     verb::Session,
 };
@@ -61,7 +62,12 @@ fn run(flags: Flags, out: Out) -> Result<u8, Failure> {
         Verb::ConfigHelp => verb::config_help::config_help(out),
         Verb::Shutdown => verb::shutdown::shutdown(&session),
         Verb::Detach { program } => Err(local::become_server(&program)),
-        Verb::Schedule(rest) => Err(later("schedule", &rest)),
+        Verb::Schedule(ScheduleVerb::List(flags)) => {
+            block_on(verb::schedule::list(&flags, &session))
+        }
+        Verb::Schedule(ScheduleVerb::Remove(jobs)) => {
+            block_on(verb::cancel::cancel(&jobs, &session))
+        }
         Verb::Volume(rest) => Err(later("volume", &rest)),
         Verb::Network(rest) => Err(later("network", &rest)),
         Verb::Runtime(rest) => Err(later("runtime", &rest)),
@@ -80,10 +86,10 @@ fn job(verb: JobVerb, session: &Session) -> Result<u8, Failure> {
         JobVerb::Stop(flags) => block_on(verb::stop::stop(&flags, session)),
         JobVerb::Wait(jobs) => block_on(verb::wait::wait(&jobs, session)),
         JobVerb::Cp(flags) => block_on(verb::cp::cp(&flags, session)),
-        JobVerb::Cancel(rest) => Err(later("job cancel", &rest)),
+        JobVerb::Cancel(jobs) => block_on(verb::cancel::cancel(&jobs, session)),
         JobVerb::Metrics(flags) => block_on(verb::metrics::metrics(&flags, session)),
-        JobVerb::Delete(rest) => Err(later("job delete", &rest)),
-        JobVerb::DeleteAll(rest) => Err(later("job delete-all", &rest)),
+        JobVerb::Delete(jobs) => block_on(verb::delete::delete(&jobs, session)),
+        JobVerb::DeleteAll => block_on(verb::delete::delete_all(session)),
     }
 }
 

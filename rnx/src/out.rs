@@ -85,6 +85,11 @@ impl Out {
         self.say("", "", note);
     }
 
+    /// What could be done.
+    pub(crate) fn hint(self, hint: &str) {
+        self.say("hint: ", "\x1b[36m", hint);
+    }
+
     /// Something allowed but unwise.
     pub(crate) fn warn(self, warning: &str) {
         self.say("warning: ", "\x1b[33m", warning);
@@ -109,7 +114,7 @@ impl Out {
             self.say("error: ", "\x1b[1;31m", message);
         }
         if let Some(hint) = &failure.hint {
-            self.say("hint: ", "\x1b[36m", hint);
+            self.hint(hint);
         }
     }
 

@@ -5,7 +5,7 @@
 //! the very slices that came in.
 
 use bytes::Bytes;
-use proto_rkyv::{Header, Id, Job, Kind, Piece, Reply, Sample, Upload};
+use proto_rkyv::{After, Header, Id, Job, Kind, Piece, Reply, Sample, Upload};
 
 use crate::{
     conversation::{self, Incoming},
@@ -126,27 +126,46 @@ impl Outputs {
     }
 }
 
+/// What is known of a job when it was accepted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accepted {
+    pub(crate) id: Id,
+    pub(crate) existing: bool,
+}
+
 /// A job that was accepted, and what the server tells about it.
 #[derive(Debug)]
 pub struct Run {
-    id: Id,
+    accepted: Accepted,
     outputs: Outputs,
+    after: After,
     ended: bool,
 }
 
 impl Run {
-    pub(crate) fn new(id: Id, incoming: Incoming, silent: bool) -> Self {
+    pub(crate) fn new(accepted: Accepted, incoming: Incoming, after: After) -> Self {
         Self {
-            id,
+            accepted,
             outputs: Outputs { incoming, at: None },
-            ended: silent,
+            after,
+            ended: after == After::Detach,
         }
     }
 
     /// Its id.
     #[must_use]
     pub fn id(&self) -> Id {
-        self.id
+        self.accepted.id
+    }
+
+    pub(crate) fn after(&self) -> After {
+        self.after
+    }
+
+    /// Whether an earlier submit with the same idempotency key made the job.
+    #[must_use]
+    pub fn is_existing(&self) -> bool {
+        self.accepted.existing
     }
 
     /// The next event, or `None` after [`RunEvent::Ended`] or for a job that was submitted detached.
@@ -245,6 +264,11 @@ impl Logs {
         }
         let told = self.outputs.ready()?;
         told.map(|told| self.event(told)).transpose()
+    }
+
+    /// Which job it is of, once some output has come.
+    pub(crate) fn job(&self) -> Option<Id> {
+        self.outputs.at.map(|(_, header)| header.job)
     }
 
     fn event(&mut self, told: Told) -> Result<LogEvent, RequestError> {

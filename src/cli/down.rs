@@ -36,7 +36,9 @@ fn end_left_jobs(base: &Base) -> Result<()> {
     };
     say("ending the jobs that a daemon left running");
     if let Err(error) = wiring::run_daemon(base, &config, keys, Purpose::Down) {
-        say(&format!("they are killed, because they could not be ended in order: {error:#}"));
+        say(&format!(
+            "they are killed, because they could not be ended in order: {error:#}"
+        ));
     }
     Ok(())
 }

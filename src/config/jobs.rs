@@ -1,11 +1,11 @@
-//! `jobs`: what a job gets that did not ask, and what it may ask for.
+//! `jobs`: what a job gets that did not ask, what it may ask for, and how many run at once.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use super::{ConfigError, raw::RawConfig};
 use crate::limits;
 
-/// `jobs`: what a job gets that did not ask, and what it may ask for.
+/// `jobs`: what a job gets that did not ask, what it may ask for, and how many run at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Jobs {
     /// `jobs.grace`: time between SIGTERM and SIGKILL.
@@ -16,6 +16,14 @@ pub struct Jobs {
     pub max: JobLimits,
     /// `jobs.reserved_cores`: `None` follows from the number of cores.
     pub reserved_cores: Option<usize>,
+    /// `jobs.max_running`: jobs that run at once, of all shards; `None` is without bound.
+    pub max_running: Option<NonZeroUsize>,
+    /// `jobs.memory_budget`: memory limits of running jobs in all, bytes; `None` is without bound.
+    pub memory_budget: Option<u64>,
+    /// `jobs.cpu_budget`: CPU limits of running jobs in all, percent of one core; `None` is without bound.
+    pub cpu_budget: Option<u64>,
+    /// `jobs.queue_max`: jobs that wait for one of these; further ones are refused.
+    pub queue_max: usize,
 }
 
 /// One number for each limit of a job; `None` is no limit.
@@ -55,11 +63,34 @@ const MAXIMA: Keys = Keys {
 impl Jobs {
     pub(super) fn from_raw(mut raw: RawConfig) -> Result<Self, ConfigError> {
         let default = Self::default();
+        let running_default = default
+            .max_running
+            .and_then(|n| u64::try_from(n.get()).ok());
+        let queue_default = u64::try_from(default.queue_max).unwrap_or(u64::MAX);
         let found = Self {
             grace: raw.duration("grace", default.grace, limits::GRACE_MAX)?,
             default: JobLimits::from_raw(&mut raw, &DEFAULTS, default.default)?,
             max: JobLimits::from_raw(&mut raw, &MAXIMA, default.max)?,
             reserved_cores: raw.count_or_auto("reserved_cores", limits::RESERVED_CORES_MAX)?,
+            max_running: raw
+                .integer_or_none("max_running", running_default, &limits::MAX_RUNNING_RANGE)?
+                .and_then(|count| NonZeroUsize::new(usize::try_from(count).unwrap_or(usize::MAX))),
+            memory_budget: raw.size_or_none(
+                "memory_budget",
+                default.memory_budget,
+                &limits::MEMORY_BUDGET_RANGE,
+            )?,
+            cpu_budget: raw.integer_or_none(
+                "cpu_budget",
+                default.cpu_budget,
+                &limits::CPU_BUDGET_RANGE,
+            )?,
+            queue_max: usize::try_from(raw.integer(
+                "queue_max",
+                queue_default,
+                &limits::QUEUE_JOBS_RANGE,
+            )?)
+            .unwrap_or(usize::MAX),
         };
         raw.finish()?;
         Ok(found)
@@ -109,6 +140,10 @@ impl Default for Jobs {
             },
             max: JobLimits::default(),
             reserved_cores: None,
+            max_running: None,
+            memory_budget: None,
+            cpu_budget: None,
+            queue_max: limits::QUEUE_JOBS_DEFAULT,
         }
     }
 }

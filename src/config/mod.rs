@@ -76,6 +76,10 @@ pub struct Limits {
     pub work_keep_jobs: usize,
     /// `limits.history_jobs`: ended jobs that are remembered.
     pub history_jobs: usize,
+    /// `limits.history_age`: how long after its end a job is remembered; `None` is for ever.
+    pub history_age: Option<Duration>,
+    /// `limits.history_bytes`: output of ended jobs that is kept in all, bytes; `None` is without bound.
+    pub history_bytes: Option<u64>,
     /// `limits.tmp_bytes`: `/tmp` of a job, bytes.
     pub tmp_bytes: u64,
     /// `limits.shm_bytes`: `/dev/shm` of a job, bytes.
@@ -278,6 +282,17 @@ impl Limits {
             work_keep: raw.duration("work_keep", default.work_keep, limits::WORK_KEEP_MAX)?,
             work_keep_jobs: usize::try_from(work_keep_jobs).unwrap_or(usize::MAX),
             history_jobs: usize::try_from(history).unwrap_or(usize::MAX),
+            history_age: Some(raw.duration(
+                "history_age",
+                default.history_age.unwrap_or_default(),
+                limits::HISTORY_AGE_MAX,
+            )?)
+            .filter(|age| !age.is_zero()),
+            history_bytes: raw.size_or_none(
+                "history_bytes",
+                default.history_bytes,
+                &limits::HISTORY_BYTES_RANGE,
+            )?,
             tmp_bytes: raw.size("tmp_bytes", default.tmp_bytes, &memory)?,
             shm_bytes: raw.size("shm_bytes", default.shm_bytes, &memory)?,
         };
@@ -373,6 +388,8 @@ impl Default for Limits {
             work_keep: limits::WORK_KEEP_DEFAULT,
             work_keep_jobs: limits::WORK_KEEP_JOBS_DEFAULT,
             history_jobs: limits::HISTORY_JOBS_DEFAULT,
+            history_age: None,
+            history_bytes: None,
             tmp_bytes: limits::TMP_BYTES_DEFAULT,
             shm_bytes: limits::SHM_BYTES_DEFAULT,
         }

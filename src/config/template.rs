@@ -36,8 +36,11 @@ limits:
   # holds its bytes on the disk and a loop device; the oldest one goes first.
   # work_keep: 10min
   # work_keep_jobs: 64
-  # Ended jobs that are remembered, with their output.
-  # history_jobs: 10000
+  # Ended jobs that are remembered, with their output: how many, for how long after their end (0 is for
+  # ever), and how much output of theirs in all (0 is no bound). The one that ended first is forgotten first.
+  # history_jobs: 100000
+  # history_age: 0
+  # history_bytes: 0
   # /tmp and /dev/shm of a job, in memory.
   # tmp_bytes: 64MB
   # shm_bytes: 64MB
@@ -59,6 +62,15 @@ jobs:
   # How many cores, the lowest ones, are kept for the daemon; jobs run on the others, at least on one. auto
   # is none on a machine with fewer than four cores, else one.
   # reserved_cores: auto
+  # What jobs may have at once, all together: how many run, and the sum of their limits on memory and on CPU
+  # (percent of one core); 0 is no bound. A job without such a limit counts as 0. A job that would be too
+  # much waits (QUEUED): the highest priority is first, then the owner with the fewest running jobs, then the
+  # oldest. A job that is larger than a budget is refused.
+  # max_running: 0
+  # memory_budget: 0
+  # cpu_budget: 0
+  # How many jobs may wait; further ones are refused.
+  # queue_max: 10000
 
 # A job that asks for a limit which this machine cannot enforce is refused; with true it runs without that
 # limit, and its status says so. `rnx doctor` shows what is enforced.
@@ -105,7 +117,7 @@ mod tests {
                 None => text += &format!("{line}\n"),
             }
         }
-        assert_eq!(keys, 25, "{text}");
+        assert_eq!(keys, 31, "{text}");
         assert_eq!(Config::parse(&text).unwrap(), Config::default());
     }
 }

@@ -46,7 +46,8 @@ fn unknown_keys_are_refused_with_their_full_name() {
     refuses(
         "jobs: {graze: 1s}",
         "unknown key jobs.graze; known here: grace, default_cpu, default_memory, default_iobps, \
-         default_pids, max_cpu, max_memory, max_iobps, max_pids, reserved_cores",
+         default_pids, max_cpu, max_memory, max_iobps, max_pids, reserved_cores, max_running, \
+         memory_budget, cpu_budget, queue_max",
     );
     refuses(
         "server: {listen: \"0.0.0.0:1\", port: 5}",
@@ -312,6 +313,79 @@ fn limits_of_jobs_are_in_range_or_none() {
                 &format!("jobs.{which}_{key} is {bad}; allowed is 0 for none, or {allowed}"),
             );
         }
+    }
+}
+
+#[test]
+fn what_jobs_may_have_at_once_is_in_range_or_without_bound() {
+    accepts(
+        "jobs: {max_running: 1, memory_budget: 6MB, cpu_budget: 1, queue_max: 1}",
+        |c| {
+            c.jobs.max_running = NonZeroUsize::new(1);
+            c.jobs.memory_budget = Some(6 << 20);
+            c.jobs.cpu_budget = Some(1);
+            c.jobs.queue_max = 1;
+        },
+    );
+    accepts(
+        "jobs: {max_running: 1000000, memory_budget: 1024TB, cpu_budget: 1000000, queue_max: 1000000}",
+        |c| {
+            c.jobs.max_running = NonZeroUsize::new(1_000_000);
+            c.jobs.memory_budget = Some(1 << 50);
+            c.jobs.cpu_budget = Some(1_000_000);
+            c.jobs.queue_max = 1_000_000;
+        },
+    );
+    accepts(
+        "jobs: {max_running: 0, memory_budget: 0, cpu_budget: 0, queue_max: 10000}",
+        |_| {},
+    );
+    let count = "a whole number from 1 to 1000000";
+    let memory = "0 for none, or a size from 6MB to 1024TB";
+    for (key, bad, allowed) in [
+        ("max_running", "1000001", format!("0 for none, or {count}")),
+        ("max_running", "-1", format!("0 for none, or {count}")),
+        ("cpu_budget", "1000001", format!("0 for none, or {count}")),
+        ("cpu_budget", "1.5", format!("0 for none, or {count}")),
+        ("memory_budget", "6291455", memory.to_owned()),
+        ("memory_budget", "1125899906842625", memory.to_owned()),
+        ("queue_max", "0", count.to_owned()),
+        ("queue_max", "1000001", count.to_owned()),
+    ] {
+        refuses(
+            &format!("jobs: {{{key}: {bad}}}"),
+            &format!("jobs.{key} is {bad}; allowed is {allowed}"),
+        );
+    }
+}
+
+#[test]
+fn history_is_bounded_by_age_and_bytes_or_not_at_all() {
+    accepts("limits: {history_age: 0, history_bytes: 0}", |_| {});
+    accepts("limits: {history_age: 0s}", |_| {});
+    accepts("limits: {history_age: 1ms, history_bytes: 1MB}", |c| {
+        c.limits.history_age = Some(Duration::from_millis(1));
+        c.limits.history_bytes = Some(1 << 20);
+    });
+    accepts("limits: {history_age: 3660d, history_bytes: 1024TB}", |c| {
+        c.limits.history_age = Some(Duration::from_secs(3_660 * 86_400));
+        c.limits.history_bytes = Some(1 << 50);
+    });
+    let age = "allowed is a duration with its unit from 0 to 3660d";
+    refuses(
+        "limits: {history_age: 3661d}",
+        &format!("limits.history_age is \"3661d\"; {age}"),
+    );
+    refuses(
+        "limits: {history_age: 30}",
+        &format!("limits.history_age is 30; {age}"),
+    );
+    let bytes = "allowed is 0 for none, or a size from 1MB to 1024TB";
+    for bad in ["1048575", "1125899906842625", "-1"] {
+        refuses(
+            &format!("limits: {{history_bytes: {bad}}}"),
+            &format!("limits.history_bytes is {bad}; {bytes}"),
+        );
     }
 }
 

@@ -268,6 +268,8 @@ fn spec(script: &str, limits: Limits, work_bytes: u64, timeout: Duration) -> Spe
         timeout: Some(timeout),
         grace: Duration::ZERO,
         uploads: None,
+        schedule: None,
+        priority: 0,
     }
 }
 

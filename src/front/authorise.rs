@@ -21,7 +21,7 @@ pub enum Operation {
     Run,
     /// Stop a job.
     Stop,
-    /// Cancel a job that has not begun.
+    /// Cancel a job that has not begun, or a schedule.
     Cancel,
     /// Wait for a job's end.
     Wait,

@@ -11,6 +11,7 @@
 //!   pki/           authority, server certificate, keys
 //!   store.db       jobs, as a SQLite database; store.db-wal and store.db-shm belong to it
 //!   work/          disk images of `/work`
+//!   spool/         uploads of jobs that run later, a file a job
 //! ```
 //! Nobody else may be able to change what is here: a path that others own or may write is refused.
 
@@ -36,7 +37,7 @@ use crate::sys::durable;
 /// Length of the key of the store.
 const SEAL_KEY_BYTES: usize = 32;
 
-const DIRS: [&str; 4] = ["run", "jobs", "pki", "work"];
+const DIRS: [&str; 5] = ["run", "jobs", "pki", "work", "spool"];
 
 /// A base directory that has been checked.
 #[derive(Debug, Clone)]
@@ -296,6 +297,12 @@ impl Base {
     pub fn work(&self) -> PathBuf {
         self.root.join("work")
     }
+
+    /// Where the uploads of jobs that run later are.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
 }
 
 fn io_error(verb: &'static str, path: &Path, source: io::Error) -> BaseError {
@@ -388,6 +395,7 @@ mod tests {
             first.jobs(),
             first.pki(),
             first.work(),
+            first.spool(),
         ] {
             assert_eq!(
                 fs::metadata(&path).unwrap().mode() & 0o7777,

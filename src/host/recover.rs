@@ -220,7 +220,13 @@ mod tests {
 
         fn recover(&self) -> Result<Report, RecoverError> {
             let nothing = (&Spared::default(), &HashSet::new());
-            recover_from(self.base.path(), &self.instance, &self.leases, WAIT, nothing)
+            recover_from(
+                self.base.path(),
+                &self.instance,
+                &self.leases,
+                WAIT,
+                nothing,
+            )
         }
     }
 

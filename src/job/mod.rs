@@ -7,7 +7,9 @@ mod finding;
 mod id;
 mod outcome;
 mod refusal;
+mod request;
 mod role;
+mod schedule;
 mod spec;
 mod state;
 mod usage;
@@ -17,10 +19,12 @@ pub use finding::{Finding, Verdict};
 pub use id::{IdError, JobId, ShardIndex};
 pub use outcome::{LogTotals, Outcome, Reason};
 pub use refusal::{Refusal, RefusalCode};
+pub use request::{Accepted, Cursor, Deleted, IdempotencyKey, ListQuery};
 pub use role::{Peer, Role, RoleError};
+pub use schedule::{Schedule, ScheduleError};
 pub use spec::{
-    ByteString, EnvEntry, IdempotencyKey, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
+    ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
 };
 pub use state::{State, Transition};
 pub use usage::{Caveat, LimitKind, Limits, Sample, Stall, Usage};
-pub use view::{Accepted, Chunk, JobView, NodeView, WorkKind};
+pub use view::{Chunk, JobView, NodeView, WorkKind};

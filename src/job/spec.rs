@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Limits;
+use super::{Limits, Schedule};
 
 /// Bytes that came from a user and need not be text.
 pub type ByteString = Vec<u8>;
@@ -32,15 +32,10 @@ pub struct Spec {
     pub grace: Duration,
     /// Sum of all file sizes to be uploaded, when uploads follow.
     pub uploads: Option<u64>,
-}
-
-/// What makes a repeated submit the same one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdempotencyKey {
-    /// Chosen by the client; those of other owners are others.
-    pub key: String,
-    /// Of everything that was asked for.
-    pub fingerprint: [u8; 32],
+    /// When it runs; at once when absent.
+    pub schedule: Option<Schedule>,
+    /// Of jobs that wait for capacity the one with the greatest is first; −100 to 100.
+    pub priority: i32,
 }
 
 /// One variable of a job's environment.

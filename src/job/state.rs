@@ -1,11 +1,13 @@
 //! States of a job.
 //!
 //! ```text
-//! Initializing ─► Running ─► Stopping ─┐
-//!      │             │                 ├─► Completed · Failed · Stopped · Timeout · Canceled
-//!      └─────────────┴─────────────────┘
+//! Scheduled ─► Queued ─► Initializing ─► Running ─► Stopping ─┐
+//!     │          │            │             │                 ├─► Completed · Failed · Stopped · Timeout
+//!     │          │            └─────────────┴─────────────────┘
+//!     └──────────┴─► Canceled
 //! ```
-//! `Scheduled` and `Queued` come before `Initializing`; nothing enters them yet.
+//! A job begins where it must: `Scheduled` when it was given a time, `Queued` when there is no room for it. One
+//! that repeats stays `Scheduled` until it is canceled; each of its repetitions is a job of its own.
 
 /// Where a job is in its life. It never lies: `Running` means that the command has passed `execve`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Caveat, JobId, LogTotals, Outcome, Reason, Spec, State, Stream, Transition};
+use super::{Caveat, JobId, LogTotals, Outcome, Reason, Schedule, Spec, State, Stream, Transition};
 
 /// Everything a peer may know about one job. `Send`, so that it may cross shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,15 +27,22 @@ pub struct JobView {
     pub outcome: Option<Outcome>,
     /// Output so far.
     pub log: LogTotals,
+    /// The schedule that it is a repetition of.
+    pub schedule_id: Option<JobId>,
+    /// When it runs next, nanoseconds since the epoch; only while `Scheduled`.
+    pub next_run_ns: Option<i64>,
+    /// When its schedule last made it run, nanoseconds since the epoch.
+    pub last_run_ns: Option<i64>,
+    /// What it waits for, in one line; only while `Queued`.
+    pub waits_for: Option<String>,
 }
 
-/// A submit that was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Accepted {
-    /// The job.
-    pub id: JobId,
-    /// It was accepted before, under the same idempotency key.
-    pub existing: bool,
+impl JobView {
+    /// Whether it is a schedule: a job that repeats, and no repetition.
+    #[must_use]
+    pub fn is_schedule(&self) -> bool {
+        self.schedule_id.is_none() && self.spec.schedule.as_ref().is_some_and(Schedule::repeats)
+    }
 }
 
 /// What a job's `/work` is made of.

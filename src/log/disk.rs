@@ -66,6 +66,18 @@ impl DiskGuard {
         Ok(Arc::new(guard))
     }
 
+    /// A place on the file system.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Free space that is never handed out, bytes.
+    #[must_use]
+    pub const fn reserve_bytes(&self) -> u64 {
+        self.reserve_bytes
+    }
+
     /// Free space above the reserve as far as it has been handed out for use, bytes.
     #[must_use]
     pub fn headroom(&self) -> u64 {

@@ -18,6 +18,8 @@ pub enum OpenHow {
     Read,
     /// For reading and writing; made with mode 0600 when it does not exist.
     Create,
+    /// For reading and writing; made with mode 0600, and it must not exist.
+    CreateNew,
 }
 
 /// An open file. It is closed through the ring when dropped.
@@ -38,9 +40,11 @@ impl File {
             .read(true)
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW);
-        if how == OpenHow::Create {
-            options.write(true).create(true);
-        }
+        match how {
+            OpenHow::Read => &mut options,
+            OpenHow::Create => options.write(true).create(true),
+            OpenHow::CreateNew => options.write(true).create_new(true),
+        };
         options.open(path).await.map(Self)
     }
 

@@ -39,8 +39,8 @@ pub(super) struct Body {
     pub(super) pid: Option<u32>,
     /// What it was seen to use.
     pub(super) samples: Samples,
-    /// Why it is being ended is on its way into the store so many times.
-    pub(super) endings: usize,
+    /// How far it is, is on its way into the store so many times.
+    pub(super) notes: usize,
     /// Signals and kills that wait for that, in order.
     pub(super) held_back: Vec<Effect>,
     /// Whoever asked for the end, and is answered when the store knows.
@@ -64,7 +64,7 @@ impl Body {
             link: None,
             pid: None,
             samples: Samples::default(),
-            endings: 0,
+            notes: 0,
             held_back: Vec::new(),
             awaiting_note: Vec::new(),
         }

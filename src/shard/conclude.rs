@@ -84,7 +84,7 @@ const fn state_of(cause: &Cause) -> State {
     match cause {
         Cause::Timeout => State::Timeout,
         Cause::Stopped { .. } | Cause::DaemonDown => State::Stopped,
-        Cause::Abandoned => State::Canceled,
+        Cause::Abandoned | Cause::Canceled => State::Canceled,
         Cause::OutOfMemory
         | Cause::LogLimit
         | Cause::HostLost
@@ -103,7 +103,7 @@ pub(super) fn reason_of(cause: &Cause) -> Reason {
         Cause::LogLimit => Reason::LogLimit,
         Cause::DaemonDown => Reason::DaemonDown,
         Cause::HostLost => Reason::HostLost,
-        Cause::Abandoned => Reason::Canceled,
+        Cause::Abandoned | Cause::Canceled => Reason::Canceled,
         Cause::NotFound => Reason::CommandNotFound,
         Cause::NotExecutable(errno) => Reason::CommandNotExecutable { errno: *errno },
         Cause::StartFailed(StartFailure { step, errno }) => Reason::StartFailed {

@@ -16,10 +16,14 @@ use crate::job::{
 /// Bounds that the reactor enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CoreLimits {
-    /// Jobs of this shard that have not ended.
+    /// Jobs of this shard that have something of the host: a sandbox that is made or lives.
     pub live_jobs_max: usize,
     /// Sandboxes being made at once; further jobs wait in the order of arrival.
     pub starts_max: usize,
+    /// Jobs of this shard whose time has not come.
+    pub scheduled_max: usize,
+    /// Jobs need a place in the daemon's queue before they are made.
+    pub has_queue: bool,
 }
 
 /// The jobs of one shard that have not ended, and those whose end is not in the store yet.
@@ -33,6 +37,10 @@ pub struct Core {
     pub(super) starting: usize,
     /// How many of the jobs have ended.
     pub(super) ended: usize,
+    /// How many of them wait for their time.
+    pub(super) scheduled: usize,
+    /// How many of them wait in the daemon's queue.
+    pub(super) queued: usize,
     /// Nothing is admitted any more.
     pub(super) is_closed: bool,
     /// Every job is being ended.
@@ -56,6 +64,11 @@ pub(super) struct Job {
     pub(super) record: Record,
     /// Counts among the sandboxes being made.
     pub(super) has_slot: bool,
+    /// The daemon's queue knows it.
+    pub(super) has_place: bool,
+    pub(super) schedule_id: Option<JobId>,
+    /// When its schedule last made it run, nanoseconds since the epoch.
+    pub(super) last_run_ns: Option<i64>,
     /// Why a former daemon was ending it, until its birth is heard of again.
     pub(super) was_ending: Option<Cause>,
     pub(super) phase: Phase,
@@ -75,13 +88,18 @@ pub(super) enum Record {
 /// Where a job is, with the data that only exists there.
 ///
 /// ```text
-/// Waiting ─► Making ─► Alive ─► Draining ─► Ended
-///    │          └─────────────────▲            ▲
-///    └─────────────────────────────────────────┘
+/// Scheduled ─► Queued ─► Waiting ─► Making ─► Alive ─► Draining ─► Ended
+///     │          │          │         └─────────────────▲            ▲
+///     └──────────┴──────────┴────────────────────────────────────────┘
 /// ```
-/// `Making` goes back to `Making` when a spawner died with the recipe unread.
+/// A job begins in any of the first three. One that repeats stays `Scheduled`; its repetitions are jobs of their
+/// own. `Making` goes back to `Making` when a spawner died with the recipe unread.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// Its time has not come.
+    Scheduled { next_ns: i64 },
+    /// The daemon's queue has not let it yet.
+    Queued { waits_for: String },
     /// Waits for its turn to be made.
     Waiting,
     /// Its resources are being made, or, once `sent`, its recipe is with the spawner.
@@ -113,6 +131,7 @@ pub(super) enum Cause {
     DaemonDown,
     HostLost,
     Abandoned,
+    Canceled,
     StartFailed(StartFailure),
     NotFound,
     NotExecutable(i32),
@@ -128,6 +147,8 @@ impl Core {
             waiting: VecDeque::new(),
             starting: 0,
             ended: 0,
+            scheduled: 0,
+            queued: 0,
             is_closed: false,
             is_down: false,
             now_mono_ns: 0,
@@ -138,6 +159,11 @@ impl Core {
     #[must_use]
     pub fn live(&self) -> usize {
         self.jobs.len() - self.ended
+    }
+
+    /// Jobs that have something of the host.
+    pub(super) fn held(&self) -> usize {
+        self.live() - self.scheduled - self.queued - self.waiting.len()
     }
 
     /// Sandboxes being made and jobs waiting to be: the load a placement looks at.
@@ -152,9 +178,12 @@ impl Core {
         self.jobs.get(&id).map(|job| job.view(id))
     }
 
-    /// Every job, in no order.
+    /// Every job but those that were never accepted and are being taken apart, in no order.
     pub fn views(&self) -> impl Iterator<Item = JobView> + '_ {
-        self.jobs.iter().map(|(id, job)| job.view(*id))
+        self.jobs
+            .iter()
+            .filter(|(_, job)| !job.is_abandoned())
+            .map(|(id, job)| job.view(*id))
     }
 
     /// Ids that begin with `prefix`, at most `max`.
@@ -196,7 +225,11 @@ impl Core {
             Phase::Alive(alive) | Phase::Draining(alive) => alive
                 .started_mono_ns
                 .map(|at| at.saturating_sub(job.arrived_mono_ns)),
-            Phase::Waiting | Phase::Making { .. } | Phase::Ended { .. } => None,
+            Phase::Scheduled { .. }
+            | Phase::Queued { .. }
+            | Phase::Waiting
+            | Phase::Making { .. }
+            | Phase::Ended { .. } => None,
         }
     }
 }
@@ -218,12 +251,27 @@ impl Job {
         }
     }
 
+    fn is_abandoned(&self) -> bool {
+        let cause = match &self.phase {
+            Phase::Making { cause, .. } => cause.as_ref(),
+            Phase::Alive(alive) | Phase::Draining(alive) => alive.cause.as_ref(),
+            Phase::Scheduled { .. }
+            | Phase::Queued { .. }
+            | Phase::Waiting
+            | Phase::Ended { .. } => None,
+        };
+        cause == Some(&Cause::Abandoned)
+    }
+
     /// Why it is being ended, when it is.
     fn ending(&self) -> Option<Reason> {
         match &self.phase {
             Phase::Making { cause, .. } => cause.as_ref(),
             Phase::Alive(alive) | Phase::Draining(alive) => alive.cause.as_ref(),
-            Phase::Waiting | Phase::Ended { .. } => None,
+            Phase::Scheduled { .. }
+            | Phase::Queued { .. }
+            | Phase::Waiting
+            | Phase::Ended { .. } => None,
         }
         .map(reason_of)
     }
@@ -231,9 +279,12 @@ impl Job {
     fn view(&self, id: JobId) -> JobView {
         let (outcome, log) = match &self.phase {
             Phase::Ended { outcome, log } => (Some(outcome.clone()), *log),
-            Phase::Waiting | Phase::Making { .. } | Phase::Alive(_) | Phase::Draining(_) => {
-                (None, LogTotals::default())
-            }
+            Phase::Scheduled { .. }
+            | Phase::Queued { .. }
+            | Phase::Waiting
+            | Phase::Making { .. }
+            | Phase::Alive(_)
+            | Phase::Draining(_) => (None, LogTotals::default()),
         };
         JobView {
             id,
@@ -246,6 +297,18 @@ impl Job {
             ending: self.ending(),
             outcome,
             log,
+            schedule_id: self.schedule_id,
+            next_run_ns: if let Phase::Scheduled { next_ns } = &self.phase {
+                Some(*next_ns)
+            } else {
+                None
+            },
+            last_run_ns: self.last_run_ns,
+            waits_for: if let Phase::Queued { waits_for } = &self.phase {
+                Some(waits_for.clone())
+            } else {
+                None
+            },
         }
     }
 }

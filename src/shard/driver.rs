@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
     rc::Rc,
     sync::{
@@ -18,6 +18,7 @@ use std::{
 use hdrhistogram::Histogram;
 
 use super::{
+    alarms::Alarms,
     body::Body,
     core::{Core, CoreLimits},
     desk::{Desk, Link},
@@ -26,18 +27,18 @@ use super::{
     handle::Settings,
     history::Archive,
     output::Watches,
+    queue::Queue,
     reactor,
     records::Records,
     remote::Remote,
     retire::Kept,
     seats::Seats,
+    spool::{SPOOL, Spool},
     timers::Timers,
     topology::Host,
 };
 use crate::{
-    job::{
-        Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex,
-    },
+    job::{Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex},
     log::{Progress, Recorder},
     rt::{self, Notify, OneshotSender, oneshot},
     sandbox::wire::KeeperCommand,
@@ -54,13 +55,16 @@ pub(crate) struct Shard {
     pub(super) desk: Desk,
     pub(super) recorder: Rc<Recorder>,
     pub(super) timers: Timers,
+    pub(super) alarms: Alarms,
+    /// The daemon's queue, on the shard that keeps it; empty on the others.
+    pub(super) queue: RefCell<Queue>,
     pub(super) watches: Watches,
     pub(super) records: Rc<Records>,
     pub(super) archive: Rc<Archive>,
     /// What the driver holds of each job that has not ended.
     pub(super) bodies: RefCell<HashMap<JobId, Body>>,
     core: RefCell<Core>,
-    queue: RefCell<VecDeque<Event>>,
+    events: RefCell<VecDeque<Event>>,
     is_feeding: Cell<bool>,
     waiters: RefCell<HashMap<JobId, Vec<OneshotSender<JobView>>>>,
     /// Who waits to hear that a submitted job is accepted.
@@ -71,6 +75,9 @@ pub(crate) struct Shard {
     all_ended: Notify,
     has_all_ended: Cell<bool>,
     pub(super) kept: Kept,
+    pub(super) spool: Spool,
+    /// Jobs of this shard that have a spool of their own.
+    pub(super) spooled: RefCell<HashSet<JobId>>,
     pub(super) seats: Seats,
     pub(super) front: FrontDoor,
 }
@@ -87,11 +94,17 @@ pub(super) struct ShardParts {
     pub(super) records: Rc<Records>,
     pub(super) archive: Archive,
     pub(super) seats: Seats,
+    pub(super) queue: Queue,
 }
 
 impl Shard {
     pub(super) fn new(parts: ShardParts) -> Rc<Self> {
         let core = Core::new(parts.limits);
+        let spool = Spool::new(
+            &parts.host.base_dir.join(SPOOL),
+            Arc::clone(&parts.host.disk),
+            parts.host.durability,
+        );
         Rc::new(Self {
             index: parts.index,
             shards: parts.host.shards,
@@ -100,12 +113,14 @@ impl Shard {
             desk: parts.desk,
             recorder: parts.recorder,
             timers: Timers::default(),
+            alarms: Alarms::default(),
+            queue: RefCell::new(parts.queue),
             watches: Watches::default(),
             records: parts.records,
             archive: Rc::new(parts.archive),
             bodies: RefCell::default(),
             core: RefCell::new(core),
-            queue: RefCell::default(),
+            events: RefCell::default(),
             is_feeding: Cell::new(false),
             waiters: RefCell::default(),
             submitters: RefCell::default(),
@@ -114,6 +129,8 @@ impl Shard {
             all_ended: Notify::default(),
             has_all_ended: Cell::new(false),
             kept: Kept::default(),
+            spool,
+            spooled: RefCell::default(),
             seats: parts.seats,
             front: FrontDoor::default(),
         })
@@ -121,7 +138,7 @@ impl Shard {
 
     /// Feeds one event and performs what follows from it.
     pub(crate) fn feed(self: &Rc<Self>, event: Event) {
-        self.queue.borrow_mut().push_back(event);
+        self.events.borrow_mut().push_back(event);
         self.work_off();
     }
 
@@ -154,7 +171,7 @@ impl Shard {
             return;
         }
         loop {
-            let Some(event) = self.queue.borrow_mut().pop_front() else {
+            let Some(event) = self.events.borrow_mut().pop_front() else {
                 break;
             };
             tracing::trace!(shard = self.index, ?event);
@@ -201,7 +218,12 @@ impl Shard {
                 let existing = false;
                 self.answer_submitter(id, result.map(|()| Accepted { id, existing }));
             }
-            Effect::RecordEnding(id) => self.record_ending(id),
+            Effect::RecordProgress(id) => self.record_progress(id),
+            Effect::SetAlarm(id, wall_ns) => self.alarms.set(id, wall_ns),
+            Effect::Ask(id) => self.ask(id),
+            Effect::Claim(id) => self.claim(id),
+            Effect::GiveBack(id) => self.give_back(id),
+            Effect::Repeat(id, due_ns) => self.repeat(id, due_ns),
             Effect::RecordEnded(id) => self.record_ended(id),
             Effect::Release(id) => self.release(id),
             Effect::Forget(id) => self.forget(id),
@@ -253,9 +275,9 @@ impl Shard {
         let (sender, receiver) = oneshot();
         self.submitters.borrow_mut().insert(id, sender);
         self.feed(Event::Accept(id));
-        receiver.await.unwrap_or_else(|| {
-            Err(Refusal::new(RefusalCode::Busy, "the daemon is going down"))
-        })
+        receiver
+            .await
+            .unwrap_or_else(|| Err(Refusal::new(RefusalCode::Busy, "the daemon is going down")))
     }
 
     /// Notes the keeper that holds the end of a job.
@@ -263,8 +285,11 @@ impl Shard {
         self.holders.borrow_mut().insert(id, link);
     }
 
-    /// Has the keeper forget a job, whose end the store has.
-    fn forget(&self, id: JobId) {
+    /// Has the keeper forget a job, whose end the store has, and removes what it might have been made from.
+    fn forget(self: &Rc<Self>, id: JobId) {
+        if self.spooled.borrow_mut().remove(&id) {
+            self.remove_spool(id);
+        }
         let holder = self.holders.borrow_mut().remove(&id);
         if let Some(link) = holder {
             link.command(KeeperCommand::Release { id });

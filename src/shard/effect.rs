@@ -5,9 +5,7 @@
 
 use std::time::Instant;
 
-use crate::job::{
-    Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind,
-};
+use crate::job::{Caveat, JobId, JobView, LogTotals, Refusal, Spec, StopSignal, Usage, WorkKind};
 
 /// When something happened, on the three clocks that matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +16,17 @@ pub struct Moment {
     pub wall_ns: i64,
     /// CLOCK_MONOTONIC, nanoseconds; the clock that init stamps its records with.
     pub mono_ns: u64,
+}
+
+/// When a new job is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// At once.
+    Now,
+    /// When the daemon's queue lets it; what it waits for.
+    Queued(String),
+    /// When the wall clock has reached that, nanoseconds since the epoch.
+    At(i64),
 }
 
 /// A job that is to be made.
@@ -35,6 +44,12 @@ pub struct NewJob {
     pub caveats: Vec<Caveat>,
     /// When the request arrived, CLOCK_MONOTONIC nanoseconds.
     pub arrived_mono_ns: u64,
+    /// The schedule that it is a repetition of.
+    pub schedule_id: Option<JobId>,
+    /// When it is to be made.
+    pub start: Start,
+    /// The daemon's queue counts it.
+    pub has_place: bool,
 }
 
 /// A job of a former daemon that had not ended, as the store has it.
@@ -44,6 +59,8 @@ pub struct FoundJob {
     pub view: JobView,
     /// What the helpers and the kernel say.
     pub whereabouts: Whereabouts,
+    /// Its uploads are on the disk, so that it can be made again.
+    pub has_spool: bool,
 }
 
 /// Where a job of a former daemon was found.
@@ -105,6 +122,14 @@ pub enum Event {
         /// The first signal.
         signal: StopSignal,
     },
+    /// The queue lets a job be made.
+    Granted(JobId),
+    /// What a job in the queue waits for.
+    Waits(JobId, String),
+    /// The wall clock has reached the time of a scheduled job.
+    Due(JobId),
+    /// A peer takes back a job that has not begun.
+    Cancel(JobId),
     /// A timer that was set has expired.
     Timer(JobId, Timer),
     /// The daemon ends and leaves its jobs to the next one, or waits for them: nothing is admitted.
@@ -181,9 +206,20 @@ pub enum Effect {
     RecordAccepted(JobId),
     /// Tell whoever submitted the job that it is accepted, or why it is not.
     Answer(JobId, Result<(), Refusal>),
-    /// Have the store note why a running job is being ended. Signals and kills of the job that follow wait until it
-    /// has, or has had its time: a successor must not take an end of our making for the command's own.
-    RecordEnding(JobId),
+    /// Have the store note how far a job is: why it is being ended, when it runs next. Signals and kills of the job
+    /// that follow wait until it has, or has had its time: a successor must not take an end of our making for the
+    /// command's own.
+    RecordProgress(JobId),
+    /// Feed [`Event::Due`] when the wall clock has reached that; an alarm of the job that is set is replaced.
+    SetAlarm(JobId, i64),
+    /// Ask the queue for a place for the job, then feed [`Event::Granted`], at once or later.
+    Ask(JobId),
+    /// Tell the queue that the job has a place, which a former daemon gave it.
+    Claim(JobId),
+    /// Tell the queue that the job needs its place no more.
+    GiveBack(JobId),
+    /// Submit the repetition of a schedule that was due then, nanoseconds since the epoch.
+    Repeat(JobId, i64),
     /// Wake everybody who waits for the job, and have the store keep its outcome, then feed
     /// [`Event::EndRecorded`].
     RecordEnded(JobId),

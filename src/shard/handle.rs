@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    path::Path,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,19 +10,19 @@ use std::{
 use hdrhistogram::Histogram;
 
 use super::{
-    admission::admit,
     driver::Shard,
-    effect::{Event, NewJob},
+    effect::Event,
     output::Output,
+    remote::Local,
+    submission::{Asked, Submission},
     tree::Tree,
-    upload::UploadSink,
 };
 use crate::{
     cgroup::Enforcement,
     config::{Config, JobLimits},
     job::{
-        Accepted, IdempotencyKey, JobId, JobView, LimitKind, Limits, LogQuery, NodeView, Peer,
-        Reason, Refusal, RefusalCode, Sample, ShardIndex, Spec, State, StopSignal, WorkKind,
+        Cursor, Deleted, IdempotencyKey, JobId, JobView, LimitKind, Limits, ListQuery, LogQuery,
+        NodeView, Peer, Refusal, RefusalCode, Sample, ShardIndex, Spec, State, StopSignal,
     },
     limits, store,
 };
@@ -116,8 +115,9 @@ impl Handle {
     /// with the `key` of an earlier one gives the job of that.
     ///
     /// # Errors
-    /// `Busy` when no more jobs fit, the disk is full or the daemon goes down; `Unsupported` for a limit that this
-    /// host cannot keep; `Conflict` when `key` was used for another request.
+    /// `Busy` when no more jobs fit, the disk is full or the daemon goes down; `TooLarge` for what the queue's budget
+    /// can never hold; `Unsupported` for a limit that this host cannot keep; `Conflict` when `key` was used for
+    /// another request.
     pub async fn submit(
         &self,
         owner: &Peer,
@@ -125,62 +125,20 @@ impl Handle {
         key: Option<IdempotencyKey>,
         arrived: Instant,
     ) -> Result<Submission, Refusal> {
-        let host = &self.shard.host;
-        let room = host.disk.take(limits::JOB_RECORD_BYTES);
-        if room.bytes() < limits::JOB_RECORD_BYTES {
-            return Err(no_space(&host.base_dir));
-        }
-        room.settle(0);
-        let target = self.shard.place();
-        let id = JobId::random_owned_by(target, self.shard.shards);
-        let has_uploads = spec.uploads.is_some();
-        let work = if spec.work_bytes <= self.settings().work_memory_bytes {
-            WorkKind::Memory
-        } else {
-            WorkKind::Disk
-        };
-        let enforcement = |limit| host.cgroups.enforcement(limit);
-        let default = &host.settings.default_limits;
-        let caveats = admit(&spec.limits, default, host.best_effort, enforcement)?;
-        let arrived_mono_ns = self.shard.mono_ns_of(arrived);
-        let new = NewJob {
-            id,
-            owner: owner.name.clone(),
-            spec,
-            work,
-            caveats,
-            arrived_mono_ns,
-        };
         let key = key.map(|key| store::Key {
             owner: owner.name.clone(),
             key: key.key,
             fingerprint: key.fingerprint,
             expires_ns: self.shard.moment().wall_ns + key_life_ns(),
         });
-        let submit = move |shard: Rc<Shard>| async move {
-            let upload = has_uploads.then(|| shard.open_upload(id)).transpose()?;
-            if let Err(refusal) = shard.submit(new, key) {
-                shard.forget_upload(id);
-                return Err(refusal);
-            }
-            // Without uploads the client has given everything; its sandbox is made while the store works.
-            let accepted = match upload {
-                Some(_) => None,
-                None => Some(shard.accept(id).await?),
-            };
-            Ok::<_, Refusal>((upload, accepted))
+        let request = Asked {
+            owner: owner.name.clone(),
+            spec,
+            key,
+            schedule_id: None,
+            arrived,
         };
-        let (upload, accepted) = self
-            .shard
-            .on(target, |shard| Box::pin(submit(shard)))
-            .await??;
-        let upload = upload.map(UploadSink::new).transpose()?;
-        Ok(Submission {
-            shard: Rc::clone(&self.shard),
-            id,
-            upload,
-            accepted,
-        })
+        Submission::make(&self.shard, request).await
     }
 
     /// The job whose id starts with `prefix`.
@@ -245,7 +203,7 @@ impl Handle {
     async fn at_owner<R: Send + 'static>(
         &self,
         id: JobId,
-        work: impl FnOnce(Rc<Shard>) -> super::remote::Local<R> + Send + 'static,
+        work: impl FnOnce(Rc<Shard>) -> Local<R> + Send + 'static,
     ) -> Result<R, Refusal> {
         self.shard.on(id.owner(self.shard.shards), work).await
     }
@@ -255,37 +213,37 @@ impl Handle {
     /// # Errors
     /// Not found.
     pub async fn view(&self, id: JobId) -> Result<JobView, Refusal> {
-        self.at_owner(id, move |shard| {
-            Box::pin(async move { shard.look(id).await })
-        })
-        .await?
+        let look = move |shard: Rc<Shard>| -> Local<_> { Box::pin(async move { shard.look(id).await }) };
+        let mut view = self.at_owner(id, look).await??;
+        if view.state == State::Queued {
+            // What it waits for changes with every job that ends.
+            view.waits_for = self.shard.why_queued(id).await.or(view.waits_for);
+        }
+        Ok(view)
     }
 
-    /// Jobs, newest first, at most `limit`: those of all shards and those that only the store has. A shard that
-    /// does not keep up is waited for.
+    /// Jobs, newest first, and where to go on when there are more: those of all shards and those that only the store
+    /// has. A shard that does not keep up is waited for.
     ///
     /// # Errors
     /// A store that cannot be read.
-    pub async fn list(&self, state: Option<State>, limit: usize) -> Result<Vec<JobView>, Refusal> {
+    pub async fn list(&self, query: ListQuery) -> Result<(Vec<JobView>, Option<Cursor>), Refusal> {
         let mut live = Vec::new();
         for shard in 0..self.shard.shards {
             let some = self
                 .shard
-                .on(shard, move |shard| {
-                    Box::pin(async move { shard.list() })
-                })
+                .on(shard, move |shard| Box::pin(async move { shard.list() }))
                 .await;
             live.extend(some.unwrap_or_default());
         }
-        // After the shards: what one of them lets go meanwhile is in the store by then.
-        let ended = self.shard.ended_jobs(state, limit).await?;
+        // After the shards: what one of them lets go meanwhile is in the store by then. One more than asked for
+        // tells that there is more.
+        let limit = query.limit.saturating_add(1);
+        let ended = self.shard.ended_jobs(ListQuery { limit, ..query }).await?;
         let known: HashSet<JobId> = live.iter().map(|job| job.id).collect();
-        let wanted = |job: &JobView| state.is_none_or(|state| job.state == state);
-        let mut jobs: Vec<JobView> = live.into_iter().filter(wanted).collect();
+        let mut jobs: Vec<JobView> = live.into_iter().filter(|job| query.includes(job)).collect();
         jobs.extend(ended.into_iter().filter(|job| !known.contains(&job.id)));
-        jobs.sort_by_key(|job| std::cmp::Reverse(created_ns(job)));
-        jobs.truncate(limit);
-        Ok(jobs)
+        Ok(query.page(jobs))
     }
 
     /// Asks a job to stop. Asking twice, or after it has ended, is not an error.
@@ -298,11 +256,98 @@ impl Handle {
             Box::pin(async move {
                 shard.feed(Event::Stop { id, by, signal });
                 // What is answered is not forgotten, whatever becomes of this daemon.
-                shard.ending_noted(id).await;
+                shard.noted_progress(id).await;
                 shard.look(id).await
             })
         })
         .await?
+    }
+
+    /// Cancels a job that has not begun. Canceling twice is not an error.
+    ///
+    /// # Errors
+    /// Not found; `Conflict` for a job that has begun or ended otherwise.
+    pub async fn cancel(&self, id: JobId, _by: &str) -> Result<JobView, Refusal> {
+        self.at_owner(id, move |shard| {
+            Box::pin(async move {
+                shard.feed(Event::Cancel(id));
+                let view = shard.look(id).await?;
+                match view.state {
+                    State::Canceled => Ok(view),
+                    State::Scheduled
+                    | State::Queued
+                    | State::Initializing
+                    | State::Running
+                    | State::Stopping => Err(conflict(format!("job {id} has begun"))
+                        .hint("`rnx job stop` stops it")),
+                    State::Completed | State::Failed | State::Stopped | State::Timeout => {
+                        Err(conflict(format!("job {id} has ended")))
+                    }
+                }
+            })
+        })
+        .await?
+    }
+
+    /// Deletes a job that has ended, its output and all that is known of it.
+    ///
+    /// # Errors
+    /// Not found; `Conflict` when it has not ended.
+    pub async fn delete(&self, id: JobId) -> Result<(), Refusal> {
+        self.at_owner(id, move |shard| {
+            Box::pin(async move {
+                let view = shard.look(id).await?;
+                if !view.state.has_ended() {
+                    return Err(conflict(format!("job {id} has not ended"))
+                        .hint("`rnx job stop` or `rnx job cancel` ends it"));
+                }
+                shard.delete(vec![id]).await.map(drop)
+            })
+        })
+        .await?
+    }
+
+    /// Deletes every job that has ended and whose owner is `allowed`; the others are skipped.
+    ///
+    /// # Errors
+    /// `Busy` when a shard does not keep up; what was deleted until then stays so.
+    pub async fn delete_all(
+        &self,
+        allowed: impl Fn(&str) -> bool + Clone + Send + 'static,
+    ) -> Result<Deleted, Refusal> {
+        let mut live = Vec::new();
+        for shard in 0..self.shard.shards {
+            let some = self
+                .shard
+                .on(shard, move |shard| {
+                    Box::pin(async move { shard.list() })
+                })
+                .await?;
+            live.extend(some.into_iter().filter(|job| job.outcome.is_none()));
+        }
+        let mut done = Deleted {
+            deleted: 0,
+            skipped: live.len() as u64,
+        };
+        let mut before = None;
+        loop {
+            let query = ListQuery {
+                state: None,
+                schedules: false,
+                limit: limits::STORE_DELETE_JOBS,
+                before,
+            };
+            let jobs = self.shard.ended_jobs(query).await?;
+            before = jobs.last().map(Cursor::of);
+            if before.is_none() {
+                return Ok(done);
+            }
+            let (mine, others): (Vec<_>, Vec<_>) =
+                jobs.into_iter().partition(|job| allowed(&job.owner));
+            done.skipped += others.len() as u64;
+            let ids = mine.into_iter().map(|job| job.id).collect();
+            done.deleted += self.shard.delete(ids).await?;
+        }
     }
 
     /// Waits until the job has ended.
@@ -391,17 +436,8 @@ impl Handle {
 
 const CANDIDATES: usize = 5;
 
-fn no_space(base: &Path) -> Refusal {
-    let base = base.display();
-    Refusal::new(
-        RefusalCode::Busy,
-        format!("the disk of {base} has nothing left but its reserve, no job is admitted"),
-    )
-    .hint("jobs that run go on; delete jobs or make space there, and submits are taken again")
-}
-
 fn key_life_ns() -> i64 {
-    i64::try_from(limits::IDEMPOTENCY_KEY_KEPT.as_nanos()).unwrap_or(i64::MAX)
+    i64::try_from(limits::IDEMPOTENCY_KEPT.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
@@ -412,8 +448,8 @@ fn summary(starts: &Histogram<u64>) -> (u64, u64, u64) {
     )
 }
 
-pub(super) fn created_ns(job: &JobView) -> i64 {
-    job.transitions.first().map_or(0, |first| first.wall_ns)
+fn conflict(message: String) -> Refusal {
+    Refusal::new(RefusalCode::Conflict, message)
 }
 
 pub(super) fn unknown(what: &str) -> Refusal {
@@ -421,111 +457,3 @@ pub(super) fn unknown(what: &str) -> Refusal {
         .hint("`rnx job list` shows the jobs there are")
 }
 
-/// A job that has been made. Dropping it before [`Submission::accept`] discards a job with uploads.
-#[derive(Debug)]
-pub struct Submission {
-    shard: Rc<Shard>,
-    id: JobId,
-    upload: Option<UploadSink>,
-    /// What became of it, once that is known.
-    accepted: Option<Accepted>,
-}
-
-impl Submission {
-    /// Its id, which may turn out to be that of a job that never was: see [`Submission::accept`].
-    #[must_use]
-    pub const fn id(&self) -> JobId {
-        self.id
-    }
-
-    /// Where its uploads go, when its spec announced any.
-    pub const fn upload(&mut self) -> Option<&mut UploadSink> {
-        self.upload.as_mut()
-    }
-
-    /// The client has given everything: the job is in the store and will run, or it is an earlier one with the same
-    /// idempotency key. With uploads this waits until they are written.
-    ///
-    /// # Errors
-    /// The uploads could not be written, the sandbox could not be made, or the store could not take the job; it is
-    /// then discarded.
-    pub async fn accept(mut self) -> Result<Accepted, Refusal> {
-        if let Some(accepted) = self.accepted {
-            return Ok(accepted);
-        }
-        let id = self.id;
-        if let Some(sink) = self.upload.take()
-            && let Err(refusal) = sink.finish().await
-        {
-            return Err(self.why_it_failed().await.unwrap_or(refusal));
-        }
-        let owner = id.owner(self.shard.shards);
-        let accept = move |shard: Rc<Shard>| async move {
-            let accepted = shard.accept(id).await?;
-            Ok::<_, Refusal>((accepted, shard.look(accepted.id).await?))
-        };
-        let (accepted, view) = self
-            .shard
-            .on(owner, move |shard| Box::pin(accept(shard)))
-            .await??;
-        self.accepted = Some(accepted);
-        match start_failure(&view) {
-            Some(refusal) if !accepted.existing => Err(refusal),
-            Some(_) | None => Ok(accepted),
-        }
-    }
-
-    /// When writing fails because the sandbox failed, that is what the user must hear.
-    async fn why_it_failed(&self) -> Option<Refusal> {
-        end_soon(&self.shard, self.id)
-            .await
-            .as_ref()
-            .and_then(start_failure)
-    }
-}
-
-/// The job's end, if it comes soon.
-async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
-    let owner = id.owner(shard.shards);
-    let ended = shard.on(owner, move |shard| {
-        Box::pin(async move { shard.ended(id).await })
-    });
-    crate::rt::timeout(limits::START_FAILURE_WAIT, ended)
-        .await
-        .ok()?
-        .ok()?
-        .ok()
-}
-
-fn start_failure(view: &JobView) -> Option<Refusal> {
-    match &view.outcome.as_ref()?.reason {
-        Reason::StartFailed { step, errno } => {
-            let error = std::io::Error::from_raw_os_error(*errno);
-            Some(Refusal::new(
-                RefusalCode::Failed,
-                format!("job {} could not be started: {step}: {error}", view.id),
-            ))
-        }
-        Reason::Exited
-        | Reason::Signaled
-        | Reason::OutOfMemory
-        | Reason::Timeout
-        | Reason::Stopped { .. }
-        | Reason::Canceled
-        | Reason::LogLimit
-        | Reason::CommandNotFound
-        | Reason::CommandNotExecutable { .. }
-        | Reason::HostLost
-        | Reason::DaemonDown => None,
-    }
-}
-
-impl Drop for Submission {
-    fn drop(&mut self) {
-        if self.accepted.is_none() {
-            let (id, owner) = (self.id, self.id.owner(self.shard.shards));
-            self.shard
-                .post_or_run(owner, move |shard| shard.feed(Event::Abandon(id)));
-        }
-    }
-}

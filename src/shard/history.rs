@@ -4,9 +4,9 @@ use std::{cell::RefCell, rc::Rc};
 
 use super::{desk::chain, driver::Shard, handle::unknown};
 use crate::{
-    job::{JobId, JobView, Refusal, RefusalCode, State},
+    job::{Cursor, JobId, JobView, ListQuery, Refusal, RefusalCode},
     rt::{self, Gate},
-    store::{ListQuery, Reader, StoreError},
+    store::{self, Reader, StoreError},
 };
 
 /// The connection of one shard to the store; who wants it waits for who has it.
@@ -38,7 +38,10 @@ impl Archive {
             let _turn = archive.turn.enter().await;
             let reader = archive.reader.borrow_mut().take();
             let Some(reader) = reader else {
-                return Err(Refusal::new(RefusalCode::Failed, "the store cannot be read any more"));
+                return Err(Refusal::new(
+                    RefusalCode::Failed,
+                    "the store cannot be read any more",
+                ));
             };
             let work = move || {
                 let result = read(&reader);
@@ -52,9 +55,8 @@ impl Archive {
                 Err(error) => Err(Refusal::new(RefusalCode::Busy, error.to_string())),
             }
         });
-        done.await.unwrap_or_else(|panicked| {
-            Err(Refusal::new(RefusalCode::Failed, panicked.to_string()))
-        })
+        done.await
+            .unwrap_or_else(|panicked| Err(Refusal::new(RefusalCode::Failed, panicked.to_string())))
     }
 }
 
@@ -81,34 +83,32 @@ impl Shard {
         }
     }
 
-    /// Jobs that have ended, in `state`, newest first, at most `limit`.
+    /// Jobs that have ended, as `query` asks, newest first.
     ///
     /// # Errors
     /// A store that cannot be read.
-    pub(super) async fn ended_jobs(
-        &self,
-        state: Option<State>,
-        limit: usize,
-    ) -> Result<Vec<JobView>, Refusal> {
-        if state.is_some_and(|state| !state.has_ended()) {
+    pub(super) async fn ended_jobs(&self, query: ListQuery) -> Result<Vec<JobView>, Refusal> {
+        if query.state.is_some_and(|state| !state.has_ended()) {
             return Ok(Vec::new());
         }
         self.archive
             .read(move |store| {
                 let mut ended = Vec::new();
-                let mut before = None;
+                let mut before = query
+                    .before
+                    .map(|Cursor { created_ns, id }| store::Cursor { created_ns, id });
                 loop {
-                    let query = ListQuery {
-                        state,
+                    let (page, next) = store.list(&store::ListQuery {
+                        state: query.state,
                         owner: None,
-                        limit: limit.saturating_sub(ended.len()),
+                        limit: query.limit.saturating_sub(ended.len()),
                         before,
-                    };
-                    let (page, next) = store.list(&query)?;
+                    })?;
                     // Of those that live the shards know more.
-                    ended.extend(page.into_iter().filter(|job| job.outcome.is_some()));
+                    let is_wanted = |job: &JobView| job.outcome.is_some() && query.includes(job);
+                    ended.extend(page.into_iter().filter(is_wanted));
                     before = next;
-                    if before.is_none() || ended.len() >= limit {
+                    if before.is_none() || ended.len() >= query.limit {
                         return Ok(ended);
                     }
                 }

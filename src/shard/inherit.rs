@@ -20,6 +20,9 @@ use super::{
     desk::{Link, chain},
     driver::Shard,
     effect::{Event, FoundJob, Whereabouts},
+    places::demand,
+    queue::{Budget, Queue},
+    spool,
     topology::StartError,
 };
 use crate::{
@@ -69,6 +72,7 @@ impl Inherited {
             found: FoundJob {
                 view,
                 whereabouts: Whereabouts::Lost,
+                has_spool: false,
             },
             held: None,
             ids: None,
@@ -131,11 +135,19 @@ pub(super) fn take_over(base: &Base, reader: &Reader) -> Result<Inheritance, Sta
         let image = pid.and_then(|pid| adopt_image(base, id, pid));
         jobs.push(Inherited {
             log: recover_log(base, id),
-            found: FoundJob { view, whereabouts },
+            found: FoundJob {
+                has_spool: base.spool().join(spool_of(&view).to_string()).exists(),
+                view,
+                whereabouts,
+            },
             held,
             ids: range,
             image,
         });
+    }
+    let spooled = jobs.iter().map(|job| spool_of(&job.found.view)).collect();
+    if let Err(error) = spool::clean(&base.spool(), &spooled) {
+        tracing::error!(%error, "spools of jobs that are gone are left");
     }
     for job in &mut jobs {
         job.found.view.log = job.log.totals;
@@ -176,6 +188,11 @@ fn divide(
         heirlooms.push(Heirloom { keeper, strangers });
     }
     (heirlooms, held)
+}
+
+/// Whose spool a job is made from.
+fn spool_of(view: &JobView) -> JobId {
+    view.schedule_id.unwrap_or(view.id)
 }
 
 fn has_run(trees: &[Tree], id: JobId) -> Result<bool, StartError> {
@@ -225,6 +242,19 @@ impl Inheritance {
             .filter(|job| job.found.view.id.owner(shards) == shard)
             .filter_map(|job| job.ids)
             .collect()
+    }
+
+    /// The daemon's queue with the jobs that run already.
+    pub(super) fn queue(&self, budget: Budget) -> Queue {
+        let mut queue = Queue::new(budget);
+        for job in &self.jobs {
+            let view = &job.found.view;
+            if job.found.whereabouts == Whereabouts::Held {
+                let arrived_ns = view.transitions.first().map_or(0, |first| first.wall_ns);
+                queue.restore_running(demand(view.id, &view.owner, &view.spec, arrived_ns));
+            }
+        }
+        queue
     }
 
     /// Deals everything out: a job to the shard that owns it, a keeper to the next in turn.
@@ -320,6 +350,9 @@ impl Shard {
             }
         }
         let is_held = job.found.whereabouts == Whereabouts::Held;
+        if job.found.has_spool && job.found.view.schedule_id.is_none() {
+            self.spooled.borrow_mut().insert(id);
+        }
         self.feed(Event::Found(Box::new(job.found)));
         if is_held {
             self.watch_memory_again(id);

@@ -23,7 +23,7 @@ use super::{
     body::Body,
     desk::{Link, chain},
     driver::Shard,
-    effect::{Event, StartFailure},
+    effect::{Event, NewJob, Start, StartFailure},
 };
 use crate::{
     cgroup::{CgroupError, Device, Leaf},
@@ -62,20 +62,19 @@ struct Pipe {
 }
 
 impl Shard {
-    /// Makes an upload socket for a job that is about to be submitted; gives our end.
-    pub(super) fn open_upload(&self, id: JobId) -> Result<OwnedFd, Refusal> {
-        let pair = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        );
-        let (ours, inits) = pair
+    /// Makes an upload socket for a job that is about to be submitted, if its uploads go straight into its sandbox;
+    /// gives our end.
+    pub(super) fn open_upload(&self, new: &NewJob) -> Result<Option<OwnedFd>, Refusal> {
+        let is_direct = new.start == Start::Now && new.schedule_id.is_none();
+        if new.spec.uploads.is_none() || !is_direct {
+            return Ok(None);
+        }
+        let (ours, inits) = upload_socket()
             .map_err(|errno| Refusal::new(RefusalCode::Busy, format!("upload socket: {errno}")))?;
         let mut body = Body::new();
         body.upload = Some(inits);
-        self.bodies.borrow_mut().insert(id, body);
-        Ok(ours)
+        self.bodies.borrow_mut().insert(new.id, body);
+        Ok(Some(ours))
     }
 
     /// Undoes [`Shard::open_upload`] when the submit was refused.
@@ -109,9 +108,48 @@ impl Shard {
             body.ids = Some(namespaces.ids);
             body.link = Some(Rc::clone(&link));
         })?;
+        self.feed_from_spool(id, &spec).await?;
         let work = self.make_work(id, &spec, work, namespaces.ids).await?;
         let leaf = self.make_leaf(id, &spec).await?;
         self.send(id, &spec, &link, &leaf, &namespaces, work).await
+    }
+
+    /// Has the uploads of a job that waited come from its spool. init reads them before it hears the go.
+    async fn feed_from_spool(
+        self: &Rc<Self>,
+        id: JobId,
+        spec: &Spec,
+    ) -> Result<(), StartFailure> {
+        let is_fed = self.with_body(id, |body| body.upload.is_some())?;
+        if spec.uploads.is_none() || is_fed {
+            return Ok(());
+        }
+        let from = self.live_view(id).and_then(|view| view.schedule_id).unwrap_or(id);
+        let unread = |refusal: Refusal| StartFailure {
+            step: refusal.message,
+            errno: 0,
+        };
+        let spooled = self.spool.open(from).await.map_err(unread)?;
+        let (ours, inits) =
+            upload_socket().map_err(|errno| failure("make the upload socket", errno))?;
+        self.with_body(id, |body| body.upload = Some(inits))?;
+        rt::spawn(async move {
+            // init ends when its socket does, with the step that failed.
+            if let Err(refusal) = spooled.feed(ours).await {
+                tracing::warn!(job_id = %id, %refusal, "uploads of a job that waited did not get there");
+            }
+        });
+        Ok(())
+    }
+
+    /// Removes the uploads that a job left for later, if it did.
+    pub(super) fn remove_spool(self: &Rc<Self>, id: JobId) {
+        let spool = self.spool.clone();
+        rt::spawn(async move {
+            if let Err(error) = spool.remove(id).await {
+                tracing::warn!(job_id = %id, %error, "a spool is left to the next start");
+            }
+        });
     }
 
     /// Everything after the last wait but one: no other task sees the job half made.
@@ -468,6 +506,16 @@ fn pipe(gid: u32) -> nix::Result<Pipe> {
     fchown(&write, None, Some(Gid::from_raw(gid)))?;
     fchmod(&write, Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IWGRP)?;
     Ok(Pipe { read, write })
+}
+
+/// Our end and init's.
+fn upload_socket() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
 }
 
 fn vanished() -> StartFailure {

@@ -8,15 +8,18 @@
 //!        │             core, conclude       (pure)
 //!        ├─ launch     from a spec to a recipe in the spawner's hands
 //!        ├─ desk       crews of helper processes and ready namespaces
+//!        ├─ spool      uploads of jobs that run later, and their way into each run
 //!        ├─ retire     output brought home, everything given back
 //!        ├─ metrics    what live jobs use, for those who ask
 //!        ├─ records    what the store is asked to keep; history reads it
 //!        └─ timers
+//!   queue              who may run, where what runs at once is bounded (pure)
 //!   topology           how shards come up and go down together
 //! ```
 //! It knows no wire type and no front by name.
 
 mod admission;
+mod alarms;
 mod body;
 mod conclude;
 pub mod core;
@@ -30,17 +33,24 @@ mod inherit;
 mod launch;
 mod metrics;
 mod output;
+mod places;
+mod prune;
+pub mod queue;
 pub mod reactor;
 mod records;
 mod remote;
+mod repeat;
 mod retire;
 mod seats;
+mod spool;
+mod submission;
 mod timers;
 pub mod topology;
 mod tree;
 mod upload;
 
-pub use handle::{Handle, Settings, Submission};
+pub use handle::{Handle, Settings};
 pub use output::Output;
+pub use submission::Submission;
 pub use tree::{Tree, TreeItem};
 pub use upload::UploadSink;

@@ -8,11 +8,12 @@ use std::{sync::Arc, time::Duration};
 use super::{
     conclude::{Beginning, conclude},
     core::{Alive, Cause, Core, Job, Phase, Record},
-    effect::{Effect, Event, ExecFailure, Exit, Moment, NewJob, StartFailure, Timer},
+    effect::{Effect, Event, ExecFailure, Exit, Moment, NewJob, Start, StartFailure, Timer},
 };
 use crate::job::{JobId, LogTotals, Refusal, RefusalCode, State, StopSignal, Usage};
 
 mod found;
+mod parked;
 
 /// Takes one event. Effects are pushed in the order in which they must be performed.
 ///
@@ -49,6 +50,10 @@ pub fn on(
         Event::Stop { id, by, signal } => {
             on_stop(core, now, id, Cause::Stopped { by }, signal, out)
         }
+        Event::Granted(id) => parked::on_granted(core, now, id, out),
+        Event::Waits(id, why) => parked::on_waits(core, id, why),
+        Event::Due(id) => parked::on_due(core, now, id, out),
+        Event::Cancel(id) => parked::on_cancel(core, now, id, out),
         Event::Timer(id, Timer::Timeout) => {
             on_stop(core, now, id, Cause::Timeout, StopSignal::Term, out)
         }
@@ -71,14 +76,7 @@ fn on_submit(
             "joblet is going down and admits no jobs",
         ));
     }
-    if core.live() >= core.limits.live_jobs_max {
-        let max = core.limits.live_jobs_max;
-        return Err(Refusal::new(
-            RefusalCode::Busy,
-            format!("{max} jobs are alive on this shard and no more fit"),
-        )
-        .hint("wait for some to end; the bound follows from the daemon's limit of open files"));
-    }
+    admit(core, &new.start)?;
     let mut job = Job {
         owner: new.owner,
         spec: Arc::new(new.spec),
@@ -89,20 +87,68 @@ fn on_submit(
         transitions: Vec::with_capacity(3),
         record: Record::Open,
         has_slot: false,
+        has_place: new.has_place,
+        schedule_id: new.schedule_id,
+        last_run_ns: None,
         was_ending: None,
         phase: Phase::Waiting,
     };
-    job.enter(State::Initializing, now);
+    match new.start {
+        Start::Now => job.enter(State::Initializing, now),
+        Start::Queued(waits_for) => {
+            job.enter(State::Queued, now);
+            job.phase = Phase::Queued { waits_for };
+            core.queued += 1;
+        }
+        Start::At(next_ns) => {
+            job.enter(State::Scheduled, now);
+            job.phase = Phase::Scheduled { next_ns };
+            core.scheduled += 1;
+        }
+    }
+    let is_waiting = job.phase == Phase::Waiting;
     let replaced = core.jobs.insert(new.id, job);
     debug_assert!(replaced.is_none(), "job ids are unique");
-    core.waiting.push_back(new.id);
-    fill_slots(core, out);
+    if is_waiting {
+        core.waiting.push_back(new.id);
+        fill_slots(core, out);
+    }
     Ok(())
+}
+
+/// Whether one more job fits.
+fn admit(core: &Core, start: &Start) -> Result<(), Refusal> {
+    match start {
+        Start::Now => {
+            let max = core.limits.live_jobs_max;
+            if core.held() + core.waiting.len() < max {
+                return Ok(());
+            }
+            Err(Refusal::new(
+                RefusalCode::Busy,
+                format!("{max} jobs are alive on this shard and no more fit"),
+            )
+            .hint("wait for some to end; the bound follows from the daemon's limit of open files"))
+        }
+        // The queue has counted it.
+        Start::Queued(_) => Ok(()),
+        Start::At(_) => {
+            let max = core.limits.scheduled_max;
+            if core.scheduled < max {
+                return Ok(());
+            }
+            Err(Refusal::new(
+                RefusalCode::Busy,
+                format!("{max} jobs are scheduled on this shard and no more fit"),
+            )
+            .hint("`rnx schedule list` shows those that repeat; remove what is not needed"))
+        }
+    }
 }
 
 /// Lets waiting jobs in, oldest first.
 fn fill_slots(core: &mut Core, out: &mut Vec<Effect>) {
-    while core.starting < core.limits.starts_max {
+    while core.starting < core.limits.starts_max && core.held() < core.limits.live_jobs_max {
         let Some(id) = core.waiting.pop_front() else {
             return;
         };
@@ -185,18 +231,29 @@ fn on_recorded(
                 ..
             })
             | Phase::Draining(Alive { cause, .. }) => *cause = Some(Cause::Abandoned),
-            Phase::Making { .. } | Phase::Alive(_) | Phase::Waiting | Phase::Ended { .. } => {}
+            Phase::Scheduled { .. }
+            | Phase::Queued { .. }
+            | Phase::Waiting
+            | Phase::Making { .. }
+            | Phase::Alive(_)
+            | Phase::Ended { .. } => {}
         }
         return end_at_once(core, now, id, Cause::Abandoned, out);
     }
     job.record = Record::Kept;
-    let may_go = match &job.phase {
-        Phase::Making { sent, cause } => *sent && cause.is_none(),
-        Phase::Alive(alive) => alive.cause.is_none(),
-        Phase::Waiting | Phase::Draining(_) | Phase::Ended { .. } => false,
-    };
-    if may_go {
-        out.push(Effect::Go(id));
+    match &job.phase {
+        Phase::Making {
+            sent: true,
+            cause: None,
+        }
+        | Phase::Alive(Alive { cause: None, .. }) => out.push(Effect::Go(id)),
+        Phase::Scheduled { next_ns } => out.push(Effect::SetAlarm(id, *next_ns)),
+        Phase::Queued { .. }
+        | Phase::Waiting
+        | Phase::Making { .. }
+        | Phase::Alive(_)
+        | Phase::Draining(_)
+        | Phase::Ended { .. } => {}
     }
 }
 
@@ -214,8 +271,9 @@ fn on_end_recorded(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
     tell_when_all_ended(core, out);
 }
 
+/// Jobs whose time has not come are left to the next daemon.
 fn tell_when_all_ended(core: &Core, out: &mut Vec<Effect>) {
-    if core.is_closed && core.jobs.is_empty() {
+    if core.is_closed && core.jobs.len() == core.scheduled {
         out.push(Effect::AllEnded);
     }
 }
@@ -376,7 +434,11 @@ fn on_orphaned(core: &mut Core, now: Moment, id: JobId, out: &mut Vec<Effect>) {
             }
             job.phase = Phase::Draining(alive);
         }
-        Phase::Waiting | Phase::Draining(_) | Phase::Ended { .. } => return,
+        Phase::Scheduled { .. }
+        | Phase::Queued { .. }
+        | Phase::Waiting
+        | Phase::Draining(_)
+        | Phase::Ended { .. } => return,
     }
     job.enter(State::Stopping, now);
     out.push(Effect::Drain(id));
@@ -413,7 +475,7 @@ fn on_stop(
     }
     alive.cause = Some(cause);
     job.enter(State::Stopping, now);
-    out.push(Effect::RecordEnding(id));
+    out.push(Effect::RecordProgress(id));
     out.push(Effect::Signal(id, number(signal)));
     out.push(Effect::SetTimer(
         id,
@@ -428,7 +490,12 @@ fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Ve
         return;
     };
     match &mut job.phase {
-        Phase::Waiting => {
+        Phase::Scheduled { .. } | Phase::Queued { .. } | Phase::Waiting => {
+            // A job that never began is taken back, whoever asks for its end.
+            let why = match why {
+                Cause::Stopped { .. } => Cause::Canceled,
+                other => other,
+            };
             core.waiting.retain(|waiting| *waiting != id);
             finish(
                 core,
@@ -456,7 +523,7 @@ fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Ve
                 alive.cause = Some(why);
                 job.enter(State::Stopping, now);
                 if job.record == Record::Kept {
-                    out.push(Effect::RecordEnding(id));
+                    out.push(Effect::RecordProgress(id));
                 }
                 out.push(Effect::Kill(id));
             }
@@ -503,9 +570,22 @@ fn finish(
     let Some(job) = core.jobs.get_mut(&id) else {
         return;
     };
+    match &job.phase {
+        Phase::Scheduled { .. } => core.scheduled -= 1,
+        Phase::Queued { .. } => core.queued -= 1,
+        Phase::Waiting
+        | Phase::Making { .. }
+        | Phase::Alive(_)
+        | Phase::Draining(_)
+        | Phase::Ended { .. } => {}
+    }
+    if std::mem::take(&mut job.has_place) {
+        out.push(Effect::GiveBack(id));
+    }
     out.push(Effect::Release(id));
     if alive.cause == Some(Cause::Abandoned) {
         core.jobs.remove(&id);
+        fill_slots(core, out);
         out.push(Effect::Forget(id));
         out.push(Effect::DeleteOutput(id));
         return tell_when_all_ended(core, out);
@@ -537,6 +617,7 @@ fn finish(
     job.phase = Phase::Ended { outcome, log };
     core.ended += 1;
     out.push(Effect::RecordEnded(id));
+    fill_slots(core, out);
 }
 
 fn on_close(core: &mut Core, out: &mut Vec<Effect>) {
@@ -553,7 +634,9 @@ fn on_shutdown(core: &mut Core, now: Moment, out: &mut Vec<Effect>) {
     let mut live: Vec<JobId> = core
         .jobs
         .iter()
-        .filter(|(_, job)| !job.state().has_ended())
+        .filter(|(_, job)| {
+            !matches!(job.phase, Phase::Scheduled { .. } | Phase::Ended { .. })
+        })
         .map(|(id, _)| *id)
         .collect();
     live.sort_unstable();

@@ -129,10 +129,7 @@ impl Records {
     ///
     /// # Cancel
     /// The change is made all the same.
-    pub(super) fn submit(
-        &self,
-        change: Change,
-    ) -> impl Future<Output = Answer> + use<> {
+    pub(super) fn submit(&self, change: Change) -> impl Future<Output = Answer> + use<> {
         let ticket = self.next.replace(self.next.get() + 1);
         let (sender, receiver) = oneshot();
         self.waiting.borrow_mut().insert(ticket, sender);
@@ -144,10 +141,7 @@ impl Records {
         );
         let done = move |answer: Result<Done, StoreError>| {
             // A shard that is gone does not listen any more.
-            if answers
-                .send((ticket, answer.map_err(Unkept::from)))
-                .is_ok()
-            {
+            if answers.send((ticket, answer.map_err(Unkept::from))).is_ok() {
                 sent.fetch_add(1, Ordering::Release);
                 bell.ring();
             }
@@ -225,7 +219,11 @@ impl Shard {
         let Some(view) = self.live_view(id) else {
             return;
         };
-        let key = self.bodies.borrow_mut().get_mut(&id).and_then(|body| body.key.take());
+        let key = self
+            .bodies
+            .borrow_mut()
+            .get_mut(&id)
+            .and_then(|body| body.key.take());
         let kept = self.records.submit(Change::Accept {
             job: Box::new(view),
             key,
@@ -249,9 +247,9 @@ impl Shard {
         });
     }
 
-    /// Has the store note why a job is being ended; what is to be done to it waits for that. If the store cannot, or
-    /// not in time, the next daemon tells less of that job.
-    pub(super) fn record_ending(self: &Rc<Self>, id: JobId) {
+    /// Has the store note how far a job is; what is to be done to it then waits for that. If the store cannot, or not
+    /// in time, the next daemon knows less of that job.
+    pub(super) fn record_progress(self: &Rc<Self>, id: JobId) {
         let Some(view) = self.live_view(id) else {
             return;
         };
@@ -259,28 +257,28 @@ impl Shard {
             job: Box::new(view),
         });
         if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
-            body.endings += 1;
+            body.notes += 1;
         }
         let shard = Rc::clone(self);
         rt::spawn(async move {
             match rt::timeout(limits::ENDING_NOTED_MAX, noted).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(job_id = %id, %error, "why a job is ended is not in the store");
+                    tracing::warn!(job_id = %id, %error, "how far a job is, is not in the store");
                 }
                 Err(_) => {
-                    tracing::warn!(job_id = %id, "the store takes its time to note why a job is ended");
+                    tracing::warn!(job_id = %id, "the store takes its time to note how far a job is");
                 }
             }
-            shard.on_ending_noted(id);
+            shard.on_noted(id);
         });
     }
 
-    fn on_ending_noted(self: &Rc<Self>, id: JobId) {
+    fn on_noted(self: &Rc<Self>, id: JobId) {
         let (held_back, awaiting) = match self.bodies.borrow_mut().get_mut(&id) {
             Some(body) => {
-                body.endings = body.endings.saturating_sub(1);
-                if body.endings > 0 {
+                body.notes = body.notes.saturating_sub(1);
+                if body.notes > 0 {
                     return;
                 }
                 (
@@ -299,10 +297,10 @@ impl Shard {
         }
     }
 
-    /// Waits until the store knows why a job is being ended, if that is on its way.
-    pub(super) async fn ending_noted(&self, id: JobId) {
+    /// Waits until the store knows how far a job is, if that is on its way.
+    pub(super) async fn noted_progress(&self, id: JobId) {
         let noted = match self.bodies.borrow_mut().get_mut(&id) {
-            Some(body) if body.endings > 0 => {
+            Some(body) if body.notes > 0 => {
                 let (sender, receiver) = oneshot();
                 body.awaiting_note.push(sender);
                 receiver
@@ -313,13 +311,13 @@ impl Shard {
         let _ = noted.await;
     }
 
-    /// Whether this effect is done later, because the store does not know yet why the job is being ended.
+    /// Whether this effect is done later, because the store does not know yet how far the job is.
     pub(super) fn holds_back(&self, effect: &Effect) -> bool {
         let (Effect::Signal(id, _) | Effect::Kill(id)) = effect else {
             return false;
         };
         match self.bodies.borrow_mut().get_mut(id) {
-            Some(body) if body.endings > 0 => {
+            Some(body) if body.notes > 0 => {
                 body.held_back.push(effect.clone());
                 true
             }
@@ -361,7 +359,15 @@ impl Shard {
 }
 
 fn duplicate(first: JobId) -> Refusal {
-    Refusal::new(RefusalCode::Conflict, format!("job {first} has this idempotency key"))
+    Refusal::new(
+        RefusalCode::Conflict,
+        format!("job {first} has this idempotency key"),
+    )
+}
+
+/// Why the store did not do what a peer asked for.
+pub(super) fn refused(error: &Unkept) -> Refusal {
+    Refusal::new(RefusalCode::Failed, chain(error))
 }
 
 /// Why a job that the store could not take is not accepted.
@@ -377,8 +383,9 @@ fn unrecorded(error: &Unkept) -> Refusal {
             format!("idempotency key {key} belongs to job {id}, which was asked for differently"),
         )
         .hint("use another key, or repeat the very same request"),
-        Unkept::Backlog => Refusal::new(RefusalCode::Busy, error.to_string())
-            .hint("try again in a moment"),
+        Unkept::Backlog => {
+            Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
+        }
         Unkept::Closed => Refusal::new(RefusalCode::Busy, "the daemon is going down"),
         Unkept::Refused(other) => Refusal::new(
             RefusalCode::Failed,

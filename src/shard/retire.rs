@@ -83,6 +83,7 @@ impl Shard {
     /// Gives back what a job held.
     pub(super) fn release(self: &Rc<Self>, id: JobId) {
         self.timers.clear_all(id);
+        self.alarms.clear(id);
         let Some(body) = self.bodies.borrow_mut().remove(&id) else {
             return;
         };
@@ -168,6 +169,19 @@ impl Shard {
                     }
                 }
             }
+        }
+    }
+
+    /// Discards the kept image of one job, if there is one.
+    pub(super) fn discard_kept_of(self: &Rc<Self>, id: JobId) {
+        let image = {
+            let mut images = self.kept.images.borrow_mut();
+            let at = images.iter().position(|(_, kept, _)| *kept == id);
+            at.and_then(|at| images.remove(at))
+        };
+        if let Some((_, _, image)) = image {
+            let shard = Rc::clone(self);
+            rt::spawn(async move { shard.discard(image).await });
         }
     }
 

@@ -346,7 +346,11 @@ impl Shard {
 
     /// Watches the memory of a job that a former daemon started. What it missed is told at once.
     pub(super) fn watch_memory_again(self: &Rc<Self>, id: JobId) {
-        match self.host.cgroups.watch_memory_again(id, self.seats.oom.as_fd()) {
+        match self
+            .host
+            .cgroups
+            .watch_memory_again(id, self.seats.oom.as_fd())
+        {
             Ok(true) => {
                 if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
                     body.memory = Some(MemoryCgroup { place: None });

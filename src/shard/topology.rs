@@ -26,6 +26,7 @@ use super::{
     driver::Loads,
     handle::{Handle, Settings},
     inherit::{self, Inheritance},
+    queue::{Budget, Queue},
     remote::Local,
 };
 use crate::{
@@ -64,12 +65,18 @@ pub(super) struct Host {
     pub(super) work_keep_jobs: usize,
     pub(super) log_limits: log::Limits,
     pub(super) disk: Arc<DiskGuard>,
+    /// What an acknowledged job survives.
+    pub(super) durability: config::Durability,
     pub(super) tmp_bytes: u64,
     pub(super) shm_bytes: u64,
     /// Every core the daemon may use: what a job sees.
     pub(super) cpus: CpuMask,
     pub(super) rlimits: Vec<Rlimit>,
     pub(super) cgroups: cgroup::Tree,
+    /// Jobs need a place in the daemon's queue.
+    pub(super) has_queue: bool,
+    /// How much is remembered of jobs that have ended.
+    pub(super) retention: Retention,
     /// Accept limits that this host does not keep.
     pub(super) best_effort: bool,
     /// Disks that an I/O limit is set on: those of the host's programs and of our own files.
@@ -196,7 +203,8 @@ pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> Local<()> + Send + Sync>;
 /// [`StartError`].
 pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let shards = setup.sockets.len();
-    let core = core_limits(shards, raise_open_files())?;
+    let budget = budget(setup.config);
+    let core = core_limits(shards, raise_open_files(), !budget.is_open())?;
     let seal_key = SealKey::from_bytes(&setup.seal_key);
     let (writer, store) = open_store(&setup, seal_key.clone())?;
     let reader = Reader::open(&setup.base.store(), &seal_key)?;
@@ -204,10 +212,14 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let host = Arc::new(host(&setup, shards)?);
     let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;
-    let shares = inheritance.deal(shards).map_err(|source| StartError::Kernel {
-        what: "copies of keepers' sockets",
-        source,
-    })?;
+    // Before anybody may ask: what runs has its place.
+    let mut queue = Some(inheritance.queue(budget));
+    let shares = inheritance
+        .deal(shards)
+        .map_err(|source| StartError::Kernel {
+            what: "copies of keepers' sockets",
+            source,
+        })?;
     let mailboxes = mailboxes(shards)?;
     let (done, is_done) = mpsc::channel();
     let mut signals = Some(setup.signals);
@@ -223,6 +235,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
             index,
             host: Arc::clone(&host),
             core,
+            queue: queue.take().unwrap_or_else(|| Queue::new(budget)),
             cpu: setup.cpus[index % setup.cpus.len()],
             mailbox,
             ids,
@@ -299,10 +312,17 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
                 source,
             }
         })?,
+        durability: config.store.durability,
         tmp_bytes: config.limits.tmp_bytes,
         shm_bytes: config.limits.shm_bytes,
         cpus,
         rlimits: rlimits(),
+        has_queue: !budget(config).is_open(),
+        retention: Retention {
+            jobs: config.limits.history_jobs,
+            age: config.limits.history_age,
+            bytes: config.limits.history_bytes,
+        },
         best_effort: config.best_effort,
         devices: devices(base.root()),
         helpers_procs: cgroups.helpers_procs()?,
@@ -311,6 +331,27 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         loads: (0..shards).map(|_| AtomicU32::new(0)).collect(),
         ready: AtomicUsize::new(0),
     })
+}
+
+/// How much is remembered of jobs that have ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retention {
+    /// So many jobs.
+    pub(super) jobs: usize,
+    /// Those that ended so long ago at most.
+    pub(super) age: Option<Duration>,
+    /// Bytes of output in all.
+    pub(super) bytes: Option<u64>,
+}
+
+/// What bounds the jobs that run at once.
+fn budget(config: &Config) -> Budget {
+    Budget {
+        running_max: config.jobs.max_running,
+        memory_bytes: config.jobs.memory_budget,
+        cpu_percent: config.jobs.cpu_budget,
+        queue_max: config.jobs.queue_max,
+    }
 }
 
 /// The disks behind everything on a disk that a job may read or write, but for a `/work` of its own.
@@ -408,7 +449,11 @@ fn mailboxes(shards: usize) -> Result<Vec<Mailbox>, StartError> {
     Ok(boxes)
 }
 
-fn core_limits(shards: usize, open_files: usize) -> Result<CoreLimits, StartError> {
+fn core_limits(
+    shards: usize,
+    open_files: usize,
+    has_queue: bool,
+) -> Result<CoreLimits, StartError> {
     let live_jobs_max = live_jobs_max(open_files, shards);
     if live_jobs_max == 0 {
         return Err(StartError::OpenFiles { open_files });
@@ -416,6 +461,8 @@ fn core_limits(shards: usize, open_files: usize) -> Result<CoreLimits, StartErro
     Ok(CoreLimits {
         live_jobs_max,
         starts_max: limits::STARTS_IN_FLIGHT_MAX,
+        scheduled_max: limits::SCHEDULED_JOBS_MAX.div_ceil(shards),
+        has_queue,
     })
 }
 

@@ -15,12 +15,16 @@ use crate::{
 };
 
 const INSERT: &str = "INSERT INTO jobs (id, owner, name, state, created_ns, ended_ns, work, stdout_bytes, \
-     stderr_bytes, dropped_bytes, secrets, caveats, transitions, outcome, spec, ending) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+     stderr_bytes, dropped_bytes, secrets, caveats, transitions, outcome, spec, ending, schedule_id, \
+     next_run_ns, last_run_ns) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
+     ?18, ?19)";
 const UPDATE: &str = "UPDATE jobs SET state = ?2, work = ?3, stdout_bytes = ?4, stderr_bytes = ?5, \
-     dropped_bytes = ?6, caveats = ?7, transitions = ?8, ending = ?9 WHERE id = ?1 AND ended_ns IS NULL";
+     dropped_bytes = ?6, caveats = ?7, transitions = ?8, ending = ?9, \
+     next_run_ns = ?10, last_run_ns = ?11 WHERE id = ?1 AND ended_ns IS NULL";
 const END: &str = "UPDATE jobs SET state = ?2, work = ?3, stdout_bytes = ?4, stderr_bytes = ?5, \
-     dropped_bytes = ?6, caveats = ?7, transitions = ?8, outcome = ?9, ended_ns = ?10, secrets = NULL, ending = NULL \
+     dropped_bytes = ?6, caveats = ?7, transitions = ?8, outcome = ?9, ended_ns = ?10, secrets = NULL, ending = NULL, \
+     next_run_ns = NULL \
      WHERE id = ?1 AND ended_ns IS NULL";
 /// The ended job that begins the `?1`th from the newest, if there are so many: it and what ended before it go.
 pub(super) const LAST_BY_COUNT: &str = "SELECT ended_ns, id FROM jobs WHERE ended_ns IS NOT NULL \
@@ -220,7 +224,10 @@ impl<'c> Statements<'c> {
                 progress.transitions,
                 progress.outcome,
                 spec,
-                progress.ending
+                progress.ending,
+                job.schedule_id.map(JobId::to_bytes),
+                progress.next_run_ns,
+                progress.last_run_ns
             ])
             .map_err(|error| match error.sqlite_error_code() {
                 // All other rules hold for every job.
@@ -245,7 +252,9 @@ impl<'c> Statements<'c> {
                 dropped_bytes,
                 progress.caveats,
                 progress.transitions,
-                progress.ending
+                progress.ending,
+                progress.next_run_ns,
+                progress.last_run_ns
             ])
             .map_err(StoreError::from_sqlite("write"))?;
         if changed == 1 {

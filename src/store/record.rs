@@ -4,10 +4,10 @@
 //! Bytes that are no text are written as `{"base64":"…"}`; values of secrets are not written at all.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::job::{
-    ByteString, Caveat, EnvEntry, LimitKind, Limits, Outcome, Reason, State, Transition,
+    ByteString, Caveat, EnvEntry, LimitKind, Limits, Outcome, Reason, Schedule, State, Transition,
     Usage, User, WorkKind,
 };
 use std::time::Duration;
@@ -75,6 +75,44 @@ impl Variable {
 /// Durations of jobs are bounded by a year; 64 bits of nanoseconds hold 584.
 pub(super) fn to_ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+pub(super) fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct ScheduleRecord(#[serde(with = "ScheduleMirror")] pub(super) Schedule);
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Schedule", rename_all = "snake_case")]
+pub(super) enum ScheduleMirror {
+    Once {
+        at_ns: i64,
+    },
+    Every {
+        #[serde(
+            rename = "every_ns",
+            serialize_with = "write_ns",
+            deserialize_with = "read_ns"
+        )]
+        every: Duration,
+        from_ns: i64,
+    },
+    Cron {
+        expression: String,
+        zone: String,
+    },
+}
+
+fn write_ns<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(to_ns(*duration))
+}
+
+fn read_ns<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    u64::deserialize(from).map(Duration::from_nanos)
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -13,15 +13,16 @@ use serde::{
 use super::{
     Cursor, StoreError,
     record::{
-        CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, StateMirror, Text, TransitionRecord, UserMirror,
-        Variable, WorkKindMirror, to_ns,
+        CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, ScheduleRecord, StateMirror, Text,
+        TransitionRecord, UserMirror, Variable, WorkKindMirror, is_zero, to_ns,
     },
 };
 use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Reason, Spec, State, User, WorkKind};
 
 /// The columns that [`decode`] and [`place_of`] read, in their order.
 pub(super) const COLUMNS: &str = "id, owner, name, state, work, spec, caveats, transitions, outcome, \
-     stdout_bytes, stderr_bytes, dropped_bytes, secrets, created_ns, ending";
+     stdout_bytes, stderr_bytes, dropped_bytes, secrets, created_ns, ending, \
+     schedule_id, next_run_ns, last_run_ns";
 
 /// What was asked of a job, without its name: that is a column.
 #[derive(Serialize, Deserialize)]
@@ -38,6 +39,10 @@ struct SpecRecord {
     timeout_ns: Option<u64>,
     grace_ns: u64,
     uploads: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedule: Option<ScheduleRecord>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    priority: i32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,6 +63,8 @@ pub(super) struct Progress {
     pub(super) ending: Option<String>,
     pub(super) outcome: Option<String>,
     pub(super) ended_ns: Option<i64>,
+    pub(super) next_run_ns: Option<i64>,
+    pub(super) last_run_ns: Option<i64>,
     /// Standard output, standard error, dropped.
     pub(super) log_bytes: [i64; 3],
 }
@@ -76,6 +83,8 @@ pub(super) fn encode_spec(spec: &Spec) -> String {
         timeout_ns: spec.timeout.map(to_ns),
         grace_ns: to_ns(spec.grace),
         uploads: spec.uploads,
+        schedule: spec.schedule.clone().map(ScheduleRecord),
+        priority: spec.priority,
     })
 }
 
@@ -105,6 +114,8 @@ pub(super) fn encode_progress(view: &JobView) -> Progress {
             .clone()
             .map(|outcome| json(&OutcomeRecord(outcome))),
         ended_ns: view.outcome.as_ref().map(|_| last_ns),
+        next_run_ns: view.next_run_ns,
+        last_run_ns: view.last_run_ns,
         log_bytes: [log.stdout_bytes, log.stderr_bytes, log.dropped_bytes].map(to_integer),
     }
 }
@@ -161,6 +172,18 @@ pub(super) fn decode(row: &Row<'_>) -> Result<(JobView, Option<String>), StoreEr
             stderr_bytes: bytes(10, "stderr_bytes")?,
             dropped_bytes: bytes(11, "dropped_bytes")?,
         },
+        schedule_id: None,
+        next_run_ns: None,
+        last_run_ns: None,
+        // What was waited for says nothing once somebody else looks.
+        waits_for: None,
+    };
+    let schedule_id: Option<[u8; 16]> = row.get(15).map_err(|_| refuse("schedule_id"))?;
+    let view = JobView {
+        schedule_id: schedule_id.map(JobId::from_bytes),
+        next_run_ns: row.get(16).map_err(|_| refuse("next_run_ns"))?,
+        last_run_ns: row.get(17).map_err(|_| refuse("last_run_ns"))?,
+        ..view
     };
     let secrets = row.get(12).map_err(|_| refuse("secrets"))?;
     Ok((view, secrets))
@@ -189,6 +212,8 @@ impl SpecRecord {
             timeout: self.timeout_ns.map(Duration::from_nanos),
             grace: Duration::from_nanos(self.grace_ns),
             uploads: self.uploads,
+            schedule: self.schedule.map(|record| record.0),
+            priority: self.priority,
         })
     }
 }

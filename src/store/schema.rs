@@ -41,6 +41,8 @@ const MIGRATIONS: &[&str] = &["
         created_ns INTEGER NOT NULL, -- since 1970
         ended_ns INTEGER,
         schedule_id BLOB, -- of the schedule that made it
+        next_run_ns INTEGER,
+        last_run_ns INTEGER,
         work TEXT NOT NULL,
         stdout_bytes INTEGER NOT NULL,
         stderr_bytes INTEGER NOT NULL,

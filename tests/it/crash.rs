@@ -49,7 +49,8 @@ fn the_daemon_is_killed_while_jobs_run_and_the_next_one_goes_on_with_them() {
 #[test]
 fn what_a_job_writes_while_there_is_no_daemon_is_not_lost() {
     let Some(daemon) = start() else { return };
-    let script = "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); echo line $n; echo err $n >&2; done; exit 7";
+    let script =
+        "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); echo line $n; echo err $n >&2; done; exit 7";
     let ids: Vec<String> = (0..4)
         .map(|_| daemon.submit(&[], &["sh", "-c", script]))
         .collect();
@@ -59,7 +60,11 @@ fn what_a_job_writes_while_there_is_no_daemon_is_not_lost() {
         let status = daemon.ended(id);
         assert_eq!(status["outcome"]["exit_code"], 7, "{status}");
         let log = daemon.rnx(["job", "log", id]);
-        let expect = |word| (1..=3000).map(|n| format!("{word} {n}\n")).collect::<String>();
+        let expect = |word| {
+            (1..=3000)
+                .map(|n| format!("{word} {n}\n"))
+                .collect::<String>()
+        };
         assert_eq!(log.text(), expect("line"));
         assert_eq!(log.stderr, expect("err"));
     }
@@ -68,7 +73,10 @@ fn what_a_job_writes_while_there_is_no_daemon_is_not_lost() {
 #[test]
 fn a_job_that_ends_while_there_is_no_daemon_has_its_own_outcome() {
     let Some(daemon) = start() else { return };
-    let id = daemon.submit(&[], &["sh", "-c", "echo up; read x < /work/never || exit 9"]);
+    let id = daemon.submit(
+        &[],
+        &["sh", "-c", "echo up; read x < /work/never || exit 9"],
+    );
     let slow = daemon.submit(&[], &["sh", "-c", "echo up; sleep 1; exit 11"]);
     daemon.wait_output(&slow, "up");
     let init = daemon.pids(&slow)[0];
@@ -380,7 +388,14 @@ fn down_ends_jobs_and_helpers_and_tells_attached_clients_how_their_jobs_ended() 
 #[test]
 fn a_draining_daemon_admits_nothing_and_ends_with_its_last_job() {
     let Some(daemon) = start() else { return };
-    let id = daemon.submit(&[], &["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done"]);
+    let id = daemon.submit(
+        &[],
+        &[
+            "sh",
+            "-c",
+            "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done",
+        ],
+    );
     daemon.wait_output(&id, "up");
     assert_eq!(daemon.terminate(), Some(0));
     daemon.serve_with(&["--drain"]);

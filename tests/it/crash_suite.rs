@@ -246,7 +246,7 @@ async fn status_of_nobody(wire: &Wire) -> Option<()> {
 async fn submit(wire: &Wire, book: &Mutex<Book>, meter: &Meter, order: Order) -> Option<()> {
     let mut stream = wire.ask_frames(&order.frames()).await?;
     let reply = stream.reply().await?;
-    if let Reply::Accepted { id } = reply {
+    if let Reply::Accepted { id, .. } = reply {
         book.lock().unwrap().acknowledged(id, order);
         meter.count(&meter.acknowledged, 1);
     } else {

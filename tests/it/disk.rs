@@ -52,8 +52,10 @@ fn output_stops_before_the_reserve_and_goes_on_when_there_is_space() {
 
         drop(filler);
         wait_until(SHORT, "output is stored again", || {
-            let text = daemon.sh("echo back");
-            Waiting::when(text == "back\n", || text.clone())
+            let run = daemon.job(["echo", "back"]);
+            Waiting::when(run.code == 0 && run.text() == "back\n", || {
+                format!("{run:?}")
+            })
         });
     });
 }

@@ -275,7 +275,7 @@ fn a_reader_that_stops_reading_holds_up_neither_job_nor_others() {
             .submit(submit, &["head", "-c", "50000000", "/dev/zero"])
             .await;
         stream.send.finish().unwrap();
-        let Some(Reply::Accepted { id }) = stream.reply().await else {
+        let Some(Reply::Accepted { id, .. }) = stream.reply().await else {
             panic!("not accepted")
         };
         // Nothing of its output is read from here on, and the job ends all the same.
@@ -315,7 +315,7 @@ fn clients_that_vanish_leave_their_jobs_and_nothing_else() {
                 )
                 .await;
             stream.send.finish().unwrap();
-            let Some(Reply::Accepted { id }) = stream.reply().await else {
+            let Some(Reply::Accepted { id, .. }) = stream.reply().await else {
                 panic!("not accepted")
             };
             ids.push(uuid::Uuid::from_bytes(id).to_string());

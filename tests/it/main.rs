@@ -26,6 +26,8 @@ mod harness;
 mod hostile;
 /// One file per promise, looked at from inside a job.
 mod isolation;
+/// Jobs that wait: for their time, for the queue, for a client that asks again.
+mod later;
 /// What a job may use, tried by one that wants more.
 mod limits;
 /// Output: every byte, in order, once.

@@ -432,11 +432,8 @@ fn what_is_not_there_yet_is_refused_and_never_ignored() {
         "--volume=data",
         "--network=bridge",
         "--runtime=x",
-        "--schedule=1h",
         "--gpu=1",
         "--gpu-memory=1",
-        "--priority=1",
-        "--idempotency-key=k",
     ];
     for flag in flags {
         let run: Output = daemon.rnx(["job", "run", flag, "echo", "ran"]);

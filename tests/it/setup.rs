@@ -277,7 +277,7 @@ fn serve_refuses_before_it_starts_anything() {
     set("netwrok: {}\n");
     place.refused(1, &["serve"], "unknown key netwrok");
     set("  durability: some\n");
-    place.refused(1, &["serve"], "store.durability is some");
+    place.refused(1, &["serve"], "store.durability is \"some\"");
     set("");
     fs::set_permissions(place.base(), fs::Permissions::from_mode(0o777)).unwrap();
     place.refused(1, &["serve"], "can be written by others");

@@ -378,6 +378,7 @@ fn who_waits_for_a_job_whose_client_vanishes_is_told() {
             let list = List {
                 state: None,
                 limit: None,
+                ..List::default()
             };
             if let Some(Reply::Jobs(jobs)) = ask(&watcher, Request::List(list)).await.reply().await
                 && let Some(job) = jobs.into_iter().find(|job| job.name == name)

@@ -37,6 +37,12 @@ fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -> Job {
             start_micros: None,
         }),
         log: LogTotals::default(),
+        schedule: None,
+        schedule_id: None,
+        next_runs_ns: Vec::new(),
+        last_run_ns: None,
+        priority: 0,
+        waits_for: None,
     }
 }
 

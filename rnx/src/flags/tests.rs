@@ -274,16 +274,7 @@ fn what_cannot_be_meant_is_a_usage_error() {
 
 #[test]
 fn flags_of_later_versions_are_recognised_by_name() {
-    for flag in [
-        "volume",
-        "network",
-        "runtime",
-        "schedule",
-        "priority",
-        "idempotency-key",
-        "gpu",
-        "gpu-memory",
-    ] {
+    for flag in ["volume", "network", "runtime", "gpu", "gpu-memory"] {
         let flag = format!("--{flag}");
         assert_eq!(
             run(&[&format!("{flag}=1"), "ls"]).1.later.given(),
@@ -300,17 +291,88 @@ fn flags_of_later_versions_are_recognised_by_name() {
 
 #[test]
 fn commands_of_later_versions_take_anything() {
-    for verb in [
-        "schedule", "volume", "network", "runtime", "node", "monitor",
-    ] {
+    for verb in ["volume", "network", "runtime", "node", "monitor"] {
         assert!(
             parse(&[verb, "create", "x", "--size=1GB", "--help"]).is_ok(),
             "{verb}"
         );
         assert!(parse(&[verb]).is_ok(), "{verb}");
     }
-    for verb in ["cancel", "delete", "delete-all"] {
-        assert!(parse(&["job", verb, "1234", "--follow"]).is_ok(), "{verb}");
+}
+
+#[test]
+fn what_runs_later_is_read_in_both_forms() {
+    let cron = Schedule::Cron {
+        expression: "0 9 * * 1".into(),
+        zone: jiff::tz::TimeZone::system()
+            .iana_name()
+            .unwrap_or("UTC")
+            .into(),
+    };
+    for (text, expected) in [
+        ("168h", Schedule::After { ms: 604_800_000 }),
+        ("every 1d", Schedule::Every { ms: 86_400_000 }),
+        ("2200-01-01T00:00:00Z", Schedule::At { ns: i64::MAX }),
+        ("0 9 * * 1", cron),
+    ] {
+        let glued = run(&[&format!("--schedule={text}"), "c"]).1.schedule;
+        let apart = run(&["--schedule", text, "c"]).1.schedule;
+        assert_eq!(glued, apart, "{text}");
+        if expected != (Schedule::At { ns: i64::MAX }) {
+            assert_eq!(glued, Some(expected), "{text}");
+        }
+    }
+    for priority in ["-100", "0", "100"] {
+        let expected = priority.parse().ok();
+        let glued = run(&[&format!("--priority={priority}"), "c"]).1.priority;
+        let apart = run(&["--priority", priority, "c"]).1.priority;
+        assert_eq!((glued, apart), (expected, expected));
+    }
+    for words in [
+        &["--idempotency-key=a b", "c"][..],
+        &["--idempotency-key", "a b", "c"],
+    ] {
+        assert_eq!(run(words).1.idempotency_key.as_deref(), Some("a b"));
+    }
+    let command = run(&["c", "--schedule=1h", "--priority=1"]).1;
+    assert_eq!((command.schedule, command.priority), (None, None));
+    for words in [
+        &["--schedule=soon", "c"][..],
+        &["--schedule=2001-01-01T00:00:00Z", "c"],
+        &["--schedule", "--", "c"],
+        &["--priority=101", "c"],
+        &["--priority=-101", "c"],
+        &["--priority=high", "c"],
+    ] {
+        let words = [&["job", "run"], words].concat();
+        assert!(parse(&words).is_err(), "{words:?}");
+    }
+}
+
+#[test]
+fn jobs_to_cancel_delete_or_remove_are_named() {
+    for verb in [
+        &["job", "cancel"][..],
+        &["job", "delete"],
+        &["schedule", "remove"],
+    ] {
+        assert!(parse(verb).is_err(), "{verb:?}");
+        let named = [verb, &["1234", "5678"]].concat();
+        let ids = match parse(&named).unwrap().verb {
+            Some(Verb::Job(JobVerb::Cancel(jobs) | JobVerb::Delete(jobs)))
+            | Some(Verb::Schedule(ScheduleVerb::Remove(jobs))) => jobs.ids,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ids, ["1234", "5678"]);
+    }
+    assert!(parse(&["job", "delete-all"]).is_ok());
+    assert!(parse(&["job", "delete-all", "1234"]).is_err());
+    for words in [&["--limit=7"][..], &["--limit", "7"]] {
+        let words = [&["schedule", "list"], words].concat();
+        let Some(Verb::Schedule(ScheduleVerb::List(list))) = parse(&words).unwrap().verb else {
+            panic!("not a list")
+        };
+        assert_eq!(list.limit, Some(7));
     }
 }
 

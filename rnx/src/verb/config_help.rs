@@ -47,7 +47,8 @@ UPLOADS
 
 EXIT CODES
   job run, attached or with --wait: the job's own; 128+n when signal n ended it; 124 when its time ran out;
-    125 when anything failed before the command started; 126 found but not executable; 127 not found
+    125 when anything failed before the command started; 126 found but not executable; 127 not found;
+    6 when the server was lost and did not come back for half a minute (the job goes on)
   job wait: the same for how the job ended, of several jobs the first that is not 0
   everything else: 0 done, 1 failed, 2 usage, 3 not found, 4 not permitted, 5 conflict,
     6 cannot reach or trust the server

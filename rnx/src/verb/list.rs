@@ -1,6 +1,6 @@
 //! `rnx job list`.
 
-use rnx::proto::{Job, State};
+use rnx::proto::{Job, List, State};
 use serde_json::Value;
 
 use super::Session;
@@ -13,7 +13,12 @@ use crate::{
 
 pub(crate) async fn list(flags: &ListFlags, session: &Session) -> Result<u8, Failure> {
     let client = session.connect().await?;
-    let jobs = client.list(flags.status.map(state), flags.limit).await;
+    let asked = List {
+        state: flags.status.map(state),
+        limit: flags.limit,
+        ..List::default()
+    };
+    let jobs = client.list_all(asked).await;
     client.close().await;
     let jobs = jobs?;
     if session.out.json {

@@ -1,7 +1,7 @@
 //! `rnx job log ID`.
 
 use rnx::{
-    Client, LogEvent,
+    FollowEvent, Line,
     proto::{self, Streams},
 };
 
@@ -18,13 +18,13 @@ pub(crate) async fn log(flags: &LogFlags, session: &Session) -> Result<u8, Failu
         return Err(Failure::usage("--timestamps and --json exclude each other")
             .hint("JSON records carry their time"));
     }
-    let client = session.connect().await?;
-    let printed = print(&client, flags, session).await;
-    client.close().await;
+    let line = session.line().await?;
+    let printed = print(&line, flags, session).await;
+    line.close().await;
     printed
 }
 
-async fn print(client: &Client, flags: &LogFlags, session: &Session) -> Result<u8, Failure> {
+async fn print(line: &Line, flags: &LogFlags, session: &Session) -> Result<u8, Failure> {
     let request = proto::Log {
         job: flags.job.id.clone(),
         streams: match flags.stream {
@@ -37,7 +37,7 @@ async fn print(client: &Client, flags: &LogFlags, session: &Session) -> Result<u
         tail_lines: flags.tail,
         since_ns: flags.since.map(|since| since.nanos(text::now_ns())),
     };
-    let mut logs = client.log(request).await?;
+    let mut logs = line.log(request);
     let shape = Shape {
         raw: flags.raw,
         timestamps: flags.timestamps,
@@ -53,9 +53,9 @@ async fn print(client: &Client, flags: &LogFlags, session: &Session) -> Result<u
             }
         };
         match event {
-            Some(LogEvent::Output(output)) => sink.push(&output).await?,
-            Some(LogEvent::End { dropped }) => break dropped,
-            None => break 0,
+            Some(FollowEvent::Output(output)) => sink.push(&output).await?,
+            Some(FollowEvent::LogEnd { dropped }) => break dropped,
+            Some(FollowEvent::Ended(_)) | None => break 0,
         }
     };
     sink.finish().await?;

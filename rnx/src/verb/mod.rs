@@ -1,21 +1,24 @@
 //! The commands, a file each, and what they share: which server is meant, and a connection to it.
 
+pub(crate) mod cancel;
 pub(crate) mod completions;
 pub(crate) mod config_help;
 pub(crate) mod cp;
+pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod nodes;
 pub(crate) mod run;
+pub(crate) mod schedule;
 pub(crate) mod shutdown;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod version;
 pub(crate) mod wait;
 
-use rnx::{Client, Config};
+use rnx::{Client, Config, Line};
 
 use crate::{exit::Failure, flags::Global, local::Local, out::Out};
 
@@ -52,5 +55,16 @@ impl Session {
         }
         let config = self.config()?;
         Ok(Client::connect(config.node(self.global.node.as_deref())?).await?)
+    }
+
+    /// A connection to it that is made anew when it is lost.
+    pub(crate) async fn line(&self) -> Result<Line, Failure> {
+        if self.global.local {
+            let local = Local::new();
+            let client = local.connect(self.out).await?;
+            return Ok(Line::new(local.config()?.node(None)?.clone(), client));
+        }
+        let config = self.config()?;
+        Ok(Line::connect(config.node(self.global.node.as_deref())?).await?)
     }
 }

@@ -9,7 +9,7 @@ mod spec;
 use std::pin::pin;
 
 use rnx::{
-    Client, Run, RunEvent, Spec,
+    Client, Follow, FollowEvent, Line, Run, Spec,
     proto::{After, Job, StopSignal},
 };
 use serde_json::json;
@@ -25,7 +25,7 @@ use crate::{
         Out,
         sink::{Shape, Sink},
     },
-    text,
+    schedule, text,
 };
 
 pub(crate) async fn run(flags: &RunFlags, session: &Session) -> Result<u8, Failure> {
@@ -34,16 +34,18 @@ pub(crate) async fn run(flags: &RunFlags, session: &Session) -> Result<u8, Failu
             "{flag} is not supported by this version of rnx yet"
         )));
     }
-    let after = match (flags.detach, session.out.json, flags.wait) {
+    // What runs later is not waited for, unless that is asked for.
+    let is_detached = flags.detach || !flags.wait && flags.schedule.is_some();
+    let after = match (is_detached, session.out.json, flags.wait) {
         (true, _, _) | (false, true, false) => After::Detach,
         (false, true, true) => After::Wait,
         (false, false, _) => After::Follow,
     };
     let done = async {
         let spec = spec::spec(flags, after, session.out)?;
-        let client = session.connect().await?;
-        let done = submit(&client, &spec, flags, session.out).await;
-        client.close().await;
+        let line = session.line().await?;
+        let done = submit(&line, &spec, flags, session.out).await;
+        line.close().await;
         done
     };
     let done = done.await;
@@ -54,11 +56,11 @@ pub(crate) async fn run(flags: &RunFlags, session: &Session) -> Result<u8, Failu
     }
 }
 
-async fn submit(client: &Client, spec: &Spec, flags: &RunFlags, out: Out) -> Result<u8, Failure> {
+async fn submit(line: &Line, spec: &Spec, flags: &RunFlags, out: Out) -> Result<u8, Failure> {
     let mut interrupts = Interrupts::new()?;
     let run = tokio::select! {
         biased;
-        run = submit_with_progress(client, spec, out) => run?,
+        run = submit_with_progress(line, spec, out) => run?,
         _ = interrupts.next() => {
             return Err(Failure { code: code::INTERRUPTED, ..Failure::new("interrupted before the job was accepted") });
         }
@@ -66,9 +68,15 @@ async fn submit(client: &Client, spec: &Spec, flags: &RunFlags, out: Out) -> Res
     if interrupt::stdin_has_data() {
         out.warn("standard input is ignored: a job reads from /dev/null");
     }
+    if run.is_existing() && flags.idempotency_key.is_some() {
+        out.note(&format!(
+            "job {} was submitted before with this key",
+            text::id(run.id())
+        ));
+    }
     match spec.submit.after {
-        After::Detach => announce(client, spec, &run, out).await,
-        After::Wait => watch(client, run, None, interrupts, out).await,
+        After::Detach => announce(&line.client(), spec, &run, out).await,
+        After::Wait => watch(line, run, None, interrupts, out).await,
         After::Follow => {
             let sink = Sink::new(
                 out,
@@ -77,19 +85,17 @@ async fn submit(client: &Client, spec: &Spec, flags: &RunFlags, out: Out) -> Res
                     ..Shape::default()
                 },
             );
-            watch(client, run, Some(sink), interrupts, out).await
+            watch(line, run, Some(sink), interrupts, out).await
         }
     }
 }
 
-async fn submit_with_progress(client: &Client, spec: &Spec, out: Out) -> Result<Run, Failure> {
+async fn submit_with_progress(line: &Line, spec: &Spec, out: Out) -> Result<Run, Failure> {
     let total = spec.uploads.as_ref().map_or(0, rnx::Tree::bytes);
     let Some(bar) = out.progress(total) else {
-        return Ok(client.submit(spec).await?);
+        return Ok(line.submit(spec, |_| {}).await?);
     };
-    let run = client
-        .submit_with(spec, |sent| bar.set_position(sent))
-        .await;
+    let run = line.submit(spec, |sent| bar.set_position(sent)).await;
     bar.finish_and_clear();
     Ok(run?)
 }
@@ -114,13 +120,19 @@ async fn announce(client: &Client, spec: &Spec, run: &Run, out: Out) -> Result<u
         let command = text::plain(&status::command(&spec.argv));
         out.line(&format!("ID: {id}\nCommand: {command}\nStatus: {state}"))?;
     }
+    if let Some(schedule) = &spec.submit.schedule {
+        let next_ns = found
+            .ok()
+            .and_then(|found| found.job.next_runs_ns.first().copied());
+        out.hint(&schedule::remark(schedule, &id, next_ns));
+    }
     Ok(code::DONE)
 }
 
 /// Passes output on until the job has ended, or until we are told to leave it alone.
 async fn watch(
-    client: &Client,
-    mut run: Run,
+    line: &Line,
+    run: Run,
     sink: Option<Sink>,
     mut interrupts: Interrupts,
     out: Out,
@@ -132,7 +144,7 @@ async fn watch(
             "{why}; job {id} goes on: `rnx job log {id}`, `rnx job stop {id}`"
         ));
     };
-    let mut ended = pin!(pass_on(&mut run, sink));
+    let mut ended = pin!(pass_on(line.attach(run), sink));
     let (mut stops, mut asked) = (JoinSet::new(), false);
     loop {
         tokio::select! {
@@ -144,7 +156,7 @@ async fn watch(
                 }
                 asked = true;
                 out.note("stopping the job; once more to leave it alone");
-                stops.spawn(stop(client.clone(), text::id(id), signal));
+                stops.spawn(stop(line.clone(), text::id(id), signal));
             }
             Some(stopped) = stops.join_next() => {
                 if let Ok(Err(failure)) = stopped {
@@ -157,40 +169,45 @@ async fn watch(
                     goes_on("nobody reads the output any more");
                     return Err(failure);
                 }
+                Err(failure) if failure.code == code::UNREACHABLE => {
+                    // Not one of the job's codes, and not one of a job that never was.
+                    out.failure(&failure);
+                    goes_on("the server does not answer any more");
+                    return Ok(failure.code);
+                }
                 Err(failure) => return Err(failure),
             },
         }
     }
 }
 
-async fn stop(client: Client, id: String, signal: StopSignal) -> Result<(), Failure> {
-    client
-        .stop(id, signal)
-        .await
-        .map(drop)
-        .map_err(Failure::from)
+async fn stop(line: Line, id: String, signal: StopSignal) -> Result<(), Failure> {
+    line.stop(id, signal).await.map(drop).map_err(Failure::from)
 }
 
 /// Writes output as it comes; everything is written when this returns the job as it ended.
-async fn pass_on(run: &mut Run, sink: Option<Sink>) -> Result<Box<Job>, Failure> {
-    let Some(mut sink) = sink else {
-        return Ok(run.ended().await?);
-    };
+async fn pass_on(mut run: Follow, mut sink: Option<Sink>) -> Result<Box<Job>, Failure> {
     loop {
-        let event = match run.ready()? {
-            Some(event) => Some(event),
-            None => {
+        let event = match (run.ready()?, &mut sink) {
+            (Some(event), _) => Some(event),
+            (None, Some(sink)) => {
                 sink.flush().await?;
                 run.next().await?
             }
+            (None, None) => run.next().await?,
         };
-        match event {
-            Some(RunEvent::Output(output)) => sink.push(&output).await?,
-            Some(RunEvent::Ended(job)) => {
-                sink.finish().await?;
+        match (event, &mut sink) {
+            (Some(FollowEvent::Output(output)), Some(sink)) => sink.push(&output).await?,
+            (Some(FollowEvent::Output(_)), None) => {}
+            (Some(FollowEvent::Ended(job)), _) => {
+                if let Some(sink) = sink {
+                    sink.finish().await?;
+                }
                 return Ok(job);
             }
-            None => return Err(Failure::new("the server ended the run without its outcome")),
+            (Some(FollowEvent::LogEnd { .. }) | None, _) => {
+                return Err(Failure::new("the server ended the run without its outcome"));
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use super::Session;
 use crate::{
     exit::{self, Failure, code},
     flags::JobId,
-    json,
+    json, schedule,
     text::{self, Times},
 };
 
@@ -57,9 +57,14 @@ fn sections(status: &Status, now_ns: i64) -> String {
     page.line("Name", job.name.as_deref().unwrap_or("-"));
     page.line("Owner", &job.owner);
     page.line("Status", text::state(job.state));
+    if let Some(what) = &job.waits_for {
+        page.line("Waits for", what);
+    }
+    page.line("Priority", &job.priority.to_string());
     for (key, value) in &job.labels {
         page.line("Label", &format!("{key}={value}"));
     }
+    when(job, &mut page);
     page.section("Command");
     page.line("Command", &command(&status.argv));
     page.line("Directory", &job.workdir);
@@ -102,6 +107,29 @@ fn sections(status: &Status, now_ns: i64) -> String {
         }
     }
     page.0
+}
+
+/// When a job runs that was not simply started.
+fn when(job: &Job, page: &mut Page) {
+    if job.schedule.is_none() && job.schedule_id.is_none() {
+        return;
+    }
+    page.section("Schedule");
+    if let Some(schedule) = &job.schedule {
+        page.line("Runs", &schedule::phrase(schedule));
+    }
+    if let Some(id) = job.schedule_id {
+        page.line("Repeats", &text::id(id));
+    }
+    for (index, ns) in job.next_runs_ns.iter().enumerate() {
+        page.line(
+            if index == 0 { "Next run" } else { "Then" },
+            &text::local_time(*ns),
+        );
+    }
+    if let Some(ns) = job.last_run_ns {
+        page.line("Last run", &text::local_time(ns));
+    }
 }
 
 fn limits(limits: &Limits, page: &mut Page) {

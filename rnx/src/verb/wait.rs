@@ -1,6 +1,6 @@
 //! `rnx job wait ID…`.
 
-use rnx::{Client, RequestError, proto::Job};
+use rnx::{Line, RequestError, proto::Job};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
@@ -12,19 +12,19 @@ use crate::{
 };
 
 pub(crate) async fn wait(jobs: &JobIds, session: &Session) -> Result<u8, Failure> {
-    let client = session.connect().await?;
-    let waited = wait_all(&client, &jobs.ids, session).await;
-    client.close().await;
+    let line = session.line().await?;
+    let waited = wait_all(&line, &jobs.ids, session).await;
+    line.close().await;
     waited
 }
 
 /// Waits for all at once; each is told when it ends. Of several, the first that was named and did not end
 /// well decides the exit code.
-async fn wait_all(client: &Client, ids: &[String], session: &Session) -> Result<u8, Failure> {
+async fn wait_all(line: &Line, ids: &[String], session: &Session) -> Result<u8, Failure> {
     let mut waits = JoinSet::new();
     for (index, id) in ids.iter().cloned().enumerate() {
-        let client = client.clone();
-        waits.spawn(async move { (index, client.wait(id).await) });
+        let line = line.clone();
+        waits.spawn(async move { (index, line.wait(id).await) });
     }
     let mut codes = vec![code::DONE; ids.len()];
     let mut shown = vec![Value::Null; ids.len()];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto_rkyv::{
-    After, DATA_BYTES_MAX, Kind, Log, Reason, RefusalCode, Reply, Request, State, StopSignal,
+    After, DATA_BYTES_MAX, Kind, List, Log, Reason, RefusalCode, Reply, Request, State, StopSignal,
     Streams, Submit, Upload, encode, join,
 };
 use rnx::{Arrival, Client, LogEvent, RequestError, RunEvent, Spec, Stream, Tree};
@@ -35,7 +35,10 @@ fn scripted(frames: Vec<bytes::Bytes>) -> (Server, mpsc::UnboundedReceiver<Asked
 }
 
 fn accepted() -> bytes::Bytes {
-    reply(&Reply::Accepted { id: ID })
+    reply(&Reply::Accepted {
+        id: ID,
+        existing: false,
+    })
 }
 
 #[test]
@@ -350,14 +353,13 @@ fn small_requests_have_their_answers() {
     });
     block_on(async {
         let client = Client::connect(&server.node).await.unwrap();
-        assert_eq!(
-            client
-                .list(Some(State::Running), Some(3))
-                .await
-                .unwrap()
-                .len(),
-            3
-        );
+        let asked = List {
+            state: Some(State::Running),
+            limit: Some(3),
+            ..List::default()
+        };
+        let page = client.list(asked).await.unwrap();
+        assert_eq!((page.jobs.len(), page.next), (3, None));
         let status = client.status("1f3a").await.unwrap();
         assert_eq!(
             status.argv,

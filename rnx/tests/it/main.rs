@@ -1,6 +1,6 @@
 //! The client against a server of our own making: `server` speaks the wire and says what a test tells it.
 //!
-//! `library` is about requests, `trust` about certificates and everything else that prevents a connection,
+//! `library` is about requests, `resume` about connections that are lost, `schedule` about what runs later, `trust` about certificates and everything else that prevents a connection,
 //! `command` about the program: codes, streams, JSON, signals; `local` about `--local`.
 #![allow(
     clippy::unwrap_used,
@@ -13,5 +13,7 @@
 mod command;
 mod library;
 mod local;
+mod resume;
+mod schedule;
 mod server;
 mod trust;

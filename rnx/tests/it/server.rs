@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -16,7 +19,10 @@ use proto_rkyv::{
     Reader, Reason, Refusal, RefusalCode, Reply, Request, State, Transition, Upload, Usage, Work,
     encode, header_bytes, split,
 };
-use quinn::{Endpoint, RecvStream, SendStream, crypto::rustls::QuicServerConfig};
+use quinn::{
+    Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, RecvStream,
+    SendStream, crypto::rustls::QuicServerConfig,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
@@ -83,7 +89,7 @@ pub(crate) fn node(address: SocketAddr, ca: &Authority, pair: &Pair) -> Node {
 }
 
 type Answer = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Handler = Arc<dyn Fn(SendStream, RecvStream) -> Answer + Send + Sync>;
+type Handler = Arc<dyn Fn(Connection, SendStream, RecvStream) -> Answer + Send + Sync>;
 
 /// A running server; it ends with the value.
 pub(crate) struct Server {
@@ -113,8 +119,32 @@ impl Server {
         F: Fn(SendStream, RecvStream) -> A + Send + Sync + 'static,
         A: Future<Output = ()> + Send + 'static,
     {
+        let handler: Handler = Arc::new(move |_, send, recv| Box::pin(answer(send, recv)));
+        let mut server = Self::open((Ipv4Addr::LOCALHOST, 0).into(), ca, pair, alpn, handler);
+        server.node = node(server.address, ca, pair);
+        server
+    }
+
+    /// As [`Server::start`], at `address`, for an `answer` that may also do something to the connection.
+    pub(crate) fn at<F, A>(address: SocketAddr, authority: &Authority, answer: F) -> Self
+    where
+        F: Fn(Connection, SendStream, RecvStream) -> A + Send + Sync + 'static,
+        A: Future<Output = ()> + Send + 'static,
+    {
+        let pair = authority.issue("joblet", Validity::Now);
+        let handler: Handler =
+            Arc::new(move |connection, send, recv| Box::pin(answer(connection, send, recv)));
+        Self::open(address, authority, &pair, proto_rkyv::ALPN, handler)
+    }
+
+    fn open(
+        address: SocketAddr,
+        ca: &Authority,
+        pair: &Pair,
+        alpn: &[u8],
+        handler: Handler,
+    ) -> Self {
         let config = server_config(ca, pair, alpn);
-        let handler: Handler = Arc::new(move |send, recv| Box::pin(answer(send, recv)));
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
@@ -123,7 +153,16 @@ impl Server {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let endpoint = Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+                let resets = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[7; 32]);
+                let mut own = EndpointConfig::new(Arc::new(resets));
+                own.cid_generator(|| Box::new(Counted));
+                let endpoint = Endpoint::new(
+                    own,
+                    Some(config),
+                    UdpSocket::bind(address).unwrap(),
+                    Arc::new(quinn::TokioRuntime),
+                )
+                .unwrap();
                 tell.send(endpoint.local_addr().unwrap()).unwrap();
                 let died = tokio::select! {
                     () = accept(&endpoint, handler) => false,
@@ -137,7 +176,7 @@ impl Server {
             });
         });
         let address = told.recv().unwrap();
-        let node = node(address, ca, pair);
+        let node = node(address, ca, &ca.issue("alice", Validity::Now));
         Self {
             address,
             node,
@@ -177,6 +216,26 @@ impl Drop for Server {
     }
 }
 
+/// Connection ids that no two servers of this process have. quinn's own are known by their endpoint alone: another
+/// one at the same address would drop packets for them, where the daemon answers that the connection is gone.
+#[derive(Debug)]
+struct Counted;
+
+impl ConnectionIdGenerator for Counted {
+    fn generate_cid(&mut self) -> ConnectionId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        ConnectionId::new(&NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes())
+    }
+
+    fn cid_len(&self) -> usize {
+        size_of::<u64>()
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 async fn accept(endpoint: &Endpoint, handler: Handler) {
     while let Some(incoming) = endpoint.accept().await {
         let handler = handler.clone();
@@ -185,7 +244,7 @@ async fn accept(endpoint: &Endpoint, handler: Handler) {
                 return;
             };
             while let Ok((send, recv)) = connection.accept_bi().await {
-                tokio::spawn(handler(send, recv));
+                tokio::spawn(handler(connection.clone(), send, recv));
             }
         });
     }
@@ -346,6 +405,12 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
             stderr_bytes: 4,
             dropped_bytes: 0,
         },
+        schedule: None,
+        schedule_id: None,
+        next_runs_ns: Vec::new(),
+        last_run_ns: None,
+        priority: 0,
+        waits_for: None,
     })
 }
 

@@ -5,16 +5,20 @@
 
 mod finding;
 mod limit;
+mod list;
+mod schedule;
 mod spec;
 mod tree;
 mod view;
 
 pub(super) use finding::findings;
+pub(super) use list::{deleted, list_query, more};
+pub(super) use schedule::idempotency_key;
 pub(super) use spec::{Bulk, spec};
 pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
-pub(super) use view::{environment, job, node, sample, spec_bytes};
+pub(super) use view::{environment, job, job_in_full, node, sample, spec_bytes};
 
 use std::time::Duration;
 

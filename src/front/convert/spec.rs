@@ -4,7 +4,13 @@ use std::{collections::HashSet, time::Duration};
 
 use proto_rkyv::{BulkError, Kind, Submit};
 
-use super::{invalid, limit::job_limits, too_large, tree::check_components};
+use super::{
+    invalid,
+    limit::job_limits,
+    schedule::{priority, schedule},
+    too_large,
+    tree::check_components,
+};
 use crate::{
     job::{ByteString, EnvEntry, Refusal, Spec, User},
     limits,
@@ -20,9 +26,9 @@ const WORKDIR: &str = "/work";
 /// Argument list and environment as they came: payloads of each kind put together.
 #[derive(Debug, Default)]
 pub(in crate::front) struct Bulk {
-    argv: Vec<u8>,
-    env: Vec<u8>,
-    secret_env: Vec<u8>,
+    pub(super) argv: Vec<u8>,
+    pub(super) env: Vec<u8>,
+    pub(super) secret_env: Vec<u8>,
 }
 
 impl Bulk {
@@ -54,7 +60,7 @@ impl Bulk {
     }
 }
 
-/// The specification that a submit asks for.
+/// The specification that a submit asks for at `now_ns`.
 ///
 /// # Errors
 /// A refusal that names the first value which makes no sense.
@@ -62,6 +68,7 @@ pub(in crate::front) fn spec(
     submit: Submit,
     bulk: &Bulk,
     settings: &Settings,
+    now_ns: i64,
 ) -> Result<Spec, Refusal> {
     let argv = arguments(&bulk.argv)?;
     let mut env = variables(&bulk.env, false)?;
@@ -82,6 +89,11 @@ pub(in crate::front) fn spec(
         timeout: submit.timeout_ms.map(timeout).transpose()?,
         grace: submit.grace_ms.map_or(Ok(settings.grace), grace)?,
         uploads: submit.uploads,
+        schedule: submit
+            .schedule
+            .map(|asked| schedule(asked, now_ns))
+            .transpose()?,
+        priority: priority(submit.priority)?,
     })
 }
 
@@ -302,6 +314,8 @@ mod tests {
     use super::*;
     use crate::job::{Limits, RefusalCode};
 
+    const NOW: i64 = 1_800_000_000_000_000_000;
+
     fn settings() -> Settings {
         Settings {
             work_memory_bytes: 64 << 20,
@@ -324,11 +338,11 @@ mod tests {
     }
 
     fn refused(submit: Submit) -> Refusal {
-        spec(submit, &bulk(&[b"true"], &[], &[]), &settings()).unwrap_err()
+        spec(submit, &bulk(&[b"true"], &[], &[]), &settings(), NOW).unwrap_err()
     }
 
     fn granted(submit: Submit) -> Spec {
-        spec(submit, &bulk(&[b"true"], &[], &[]), &settings()).unwrap()
+        spec(submit, &bulk(&[b"true"], &[], &[]), &settings(), NOW).unwrap()
     }
 
     #[test]
@@ -348,6 +362,8 @@ mod tests {
             timeout: None,
             grace: Duration::from_secs(10),
             uploads: None,
+            schedule: None,
+            priority: 0,
         };
         assert_eq!(granted(Submit::default()), expected);
     }
@@ -356,7 +372,7 @@ mod tests {
     fn arguments_and_variables_travel_byte_for_byte() {
         let argv: [&[u8]; 5] = [b"sh", b"", b"a\nb", b"\xff\"'", b"--"];
         let bulk = bulk(&argv, &[b"A=", b"_b1=x=y\n\xfe"], &[b"TOKEN=s"]);
-        let spec = spec(Submit::default(), &bulk, &settings()).unwrap();
+        let spec = spec(Submit::default(), &bulk, &settings(), NOW).unwrap();
         assert_eq!(spec.argv, argv);
         let entry = |name: &str, value: &[u8], is_secret| EnvEntry {
             name: name.into(),
@@ -376,7 +392,8 @@ mod tests {
     #[test]
     fn arguments_that_no_program_can_be_given_are_refused() {
         let check = |argv: &[&[u8]], expected: &str| {
-            let refusal = spec(Submit::default(), &bulk(argv, &[], &[]), &settings()).unwrap_err();
+            let refusal =
+                spec(Submit::default(), &bulk(argv, &[], &[]), &settings(), NOW).unwrap_err();
             assert_eq!(refusal.message, expected);
         };
         check(&[], "the command is empty");
@@ -390,18 +407,27 @@ mod tests {
             spec(
                 Submit::default(),
                 &bulk(&[b"echo", &long[1..]], &[], &[]),
-                &settings()
+                &settings(),
+                NOW
             )
             .is_ok()
         );
         let many: Vec<&[u8]> = vec![b""; limits::SUBMIT_ENTRIES_MAX + 1];
         check(&many, "more than 262144 arguments and variables");
-        assert!(spec(Submit::default(), &bulk(&many[1..], &[], &[]), &settings()).is_ok());
+        assert!(
+            spec(
+                Submit::default(),
+                &bulk(&many[1..], &[], &[]),
+                &settings(),
+                NOW
+            )
+            .is_ok()
+        );
         let lying = Bulk {
             argv: vec![9, 0, 0, 0, b'x'],
             ..Bulk::default()
         };
-        let refusal = spec(Submit::default(), &lying, &settings()).unwrap_err();
+        let refusal = spec(Submit::default(), &lying, &settings(), NOW).unwrap_err();
         assert_eq!(
             refusal.message,
             "malformed argument list: entry 0 claims 9 bytes and 1 are left"
@@ -415,6 +441,7 @@ mod tests {
                 Submit::default(),
                 &bulk(&[b"true"], &[], &[entry]),
                 &settings(),
+                NOW,
             )
             .unwrap_err();
             assert_eq!(refusal.message, expected);
@@ -586,7 +613,7 @@ mod tests {
             work_memory_bytes: 64 << 10,
             ..settings()
         };
-        let spec = spec(Submit::default(), &bulk(&[b"true"], &[], &[]), &small);
+        let spec = spec(Submit::default(), &bulk(&[b"true"], &[], &[]), &small, NOW);
         assert_eq!(spec.unwrap().work_bytes, 64 << 10);
     }
 

@@ -2,12 +2,13 @@
 
 use proto_rkyv::{Job, Node};
 
-use super::limit::ranges_of;
+use super::{cut, limit::ranges_of, schedule::schedule_message};
 use crate::{
     job::{
-        Caveat, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Sample, Spec, State,
-        Usage, WorkKind,
+        Caveat, JobId, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Sample, Spec,
+        State, Usage, WorkKind,
     },
+    limits,
     shard::Settings,
 };
 
@@ -51,7 +52,27 @@ pub(in crate::front) fn job(view: &JobView) -> Job {
             stderr_bytes: view.log.stderr_bytes,
             dropped_bytes: view.log.dropped_bytes,
         },
+        schedule: spec.schedule.as_ref().map(schedule_message),
+        schedule_id: view.schedule_id.map(JobId::to_bytes),
+        next_runs_ns: view.next_run_ns.into_iter().collect(),
+        last_run_ns: view.last_run_ns,
+        priority: spec.priority,
+        waits_for: view.waits_for.as_ref().map(|what| {
+            let mut what = what.clone();
+            cut(&mut what, limits::WAITS_FOR_BYTES_MAX);
+            what
+        }),
     }
+}
+
+/// As [`job`], with several runs to come: for one job that takes a look at the calendar, for a list it would be
+/// too many.
+pub(in crate::front) fn job_in_full(view: &JobView) -> Job {
+    let mut shown = job(view);
+    if let (Some(schedule), Some(next)) = (&view.spec.schedule, view.next_run_ns) {
+        shown.next_runs_ns = schedule.runs_from(next, limits::NEXT_RUNS_SHOWN);
+    }
+    shown
 }
 
 /// First line of a command, for tables.
@@ -230,7 +251,7 @@ pub(in crate::front) mod tests {
 
     use super::*;
     use crate::{
-        job::{EnvEntry, JobId, LogTotals, Transition, User},
+        job::{EnvEntry, JobId, LogTotals, Schedule, Transition, User},
         limits,
     };
 
@@ -273,6 +294,11 @@ pub(in crate::front) mod tests {
             timeout: Some(Duration::from_millis(4)),
             grace: Duration::from_millis(5),
             uploads: None,
+            schedule: Some(Schedule::Cron {
+                expression: "c".repeat(limits::CRON_BYTES_MAX),
+                zone: "z".repeat(limits::ZONE_BYTES_MAX),
+            }),
+            priority: -100,
         };
         let reason = Reason::StartFailed {
             step: "s".repeat(256),
@@ -315,6 +341,10 @@ pub(in crate::front) mod tests {
                 stderr_bytes: 2,
                 dropped_bytes: 3,
             },
+            schedule_id: Some(JobId::random()),
+            next_run_ns: Some(i64::MAX),
+            last_run_ns: Some(i64::MIN),
+            waits_for: Some("ü".repeat(limits::WAITS_FOR_BYTES_MAX)),
         }
     }
 
@@ -325,6 +355,35 @@ pub(in crate::front) mod tests {
         assert_eq!(shown.command, "x".repeat(80));
         assert_eq!(shown.grace_ms, 5);
         assert!(proto_rkyv::encode(&proto_rkyv::Reply::Status(Box::new(shown))).is_ok());
+    }
+
+    #[test]
+    fn what_a_job_waits_for_is_cut_to_a_line() {
+        let waits_for = job(&largest_job()).waits_for.unwrap();
+        assert!(waits_for.len() <= limits::WAITS_FOR_BYTES_MAX && waits_for.ends_with('…'));
+    }
+
+    #[test]
+    fn several_runs_of_a_schedule_are_shown_of_one_job_and_the_next_in_a_list() {
+        let check = |schedule, all: &[i64]| {
+            let mut view = largest_job();
+            view.spec = Arc::new(Spec {
+                schedule,
+                ..(*view.spec).clone()
+            });
+            view.next_run_ns = all.first().copied();
+            assert_eq!(job_in_full(&view).next_runs_ns, all);
+            let first: Vec<_> = all.iter().take(1).copied().collect();
+            assert_eq!(job(&view).next_runs_ns, first);
+        };
+        let every = Schedule::Every {
+            every: Duration::from_nanos(5),
+            from_ns: 0,
+        };
+        check(Some(every), &[10, 15, 20, 25, 30]);
+        check(Some(Schedule::Once { at_ns: 7 }), &[7]);
+        check(Some(Schedule::Once { at_ns: 7 }), &[]);
+        check(None, &[]);
     }
 
     #[test]

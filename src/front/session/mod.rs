@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     doctor,
-    job::{JobId, JobView, LogQuery, Peer, Refusal, Streams},
+    job::{Deleted, JobId, JobView, LogQuery, Peer, Refusal, Streams},
     limits,
     shard::Handle,
 };
@@ -143,6 +143,9 @@ impl Session {
             Request::Status(job) => self.status(&job).await?,
             Request::Log(log) => Box::pin(self.log(log)).await?,
             Request::Stop(stop) => self.stop(stop).await?,
+            Request::Cancel(job) => self.cancel(&job).await?,
+            Request::Delete(job) => self.delete(&job).await?,
+            Request::DeleteAll => self.delete_all().await?,
             Request::Wait(job) => self.wait(&job).await?,
             Request::Copy(copy) => Box::pin(self.copy(copy)).await?,
             Request::Node => self.node().await?,
@@ -169,20 +172,15 @@ impl Session {
 
     async fn list(&mut self, list: proto_rkyv::List) -> Result<(), Broken> {
         authorise(self.peer.role, Operation::List, OwnerRelation::Own)?;
-        let asked = list.limit.map_or(usize::MAX, |limit| {
-            usize::try_from(limit).unwrap_or(usize::MAX)
-        });
-        let jobs = self
-            .handle
-            .list(
-                list.state.map(convert::state),
-                asked.min(limits::LIST_JOBS_MAX),
-            )
-            .await?;
+        let (jobs, next) = self.handle.list(convert::list_query(&list)).await?;
         let mut held = self.budget.reserve();
         held.grow(jobs.len() * limits::LISTED_JOB_BYTES)?;
         let jobs: Vec<_> = jobs.iter().map(convert::job).collect();
-        self.outgoing.jobs(&jobs).await
+        self.outgoing.jobs(&jobs).await?;
+        match next {
+            Some(next) => self.outgoing.reply(&convert::more(next)).await,
+            None => Ok(()),
+        }
     }
 
     async fn status(&mut self, reference: &str) -> Result<(), Broken> {
@@ -190,7 +188,7 @@ impl Session {
         let mut held = self.budget.reserve();
         held.grow(convert::spec_bytes(&view.spec))?;
         self.outgoing
-            .reply(&Reply::Status(Box::new(convert::job(&view))))
+            .reply(&Reply::Status(Box::new(convert::job_in_full(&view))))
             .await?;
         self.outgoing
             .bulk(proto_rkyv::Kind::Argv, &view.spec.argv)
@@ -216,6 +214,34 @@ impl Session {
         self.outgoing
             .reply(&Reply::Done(Box::new(convert::job(&view))))
             .await
+    }
+
+    async fn cancel(&mut self, reference: &str) -> Result<(), Broken> {
+        let id = self.job(Operation::Cancel, reference).await?.id;
+        let view = self.handle.cancel(id, &self.peer.name).await?;
+        self.outgoing
+            .reply(&Reply::Done(Box::new(convert::job(&view))))
+            .await
+    }
+
+    async fn delete(&mut self, reference: &str) -> Result<(), Broken> {
+        let id = self.job(Operation::Delete, reference).await?.id;
+        self.handle.delete(id).await?;
+        let deleted = Deleted {
+            deleted: 1,
+            skipped: 0,
+        };
+        self.outgoing.reply(&convert::deleted(deleted)).await
+    }
+
+    async fn delete_all(&mut self) -> Result<(), Broken> {
+        authorise(self.peer.role, Operation::Delete, OwnerRelation::Own)?;
+        let (role, name) = (self.peer.role, self.peer.name.clone());
+        let allowed = move |owner: &str| {
+            authorise(role, Operation::Delete, OwnerRelation::of(&name, owner)).is_ok()
+        };
+        let deleted = self.handle.delete_all(allowed).await?;
+        self.outgoing.reply(&convert::deleted(deleted)).await
     }
 
     async fn wait(&mut self, reference: &str) -> Result<(), Broken> {

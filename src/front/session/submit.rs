@@ -8,7 +8,8 @@ use crate::{
         authorise::{Operation, OwnerRelation, authorise},
         convert::{self, Bulk, UploadStep, Uploads},
     },
-    limits,
+    job::{Accepted, Refusal, Schedule},
+    limits, rt,
     shard::Submission,
 };
 
@@ -18,19 +19,24 @@ impl Session {
         let (after, announced) = (submit.after, submit.uploads);
         let mut held = self.budget.reserve();
         let (bulk, first_upload) = self.bulk(announced.is_some(), &mut held).await?;
-        let spec = convert::spec(submit, &bulk, self.handle.settings())?;
+        let key = convert::idempotency_key(&submit, &bulk)?;
+        let now_ns = i64::try_from(rt::wall_ns()).unwrap_or(i64::MAX);
+        let spec = convert::spec(submit, &bulk, self.handle.settings(), now_ns)?;
         drop((bulk, held));
+        check_after(after, spec.schedule.as_ref())?;
         let mut submission = self
             .handle
-            .submit(&self.peer, spec, None, self.arrived)
+            .submit(&self.peer, spec, key, self.arrived)
             .await?;
         if let (Some(announced), Some(first)) = (announced, first_upload) {
             self.uploads(&mut submission, announced, first).await?;
         }
-        let id = submission.accept().await?.id;
-        self.outgoing
-            .reply(&Reply::Accepted { id: id.to_bytes() })
-            .await?;
+        let Accepted { id, existing } = submission.accept().await?;
+        let accepted = Reply::Accepted {
+            id: id.to_bytes(),
+            existing,
+        };
+        self.outgoing.reply(&accepted).await?;
         match after {
             After::Detach => Ok(()),
             After::Wait => self.ended(id).await,
@@ -112,6 +118,44 @@ impl Session {
     }
 }
 
+/// Who waits for a job waits for its end, and a schedule has none.
+fn check_after(after: After, schedule: Option<&Schedule>) -> Result<(), Refusal> {
+    match after {
+        After::Wait | After::Follow if schedule.is_some_and(Schedule::repeats) => {
+            Err(convert::invalid("a job that repeats cannot be waited for")
+                .hint("submit it detached: `rnx job run -d`"))
+        }
+        After::Detach | After::Wait | After::Follow => Ok(()),
+    }
+}
+
 fn truncated_upload() -> Broken {
     Broken::Malformed(convert::invalid("the upload ended early"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_what_ends_can_be_waited_for() {
+        let once = Schedule::Once { at_ns: 0 };
+        let every = Schedule::Every {
+            every: Duration::from_secs(1),
+            from_ns: 0,
+        };
+        for after in [After::Wait, After::Follow] {
+            assert_eq!(check_after(after, None), Ok(()));
+            assert_eq!(check_after(after, Some(&once)), Ok(()));
+            let refusal = check_after(after, Some(&every)).unwrap_err();
+            assert_eq!(refusal.message, "a job that repeats cannot be waited for");
+            assert_eq!(
+                refusal.hint.as_deref(),
+                Some("submit it detached: `rnx job run -d`")
+            );
+        }
+        assert_eq!(check_after(After::Detach, Some(&every)), Ok(()));
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{fill_slots, finish};
+use super::{finish, parked::park_or_make};
 use crate::{
     job::{JobId, JobView, Reason, State},
     shard::{
@@ -16,7 +16,11 @@ use crate::{
 };
 
 pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut Vec<Effect>) {
-    let FoundJob { view, whereabouts } = found;
+    let FoundJob {
+        view,
+        whereabouts,
+        has_spool,
+    } = found;
     if view.outcome.is_some() || core.jobs.contains_key(&view.id) {
         return;
     }
@@ -25,10 +29,11 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
     // Uploads of a job whose sandbox is gone are gone with it.
     let is_lost = match whereabouts {
         Whereabouts::Held => false,
-        Whereabouts::NotBegun => view.spec.uploads.is_some(),
+        Whereabouts::NotBegun => view.spec.uploads.is_some() && !has_spool,
         Whereabouts::Lost => true,
     };
     let log = view.log;
+    let next_ns = (view.state == State::Scheduled).then(|| next_run(&view)).flatten();
     let mut job = job(view, now);
     if whereabouts == Whereabouts::Held {
         // Its birth is heard of next, and then it is let go once more: nobody knows whether it was.
@@ -40,7 +45,16 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
         job.has_slot = true;
         job.made_mono_ns = Some(job.arrived_mono_ns);
         core.starting += 1;
+        job.has_place = core.limits.has_queue;
         core.jobs.insert(id, job);
+        if core.limits.has_queue {
+            out.push(Effect::Claim(id));
+        }
+    } else if let (Some(next_ns), false) = (next_ns, is_lost) {
+        job.phase = Phase::Scheduled { next_ns };
+        core.scheduled += 1;
+        core.jobs.insert(id, job);
+        out.push(Effect::SetAlarm(id, next_ns));
     } else if is_lost || ending.is_some() {
         core.jobs.insert(id, job);
         let alive = Alive {
@@ -50,9 +64,17 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
         finish(core, now, id, &alive, (log, None), out);
     } else {
         core.jobs.insert(id, job);
-        core.waiting.push_back(id);
-        fill_slots(core, out);
+        park_or_make(core, now, id, out);
     }
+}
+
+/// When a job that waits for its time runs next.
+fn next_run(view: &JobView) -> Option<i64> {
+    let created_ns = view.transitions.first().map_or(0, |first| first.wall_ns);
+    view.next_run_ns.or_else(|| {
+        let schedule = view.spec.schedule.as_ref()?;
+        schedule.next_run(created_ns, view.last_run_ns)
+    })
 }
 
 /// Goes on with an end that a former daemon had begun; whoever was given time is given it once more.
@@ -75,6 +97,7 @@ pub(super) fn end_again(
         | Cause::OutOfMemory
         | Cause::HostLost
         | Cause::Abandoned
+        | Cause::Canceled
         | Cause::StartFailed(_)
         | Cause::NotFound
         | Cause::NotExecutable(_) => false,
@@ -98,15 +121,30 @@ fn job(view: JobView, now: Moment) -> Job {
         work: view.work,
         caveats: view.caveats,
         // The clock begins anew with each boot.
-        arrived_mono_ns: arrived.filter(|at| *at <= now.mono_ns).unwrap_or(now.mono_ns),
+        arrived_mono_ns: arrived
+            .filter(|at| *at <= now.mono_ns)
+            .unwrap_or(now.mono_ns),
         made_mono_ns: None,
         transitions: view
             .transitions
             .into_iter()
-            .filter(|transition| transition.state == State::Initializing)
+            .filter(|transition| match transition.state {
+                State::Scheduled | State::Queued | State::Initializing => true,
+                // They are told once more.
+                State::Running
+                | State::Stopping
+                | State::Completed
+                | State::Failed
+                | State::Stopped
+                | State::Timeout
+                | State::Canceled => false,
+            })
             .collect(),
         record: Record::Kept,
         has_slot: false,
+        has_place: false,
+        schedule_id: view.schedule_id,
+        last_run_ns: view.last_run_ns,
         was_ending: None,
         phase: Phase::Waiting,
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{Limits, Outcome, Reason, Spec, User, WorkKind},
+    job::{Limits, Outcome, Reason, Schedule, Spec, User, WorkKind},
     shard::{
         core::CoreLimits,
         effect::{ExitStatus, FoundJob, Whereabouts},
@@ -19,6 +19,8 @@ use crate::{
 const LIMITS: CoreLimits = CoreLimits {
     live_jobs_max: 8,
     starts_max: 2,
+    scheduled_max: 4,
+    has_queue: false,
 };
 
 fn id(n: u8) -> JobId {
@@ -41,6 +43,8 @@ fn spec(timeout: Option<Duration>) -> Spec {
         timeout,
         grace: Duration::from_secs(10),
         uploads: None,
+        schedule: None,
+        priority: 0,
     }
 }
 
@@ -52,7 +56,29 @@ fn new_job(n: u8, timeout: Option<Duration>) -> Event {
         work: WorkKind::Memory,
         caveats: Vec::new(),
         arrived_mono_ns: 1_000,
+        schedule_id: None,
+        start: Start::Now,
+        has_place: false,
     }))
+}
+
+/// A job that is not to be made at once.
+fn later_job(n: u8, start: Start, schedule: Option<Schedule>) -> Event {
+    let mut event = new_job(n, None);
+    if let Event::Submit(new) = &mut event {
+        new.has_place = matches!(start, Start::Queued(_));
+        new.start = start;
+        new.spec.schedule = schedule;
+    }
+    event
+}
+
+/// Each minute from the epoch on.
+fn every() -> Schedule {
+    Schedule::Every {
+        every: Duration::from_secs(60),
+        from_ns: 0,
+    }
 }
 
 struct Story {
@@ -196,10 +222,7 @@ fn a_job_that_the_store_cannot_take_never_was() {
     story.feed(Event::Accept(id(1)));
     assert_eq!(
         story.feed(Event::Recorded(id(1), Err(full()))),
-        [
-            Effect::Answer(id(1), Err(full())),
-            Effect::Kill(id(1))
-        ]
+        [Effect::Answer(id(1), Err(full())), Effect::Kill(id(1))]
     );
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
     story.feed(Event::Gone(id(1)));
@@ -258,7 +281,7 @@ fn stop_while_running_sends_term_and_arms_the_grace_timer() {
     assert_eq!(
         story.feed(stop),
         [
-            Effect::RecordEnding(id(1)),
+            Effect::RecordProgress(id(1)),
             Effect::Signal(id(1), libc::SIGTERM),
             Effect::SetTimer(id(1), Timer::Grace, at)
         ]
@@ -446,11 +469,17 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         (1u8..=10, proptest::bool::ANY)
             .prop_map(|(n, limited)| new_job(n, limited.then_some(Duration::from_secs(1)))),
+        (1u8..=10).prop_map(|n| later_job(n, Start::Queued("its turn".to_owned()), None)),
+        (1u8..=10, 0i64..4_000_000).prop_map(|(n, at)| later_job(n, Start::At(at), None)),
+        (1u8..=10, 0i64..4_000_000).prop_map(|(n, at)| later_job(n, Start::At(at), Some(every()))),
         job.clone().prop_map(Event::Accept),
         job.clone().prop_map(Event::Abandon),
         job.clone().prop_map(|id| Event::Recorded(id, Ok(()))),
         job.clone().prop_map(|id| Event::Recorded(id, Err(full()))),
         job.clone().prop_map(Event::EndRecorded),
+        job.clone().prop_map(Event::Granted),
+        job.clone().prop_map(Event::Due),
+        job.clone().prop_map(Event::Cancel),
         job.clone().prop_map(|id| Event::PrepareFailed(
             id,
             StartFailure {
@@ -534,6 +563,9 @@ proptest! {
             prop_assert_eq!(waiting, story.core.waiting.len());
             let over = story.core.jobs.values().filter(|job| matches!(job.phase, Phase::Ended { .. }));
             prop_assert_eq!(over.count(), story.core.ended);
+            let count = |is: fn(&Phase) -> bool| story.core.jobs.values().filter(|job| is(&job.phase)).count();
+            prop_assert_eq!(count(|phase| matches!(phase, Phase::Scheduled { .. })), story.core.scheduled);
+            prop_assert_eq!(count(|phase| matches!(phase, Phase::Queued { .. })), story.core.queued);
             for (id, job) in &story.core.jobs {
                 let is_over = matches!(job.phase, Phase::Ended { .. });
                 prop_assert_eq!(is_over, job.state().has_ended(), "state and phase of {} disagree", id);
@@ -549,7 +581,11 @@ fn found(n: u8, whereabouts: Whereabouts, ending: Option<Reason>) -> Event {
     story.feed(new_job(n, Some(Duration::from_secs(60))));
     let mut view = story.core.view(id(n)).unwrap();
     view.ending = ending;
-    Event::Found(Box::new(FoundJob { view, whereabouts }))
+    Event::Found(Box::new(FoundJob {
+        view,
+        whereabouts,
+        has_spool: false,
+    }))
 }
 
 #[test]
@@ -587,7 +623,10 @@ fn a_job_that_was_being_stopped_is_stopped_with_its_grace_once_more() {
     );
     assert_eq!(story.feed(Event::Started(id(1), Ok(3_000))), []);
     let (state, outcome) = story.end();
-    assert_eq!((state, outcome.reason), (State::Stopped, Reason::Stopped { by }));
+    assert_eq!(
+        (state, outcome.reason),
+        (State::Stopped, Reason::Stopped { by })
+    );
 }
 
 #[test]
@@ -604,4 +643,123 @@ fn a_job_that_had_not_begun_is_made_again_and_one_that_may_have_run_is_lost() {
     );
     let view = story.core.view(id(2)).unwrap();
     assert_eq!(view.outcome.unwrap().reason, Reason::HostLost);
+}
+
+const MINUTE_NS: i64 = 60_000_000_000;
+
+#[test]
+fn a_job_that_is_scheduled_once_is_made_when_its_time_has_come() {
+    let mut story = Story::new();
+    let at = story.now.wall_ns + 5;
+    assert_eq!(story.feed(later_job(1, Start::At(at), None)), []);
+    assert_eq!(story.accept(1), [Effect::SetAlarm(id(1), at)]);
+    assert_eq!(story.core.view(id(1)).unwrap().next_run_ns, Some(at));
+    assert_eq!(
+        story.feed(Event::Due(id(1))),
+        [Effect::SetAlarm(id(1), at)],
+        "the clock was set back"
+    );
+    story.now.wall_ns = at;
+    assert_eq!(story.feed(Event::Due(id(1))), [Effect::Prepare(id(1))]);
+    assert_eq!(story.feed(Event::Due(id(1))), []);
+    let view = story.core.view(id(1)).unwrap();
+    assert_eq!((view.state, view.next_run_ns), (State::Initializing, None));
+    assert_eq!(story.feed(Event::Sent(id(1))), [Effect::Go(id(1))]);
+}
+
+#[test]
+fn a_schedule_that_repeats_stays_and_never_runs_the_same_time_twice() {
+    let mut story = Story::new();
+    story.feed(later_job(1, Start::At(MINUTE_NS), Some(every())));
+    story.accept(1);
+    // Down for three of its times: one run, then the next regular time.
+    story.now.wall_ns = 3 * MINUTE_NS + 7;
+    assert_eq!(
+        story.feed(Event::Due(id(1))),
+        [
+            Effect::Repeat(id(1), MINUTE_NS),
+            Effect::RecordProgress(id(1)),
+            Effect::SetAlarm(id(1), 4 * MINUTE_NS)
+        ]
+    );
+    story.now.wall_ns = MINUTE_NS;
+    assert_eq!(
+        story.feed(Event::Due(id(1))),
+        [Effect::SetAlarm(id(1), 4 * MINUTE_NS)]
+    );
+    let view = story.core.view(id(1)).unwrap();
+    assert_eq!(view.state, State::Scheduled);
+    assert_eq!(view.last_run_ns, Some(3 * MINUTE_NS + 7));
+}
+
+#[test]
+fn a_queued_job_is_made_when_it_is_granted_and_gives_its_place_back() {
+    let mut story = Story::new();
+    let why = "2 of 2 jobs run".to_owned();
+    assert_eq!(story.feed(later_job(1, Start::Queued(why.clone()), None)), []);
+    assert_eq!(story.accept(1), []);
+    let view = story.core.view(id(1)).unwrap();
+    assert_eq!((view.state, view.waits_for), (State::Queued, Some(why)));
+    assert_eq!(story.feed(Event::Granted(id(1))), [Effect::Prepare(id(1))]);
+    story.feed(Event::Sent(id(1)));
+    story.feed(Event::Born(id(1)));
+    story.feed(Event::Started(id(1), Ok(3_000)));
+    story.feed(exit(ExitStatus::Code(0)));
+    story.feed(Event::Gone(id(1)));
+    assert_eq!(
+        story.feed(Event::Drained(id(1), LogTotals::default(), None)),
+        [
+            Effect::GiveBack(id(1)),
+            Effect::Release(id(1)),
+            Effect::RecordEnded(id(1))
+        ]
+    );
+}
+
+#[test]
+fn a_job_that_has_not_begun_can_be_canceled_or_stopped_and_one_that_has_only_stopped() {
+    for event in [
+        Event::Cancel(id(1)),
+        Event::Stop {
+            id: id(1),
+            by: "bob".to_owned(),
+            signal: StopSignal::Term,
+        },
+    ] {
+        let mut story = Story::new();
+        story.feed(later_job(1, Start::At(MINUTE_NS), Some(every())));
+        story.accept(1);
+        assert_eq!(
+            story.feed(event),
+            [Effect::Release(id(1)), Effect::RecordEnded(id(1))]
+        );
+        let (state, outcome) = story.outcome();
+        assert_eq!((state, outcome.reason), (State::Canceled, Reason::Canceled));
+    }
+    let mut story = Story::running(None);
+    assert_eq!(story.feed(Event::Cancel(id(1))), []);
+}
+
+#[test]
+fn a_daemon_that_ends_leaves_scheduled_jobs_and_ends_queued_ones() {
+    let mut story = Story::new();
+    story.feed(later_job(1, Start::At(MINUTE_NS), None));
+    story.accept(1);
+    story.feed(later_job(2, Start::Queued(String::new()), None));
+    story.accept(2);
+    assert_eq!(
+        story.feed(Event::Shutdown),
+        [
+            Effect::GiveBack(id(2)),
+            Effect::Release(id(2)),
+            Effect::RecordEnded(id(2))
+        ]
+    );
+    story.now.wall_ns = 2 * MINUTE_NS;
+    assert_eq!(story.feed(Event::Due(id(1))), []);
+    assert_eq!(
+        story.feed(Event::EndRecorded(id(2))),
+        [Effect::Forget(id(2)), Effect::AllEnded]
+    );
+    assert_eq!(story.core.view(id(1)).unwrap().state, State::Scheduled);
 }

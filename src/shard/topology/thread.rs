@@ -26,6 +26,7 @@ use crate::{
         effect::Event,
         history::Archive,
         inherit::Share,
+        queue::Queue,
         records::Records,
         remote::{Call, Local, Remote},
         seats::Seats,
@@ -45,6 +46,7 @@ pub(super) struct ThreadParts {
     pub(super) index: ShardIndex,
     pub(super) host: Arc<Host>,
     pub(super) core: CoreLimits,
+    pub(super) queue: Queue,
     pub(super) cpu: usize,
     pub(super) mailbox: Mailbox,
     pub(super) ids: IdRanges,
@@ -84,6 +86,7 @@ impl ThreadParts {
             index: self.index,
             host: Arc::clone(&self.host),
             limits: self.core,
+            queue: self.queue,
             remote: Remote::new(self.mailbox.out),
             desk: Desk::new(self.ids),
             recorder,
@@ -96,6 +99,7 @@ impl ThreadParts {
         shard.inherit(self.share).map_err(io("a keeper's socket"))?;
         rt::spawn(Rc::clone(&shard).serve_mailbox(self.mailbox.inbound, sleeper));
         rt::spawn(Rc::clone(&shard).serve_timers());
+        rt::spawn(Rc::clone(&shard).serve_alarms());
         rt::spawn(Rc::clone(&shard).serve_kept());
         rt::spawn(Rc::clone(&shard).serve_seats());
         rt::spawn(Rc::clone(&shard).serve_memory());
@@ -111,6 +115,7 @@ impl ThreadParts {
         let Some(signals) = self.signals else {
             return std::future::pending().await;
         };
+        rt::spawn(Rc::clone(&shard).serve_pruning());
         let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
         let ending = match self.purpose {
             Purpose::Serve => signals.next().await,
@@ -212,4 +217,3 @@ impl Shard {
         self.seats.close().await;
     }
 }
-

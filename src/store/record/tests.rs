@@ -157,12 +157,14 @@ fn spec() -> impl Strategy<Value = Spec> {
         any::<u64>(),
         any::<Option<u64>>(),
     );
-    (words, bytes(), numbers, job_limits()).prop_map(
+    let when = (option::of(schedule()), any::<i32>());
+    (words, bytes(), numbers, job_limits(), when).prop_map(
         |(
             (name, labels, argv, env),
             workdir,
             ((uid, gid), work_bytes, timeout, grace, uploads),
             limits,
+            (schedule, priority),
         )| Spec {
             name,
             labels,
@@ -175,8 +177,22 @@ fn spec() -> impl Strategy<Value = Spec> {
             timeout: timeout.map(Duration::from_nanos),
             grace: Duration::from_nanos(grace),
             uploads,
+            schedule,
+            priority,
         },
     )
+}
+
+fn schedule() -> impl Strategy<Value = Schedule> {
+    prop_oneof![
+        any::<i64>().prop_map(|at_ns| Schedule::Once { at_ns }),
+        any::<(u64, i64)>().prop_map(|(ns, from_ns)| Schedule::Every {
+            every: Duration::from_nanos(ns),
+            from_ns,
+        }),
+        any::<(String, String)>()
+            .prop_map(|(expression, zone)| Schedule::Cron { expression, zone }),
+    ]
 }
 
 /// Any job that has ended.
@@ -198,9 +214,10 @@ pub(in crate::store) fn ended_job() -> impl Strategy<Value = JobView> {
         vec(transition(), 1..6),
         outcome(),
         log,
+        any::<(Option<[u8; 16]>, Option<i64>, Option<i64>)>(),
     )
         .prop_map(
-            |(id, owner, state, (spec, work, caveats), transitions, outcome, log)| JobView {
+            |(id, owner, state, (spec, work, caveats), transitions, outcome, log, runs)| JobView {
                 id: JobId::from_bytes(id),
                 owner,
                 state,
@@ -211,6 +228,10 @@ pub(in crate::store) fn ended_job() -> impl Strategy<Value = JobView> {
                 ending: None,
                 outcome: Some(outcome),
                 log,
+                schedule_id: runs.0.map(JobId::from_bytes),
+                next_run_ns: None,
+                last_run_ns: runs.1,
+                waits_for: None,
             },
         )
 }

@@ -46,20 +46,32 @@ pub(super) async fn stop(wire: &Wire, id: Id) -> Option<Result<(), Reply>> {
 
 /// Every job that there is a record of.
 pub(super) async fn list(wire: &Wire) -> Option<Vec<Job>> {
-    let request = Request::List(List {
-        state: None,
-        limit: Some(10_000),
-    });
-    let mut stream = wire.ask(&request).await?;
     let mut jobs = Vec::new();
-    while let Some(reply) = stream.reply().await {
-        let Reply::Jobs(some) = reply else {
-            panic!("a list answered {reply:?}");
-        };
-        jobs.extend(some);
+    let mut before = None;
+    loop {
+        let request = Request::List(List {
+            limit: Some(10_000),
+            before: before.take(),
+            ..List::default()
+        });
+        let mut stream = wire.ask(&request).await?;
+        while let Some(reply) = stream.reply().await {
+            if let Reply::Jobs(some) = reply {
+                jobs.extend(some);
+            } else if let Reply::More(cursor) = reply {
+                before = Some(cursor);
+            } else {
+                panic!("a list answered {reply:?}");
+            }
+        }
+        // The end of the list and the end of the connection look the same.
+        if wire.connection.close_reason().is_some() {
+            return None;
+        }
+        if before.is_none() {
+            return Some(jobs);
+        }
     }
-    // The end of the list and the end of the connection look the same.
-    wire.connection.close_reason().is_none().then_some(jobs)
 }
 
 /// The output of a job up to now, or to its end when `follow`; `on_bytes` hears how many bytes came. `None` with what

@@ -225,7 +225,7 @@ impl Trial {
         };
         loop {
             match stream.heard().await {
-                Some(Heard::Reply(Reply::Accepted { id })) => told.id = Some(id),
+                Some(Heard::Reply(Reply::Accepted { id, .. })) => told.id = Some(id),
                 Some(Heard::Reply(Reply::Ended(job))) => {
                     told.ended = Some(job);
                     return;

@@ -39,6 +39,9 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         max_iobps: flags.max_iobps,
         max_pids: flags.max_pids,
         cpu_cores: flags.cpu_cores.as_ref().map(|cores| cores.0.clone()),
+        schedule: flags.schedule.clone(),
+        priority: flags.priority,
+        idempotency_key: flags.idempotency_key.clone(),
         after,
     };
     let argv = flags

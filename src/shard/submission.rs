@@ -1,0 +1,255 @@
+//! A submit on its way from a request to a job that the store keeps.
+
+use std::{path::Path, rc::Rc, time::Instant};
+
+use super::{
+    admission::admit,
+    driver::Shard,
+    effect::{Event, NewJob, Start},
+    places::demand,
+    queue::Answer,
+    upload::UploadSink,
+};
+use crate::{
+    job::{Accepted, JobId, JobView, Reason, Refusal, RefusalCode, Schedule, Spec, WorkKind},
+    limits, rt, store,
+};
+
+/// What is asked of a new job.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) owner: String,
+    pub(super) spec: Spec,
+    pub(super) key: Option<store::Key>,
+    /// The schedule that it is a repetition of.
+    pub(super) schedule_id: Option<JobId>,
+    pub(super) arrived: Instant,
+}
+
+/// A job that has been made. Dropping it before [`Submission::accept`] discards a job with uploads.
+#[derive(Debug)]
+pub struct Submission {
+    shard: Rc<Shard>,
+    id: JobId,
+    upload: Option<UploadSink>,
+    /// Its uploads go to the disk; no sandbox is made yet that could fail.
+    is_spooled: bool,
+    /// What became of it, once that is known.
+    accepted: Option<Accepted>,
+}
+
+impl Submission {
+    /// Makes the job, on this shard or another one. Without uploads it is accepted with this call.
+    pub(super) async fn make(shard: &Rc<Shard>, asked: Asked) -> Result<Self, Refusal> {
+        let host = &shard.host;
+        let room = host.disk.take(limits::JOB_RECORD_BYTES);
+        if room.bytes() < limits::JOB_RECORD_BYTES {
+            return Err(no_space(&host.base_dir));
+        }
+        room.settle(0);
+        let spec = asked.spec;
+        let work = if spec.work_bytes <= host.settings.work_memory_bytes {
+            WorkKind::Memory
+        } else {
+            WorkKind::Disk
+        };
+        let enforcement = |limit| host.cgroups.enforcement(limit);
+        let default = &host.settings.default_limits;
+        let caveats = admit(&spec.limits, default, host.best_effort, enforcement)?;
+        let target = shard.place();
+        let id = JobId::random_owned_by(target, shard.shards);
+        let start = match spec.schedule.as_ref() {
+            Some(schedule) => Start::At(first_run(schedule, shard.moment().wall_ns)?),
+            None if host.has_queue => {
+                let demand = demand(id, &asked.owner, &spec, shard.moment().wall_ns);
+                match shard.ask_place(demand).await? {
+                    Answer::Granted => Start::Now,
+                    Answer::Waits(why) => Start::Queued(why),
+                }
+            }
+            None => Start::Now,
+        };
+        let has_place = host.has_queue && !matches!(start, Start::At(_));
+        // Of a repetition they lie there already.
+        let is_spooled = start != Start::Now && asked.schedule_id.is_none() && spec.uploads.is_some();
+        let spool = match is_spooled {
+            true => Some(shard.spool.create(id).await),
+            false => None,
+        };
+        let spool = spool.transpose().inspect_err(|_| {
+            if has_place {
+                shard.give_back(id);
+            }
+        })?;
+        let new = NewJob {
+            id,
+            owner: asked.owner,
+            spec,
+            work,
+            caveats,
+            arrived_mono_ns: shard.mono_ns_of(asked.arrived),
+            schedule_id: asked.schedule_id,
+            start,
+            has_place,
+        };
+        let key = asked.key;
+        let submit = move |there: Rc<Shard>| async move {
+            let upload = match there.open_upload(&new) {
+                Ok(upload) => upload,
+                Err(refusal) => {
+                    if new.has_place {
+                        there.give_back(new.id);
+                    }
+                    return Err(refusal);
+                }
+            };
+            let (id, has_place) = (new.id, new.has_place);
+            if let Err(refusal) = there.submit(new, key) {
+                there.forget_upload(id);
+                if has_place {
+                    there.give_back(id);
+                }
+                return Err(refusal);
+            }
+            if is_spooled {
+                there.spooled.borrow_mut().insert(id);
+            }
+            // Without uploads the client has given everything; its sandbox is made while the store works.
+            let accepted = match upload {
+                None if !is_spooled => Some(there.accept(id).await?),
+                Some(_) | None => None,
+            };
+            Ok::<_, Refusal>((upload, accepted))
+        };
+        let (upload, accepted) = shard.on(target, |there| Box::pin(submit(there))).await??;
+        let upload = match spool {
+            Some(spool) => Some(spool.into()),
+            None => upload.map(UploadSink::new).transpose()?,
+        };
+        Ok(Self {
+            shard: Rc::clone(shard),
+            id,
+            upload,
+            is_spooled,
+            accepted,
+        })
+    }
+
+    /// Its id, which may turn out to be that of a job that never was: see [`Submission::accept`].
+    #[must_use]
+    pub const fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// Where its uploads go, when its spec announced any.
+    pub const fn upload(&mut self) -> Option<&mut UploadSink> {
+        self.upload.as_mut()
+    }
+
+    /// The client has given everything: the job is in the store and will run, or it is an earlier one with the same
+    /// idempotency key. With uploads this waits until they are written.
+    ///
+    /// # Errors
+    /// The uploads could not be written, the sandbox could not be made, or the store could not take the job; it is
+    /// then discarded.
+    pub async fn accept(mut self) -> Result<Accepted, Refusal> {
+        if let Some(accepted) = self.accepted {
+            return Ok(accepted);
+        }
+        let id = self.id;
+        if let Some(sink) = self.upload.take()
+            && let Err(refusal) = sink.finish().await
+        {
+            let cause = match self.is_spooled {
+                true => None,
+                false => self.why_it_failed().await,
+            };
+            return Err(cause.unwrap_or(refusal));
+        }
+        let owner = id.owner(self.shard.shards);
+        let accept = move |shard: Rc<Shard>| async move {
+            let accepted = shard.accept(id).await?;
+            Ok::<_, Refusal>((accepted, shard.look(accepted.id).await?))
+        };
+        let accepted = self
+            .shard
+            .on(owner, move |shard| Box::pin(accept(shard)))
+            .await?;
+        let (accepted, view) = accepted?;
+        self.accepted = Some(accepted);
+        match start_failure(&view) {
+            Some(refusal) if !accepted.existing => Err(refusal),
+            Some(_) | None => Ok(accepted),
+        }
+    }
+
+    /// When writing fails because the sandbox failed, that is what the user must hear.
+    async fn why_it_failed(&self) -> Option<Refusal> {
+        end_soon(&self.shard, self.id)
+            .await
+            .as_ref()
+            .and_then(start_failure)
+    }
+}
+
+fn no_space(base: &Path) -> Refusal {
+    let base = base.display();
+    Refusal::new(
+        RefusalCode::Busy,
+        format!("the disk of {base} has nothing left but its reserve, no job is admitted"),
+    )
+    .hint("jobs that run go on; delete jobs or make space there, and submits are taken again")
+}
+
+/// When a schedule that was just asked for is due first.
+fn first_run(schedule: &Schedule, now_ns: i64) -> Result<i64, Refusal> {
+    schedule.next_run(now_ns, None).ok_or_else(|| {
+        Refusal::new(RefusalCode::Invalid, "the schedule never comes true")
+    })
+}
+
+/// The job's end, if it comes soon.
+async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
+    let owner = id.owner(shard.shards);
+    let ended = shard.on(owner, move |shard| {
+        Box::pin(async move { shard.ended(id).await })
+    });
+    rt::timeout(limits::START_FAILURE_WAIT, ended)
+        .await
+        .ok()?
+        .ok()?
+        .ok()
+}
+
+fn start_failure(view: &JobView) -> Option<Refusal> {
+    match &view.outcome.as_ref()?.reason {
+        Reason::StartFailed { step, errno } => {
+            let error = std::io::Error::from_raw_os_error(*errno);
+            Some(Refusal::new(
+                RefusalCode::Failed,
+                format!("job {} could not be started: {step}: {error}", view.id),
+            ))
+        }
+        Reason::Exited
+        | Reason::Signaled
+        | Reason::OutOfMemory
+        | Reason::Timeout
+        | Reason::Stopped { .. }
+        | Reason::Canceled
+        | Reason::LogLimit
+        | Reason::CommandNotFound
+        | Reason::CommandNotExecutable { .. }
+        | Reason::HostLost
+        | Reason::DaemonDown => None,
+    }
+}
+
+impl Drop for Submission {
+    fn drop(&mut self) {
+        if self.accepted.is_none() {
+            let (id, owner) = (self.id, self.id.owner(self.shard.shards));
+            self.shard
+                .post_or_run(owner, move |shard| shard.feed(Event::Abandon(id)));
+        }
+    }
+}
