@@ -521,6 +521,9 @@ pub const JOB_RECORD_BYTES: u64 = 16 << 10;
 pub const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 /// An outcome that the store did not take is offered again after so long.
 pub const STORE_RETRY: Duration = Duration::from_millis(500);
+/// A job that is to be ended is let live so long for the store to note why. Longer than any commit takes; a disk that
+/// hangs must not keep a job from being stopped.
+pub const ENDING_NOTED_MAX: Duration = Duration::from_secs(2);
 /// Changes that wait for the store's thread; more are refused. A shard that ends its jobs all at once has one for
 /// each, and tries again with what was refused.
 pub const STORE_QUEUE_CHANGES: usize = 4_096;

@@ -218,3 +218,24 @@ fn a_seat_has_a_cgroup_for_memory_only_where_that_is_counted() {
         assert_eq!(memory_file(tree, &job.to_string(), "tasks"), None);
     }
 }
+
+#[test]
+fn a_leaf_whose_removal_was_begun_by_a_daemon_that_died_is_removed_from_version_1_as_well() {
+    let grove = Grove::new();
+    let tree = grove.tree();
+    let legacy = Place::legacy().unwrap();
+    if !legacy.iter().any(|(found, _)| *found == Controller::Memory) {
+        println!("skip: a memory controller of version 1");
+        return;
+    }
+    let oom = nix::sys::eventfd::EventFd::new().unwrap();
+    let seat = tree.make_seat(SeatMemory::Counted, oom.as_fd()).unwrap();
+    let (job, limits) = (JobId::random(), Limits::default());
+    let leaf = tree.create(job, &limits, Some(seat)).unwrap();
+    tree.bound(job, leaf.seat.as_deref(), &limits, &[]).unwrap();
+    let name = job.to_string();
+    assert!(memory_file(tree, &name, "tasks").is_some());
+    std::fs::remove_dir(tree.path().join(&name)).unwrap();
+    assert!(matches!(tree.remove(job), Err(CgroupError::Missing(_))));
+    assert_eq!(memory_file(tree, &name, "tasks"), None);
+}

@@ -358,10 +358,15 @@ impl Tree {
     /// [`CgroupError::Busy`] while there are processes in it; [`CgroupError::Missing`].
     pub fn remove(&self, job: JobId) -> Result<(), CgroupError> {
         let name = job.to_string();
-        self.dir
+        let removed = self
+            .dir
             .remove_at(&name)
-            .map_err(|error| missing(job, error))?;
-        self.v1.remove(&name)
+            .map_err(|error| missing(job, error));
+        if matches!(removed, Ok(()) | Err(CgroupError::Missing(_))) {
+            // A former daemon may have died between the two.
+            self.v1.remove(&name)?;
+        }
+        removed
     }
 
     /// The jobs that have a leaf.

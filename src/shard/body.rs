@@ -2,9 +2,10 @@
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
-use super::{desk::Link, metrics::Samples, seats::MemoryCgroup};
+use super::{desk::Link, effect::Effect, metrics::Samples, seats::MemoryCgroup};
 use crate::{
     log::{Capture, Progress},
+    rt::OneshotSender,
     sandbox::identity::IdRange,
     store::Key,
     volume::WorkImage,
@@ -38,6 +39,12 @@ pub(super) struct Body {
     pub(super) pid: Option<u32>,
     /// What it was seen to use.
     pub(super) samples: Samples,
+    /// How far it is, is on its way into the store so many times.
+    pub(super) notes: usize,
+    /// Signals and kills that wait for that, in order.
+    pub(super) held_back: Vec<Effect>,
+    /// Whoever asked for the end, and is answered when the store knows.
+    pub(super) awaiting_note: Vec<OneshotSender<()>>,
 }
 
 impl Body {
@@ -57,6 +64,9 @@ impl Body {
             link: None,
             pid: None,
             samples: Samples::default(),
+            notes: 0,
+            held_back: Vec::new(),
+            awaiting_note: Vec::new(),
         }
     }
 }

@@ -482,23 +482,32 @@ impl Shard {
         if let Some(begun) = pending.next() {
             link.jobs.borrow_mut().remove(&begun);
             self.kill(begun);
-            let (step, errno) = if link.is_stuck.get() {
-                ("spawner stuck in a step", libc::ETIMEDOUT)
+            if link.is_stuck.get() {
+                let step = "spawner stuck in a step".to_owned();
+                let errno = libc::ETIMEDOUT;
+                self.feed(Event::StepFailed(begun, StartFailure { step, errno }));
+            } else if self.was_let_go(begun) {
+                // It may have been born, and have run, without a word of it.
+                let shard = Rc::clone(self);
+                rt::spawn(async move {
+                    shard.wait_until_empty(begun).await;
+                    shard.feed(Event::Orphaned(begun));
+                });
             } else {
-                ("spawner", 0)
-            };
-            self.feed(Event::StepFailed(
-                begun,
-                StartFailure {
-                    step: step.to_owned(),
-                    errno,
-                },
-            ));
+                let step = "spawner".to_owned();
+                self.feed(Event::StepFailed(begun, StartFailure { step, errno: 0 }));
+            }
         }
         for id in pending {
             link.jobs.borrow_mut().remove(&id);
             self.feed(Event::Unsent(id));
         }
+    }
+
+    /// Whether a job has been given its go.
+    fn was_let_go(&self, id: JobId) -> bool {
+        let bodies = self.bodies.borrow();
+        bodies.get(&id).is_some_and(|body| body.control.is_none())
     }
 
     /// Nobody will tell how the jobs of this keeper end: they are killed and end as lost.

@@ -202,7 +202,10 @@ impl Shard {
         }
     }
 
-    fn perform(self: &Rc<Self>, effect: Effect) {
+    pub(super) fn perform(self: &Rc<Self>, effect: Effect) {
+        if self.holds_back(&effect) {
+            return;
+        }
         match effect {
             Effect::Prepare(id) => self.prepare(id),
             Effect::Go(id) => self.go(id),

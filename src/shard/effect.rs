@@ -208,7 +208,9 @@ pub enum Effect {
     RecordAccepted(JobId),
     /// Tell whoever submitted the job that it is accepted, or why it is not.
     Answer(JobId, Result<(), Refusal>),
-    /// Have the store note how far a job is: why it is being ended, when it runs next.
+    /// Have the store note how far a job is: why it is being ended, when it runs next. Signals and kills of the job
+    /// that follow wait until it has, or has had its time: a successor must not take an end of our making for the
+    /// command's own.
     RecordProgress(JobId),
     /// Have the store note, however long that takes, that a job which waited is being made now; then feed
     /// [`Event::Begun`].

@@ -255,6 +255,8 @@ impl Handle {
         self.at_owner(id, move |shard| {
             Box::pin(async move {
                 shard.feed(Event::Stop { id, by, signal });
+                // What is answered is not forgotten, whatever becomes of this daemon.
+                shard.noted_progress(id).await;
                 shard.look(id).await
             })
         })

@@ -19,7 +19,11 @@ use std::{
 
 use thiserror::Error;
 
-use super::{desk::chain, driver::Shard, effect::Event};
+use super::{
+    desk::chain,
+    driver::Shard,
+    effect::{Effect, Event},
+};
 use crate::{
     job::{Accepted, JobId, Refusal, RefusalCode},
     limits,
@@ -244,7 +248,8 @@ impl Shard {
         });
     }
 
-    /// Has the store note how far a job is. If it cannot, the next daemon knows less of that job.
+    /// Has the store note how far a job is; what is to be done to it then waits for that. If the store cannot, or not
+    /// in time, the next daemon knows less of that job.
     pub(super) fn record_progress(self: &Rc<Self>, id: JobId) {
         let Some(view) = self.live_view(id) else {
             return;
@@ -252,10 +257,21 @@ impl Shard {
         let noted = self.records.submit(Change::Update {
             job: Box::new(view),
         });
+        if let Some(body) = self.bodies.borrow_mut().get_mut(&id) {
+            body.notes += 1;
+        }
+        let shard = Rc::clone(self);
         rt::spawn(async move {
-            if let Err(error) = noted.await {
-                tracing::warn!(job_id = %id, %error, "how far a job is, is not in the store");
+            match rt::timeout(limits::ENDING_NOTED_MAX, noted).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(job_id = %id, %error, "how far a job is, is not in the store");
+                }
+                Err(_) => {
+                    tracing::warn!(job_id = %id, "the store takes its time to note how far a job is");
+                }
             }
+            shard.on_noted(id);
         });
     }
 
@@ -273,6 +289,57 @@ impl Shard {
                 }
             }
         });
+    }
+
+    fn on_noted(self: &Rc<Self>, id: JobId) {
+        let (held_back, awaiting) = match self.bodies.borrow_mut().get_mut(&id) {
+            Some(body) => {
+                body.notes = body.notes.saturating_sub(1);
+                if body.notes > 0 {
+                    return;
+                }
+                (
+                    std::mem::take(&mut body.held_back),
+                    std::mem::take(&mut body.awaiting_note),
+                )
+            }
+            // It ended by itself meanwhile.
+            None => return,
+        };
+        for effect in held_back {
+            self.perform(effect);
+        }
+        for asker in awaiting {
+            let _ = asker.send(());
+        }
+    }
+
+    /// Waits until the store knows how far a job is, if that is on its way.
+    pub(super) async fn noted_progress(&self, id: JobId) {
+        let noted = match self.bodies.borrow_mut().get_mut(&id) {
+            Some(body) if body.notes > 0 => {
+                let (sender, receiver) = oneshot();
+                body.awaiting_note.push(sender);
+                receiver
+            }
+            Some(_) | None => return,
+        };
+        // An error is that the job has ended and been released meanwhile.
+        let _ = noted.await;
+    }
+
+    /// Whether this effect is done later, because the store does not know yet how far the job is.
+    pub(super) fn holds_back(&self, effect: &Effect) -> bool {
+        let (Effect::Signal(id, _) | Effect::Kill(id)) = effect else {
+            return false;
+        };
+        match self.bodies.borrow_mut().get_mut(id) {
+            Some(body) if body.notes > 0 => {
+                body.held_back.push(effect.clone());
+                true
+            }
+            Some(_) | None => false,
+        }
     }
 
     /// Has the store keep an outcome, however long that takes.

@@ -16,6 +16,8 @@ mod auth;
 mod bounds;
 /// What is left when a helper or the daemon is killed: nothing.
 mod crash;
+/// A daemon that is killed again and again, at any moment and at any call: nothing acknowledged is lost.
+mod crash_suite;
 /// A host whose disk is nearly, and really, full.
 mod disk;
 /// Private daemons, the client, and waiting without sleeping.

@@ -278,7 +278,15 @@ impl World {
                 }
             }
             Effect::DeleteOutput(id) => _ = self.shard(shard).waiters.remove(&id),
-            Effect::AllEnded => self.shard(shard).has_all_ended = true,
+            Effect::AllEnded => {
+                self.shard(shard).has_all_ended = true;
+                let shards = self.daemon.iter().flat_map(|daemon| &daemon.shards);
+                let is_over = shards.clone().all(|shard| shard.has_all_ended);
+                // It ends, and the next one has the jobs whose time has not come.
+                if is_over && shards.into_iter().any(|shard| shard.core.scheduled > 0) {
+                    self.agenda.after(5 * MS, Step::Crash);
+                }
+            }
         }
     }
 

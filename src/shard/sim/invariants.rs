@@ -1,8 +1,8 @@
 //! What must hold: after every step, and when everything has come to rest.
 
-use super::{client::Client, ledger::Verdict, trace::Short, world::World};
+use super::{ledger::Verdict, trace::Short, world::World};
 use crate::{
-    job::{JobId, JobView, State},
+    job::{JobId, State},
     shard::core::{Core, Phase},
 };
 
@@ -171,24 +171,14 @@ fn an_end_is_noted_before_its_signal(world: &World) -> Finding {
     )
 }
 
-/// A daemon that drains leaves jobs whose time has not come to the next one.
-fn is_left(world: &World, row: &JobView) -> bool {
-    let mut shards = world.daemon.iter().flat_map(|daemon| &daemon.shards);
-    row.state == State::Scheduled && shards.any(|shard| shard.core.is_closed)
-}
-
 fn every_job_has_ended(world: &World) -> Finding {
     let mut rows = world.store.rows.values();
-    let live = rows.find(|row| row.outcome.is_none() && !is_left(world, row));
+    let live = rows.find(|row| row.outcome.is_none());
     none(live.map(|row| Short(row.id)), "has not ended")
 }
 
 fn every_client_was_told(world: &World) -> Finding {
-    let is_waiting = |client: &Client| {
-        let row = client.job.and_then(|id| world.store.rows.get(&id));
-        client.waits && !row.is_some_and(|row| is_left(world, row))
-    };
-    let waits = world.clients.iter().position(is_waiting);
+    let waits = world.clients.iter().position(|client| client.waits);
     none(waits, "is a client that still waits")?;
     let asks = world.clients.iter().position(|client| client.is_asking);
     none(asks, "is a client whose submit was never answered")

@@ -31,13 +31,14 @@ pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     /// Its instance id, 8 hex digits.
     pub(crate) instance: String,
-    served: Mutex<Served>,
+    pub(super) served: Mutex<Served>,
     guard: Guard,
 }
 
+/// The process that is served, and all that were ever seen of the instance.
 #[derive(Debug)]
-struct Served {
-    child: Option<Child>,
+pub(super) struct Served {
+    pub(super) child: Option<Child>,
     seen: BTreeSet<Process>,
 }
 
@@ -105,6 +106,22 @@ impl Daemon {
 
     /// Runs `joblet serve` with more flags and returns once it accepts.
     pub(crate) fn serve_with(&self, flags: &[&str]) {
+        let already = self.spawn_serve(flags);
+        wait_until(SHORT, "the daemon says that it is ready", || {
+            let text = self.said_since(already);
+            if text.contains("ready") {
+                return Waiting::Done(());
+            }
+            let mut served = self.served.lock().unwrap();
+            match served.child.as_mut().unwrap().try_wait().unwrap() {
+                Some(status) => Waiting::Never(format!("it ended with {status}: {text}")),
+                None => Waiting::Seen(text),
+            }
+        });
+    }
+
+    /// Begins to run `joblet serve`; where in its log this run begins.
+    pub(super) fn spawn_serve(&self, flags: &[&str]) -> usize {
         let log = File::options()
             .create(true)
             .append(true)
@@ -127,18 +144,13 @@ impl Daemon {
         let mut served = self.served.lock().unwrap();
         served.seen.extend(Process::of(child.id()));
         served.child = Some(child);
-        wait_until(SHORT, "the daemon says that it is ready", || {
-            let text = fs::read(self.log_path()).unwrap();
-            let text =
-                String::from_utf8_lossy(&text[usize::try_from(already).unwrap()..]).into_owned();
-            if text.contains("ready") {
-                return Waiting::Done(());
-            }
-            match served.child.as_mut().unwrap().try_wait().unwrap() {
-                Some(status) => Waiting::Never(format!("it ended with {status}: {text}")),
-                None => Waiting::Seen(text),
-            }
-        });
+        usize::try_from(already).unwrap()
+    }
+
+    /// What it has written to its log from `already` on.
+    pub(super) fn said_since(&self, already: usize) -> String {
+        let text = fs::read(self.log_path()).unwrap();
+        String::from_utf8_lossy(&text[already..]).into_owned()
     }
 
     /// The process of `joblet serve`.

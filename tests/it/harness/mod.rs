@@ -5,22 +5,29 @@
 //! `skip: …`, and a failure under `JOBLET_TEST_REQUIRE=1`.
 
 mod daemon;
+mod dice;
+mod killing;
 mod leftovers;
 mod mounts;
 mod process;
 mod rnx;
 mod shared;
+mod trace;
 mod wait;
 mod wire;
+mod witness;
 
 pub(crate) use daemon::Daemon;
+pub(crate) use dice::Dice;
 pub(crate) use leftovers::loop_devices;
 pub(crate) use mounts::{Mute, Requests, in_private_mounts};
 pub(crate) use process::{Process, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;
+pub(crate) use trace::{KilledAt, Tracer};
 pub(crate) use wait::{LONG, SHORT, Waiting, now, patient, wait_until};
-pub(crate) use wire::{Client, Identity, Stream, Wire, data};
+pub(crate) use wire::{Client, Heard, Identity, Stream, Wire, Written, data};
+pub(crate) use witness::Witness;
 
 use std::path::{Path, PathBuf};
 

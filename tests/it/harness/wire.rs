@@ -136,17 +136,65 @@ pub(crate) struct Stream {
     pub(crate) send: quinn::SendStream,
     recv: quinn::RecvStream,
     reader: Reader,
+    kind: Option<Kind>,
+}
+
+/// What a stream brings.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// A control message.
+    Reply(Reply),
+    /// Some bytes of a data frame.
+    Data(Kind, Bytes),
+}
+
+/// Output of a job, as far as it was sent.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// Standard error.
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Written {
+    /// Adds the bytes of a data frame; those that are no output are passed over.
+    pub(crate) fn add(&mut self, kind: Kind, bytes: &[u8]) {
+        match kind {
+            Kind::Stdout => self.stdout.extend_from_slice(bytes),
+            Kind::Stderr => self.stderr.extend_from_slice(bytes),
+            Kind::Control | Kind::Argv | Kind::Env | Kind::SecretEnv | Kind::File => {}
+        }
+    }
 }
 
 impl Wire {
     /// A new stream with nothing sent.
     pub(crate) async fn open(&self) -> Stream {
-        let (send, recv) = self.connection.open_bi().await.unwrap();
-        Stream {
+        self.try_open().await.unwrap()
+    }
+
+    async fn try_open(&self) -> Result<Stream, quinn::ConnectionError> {
+        let (send, recv) = self.connection.open_bi().await?;
+        Ok(Stream {
             send,
             recv,
             reader: Reader::default(),
-        }
+            kind: None,
+        })
+    }
+
+    /// Sends a request that is `frames` and nothing after them; `None` when the connection is lost.
+    pub(crate) async fn ask_frames(&self, frames: &[u8]) -> Option<Stream> {
+        let mut stream = self.try_open().await.ok()?;
+        stream.send.write_all(frames).await.ok()?;
+        stream.send.finish().ok()?;
+        Some(stream)
+    }
+
+    /// Sends a request that nothing follows; `None` when the connection is lost.
+    pub(crate) async fn ask(&self, request: &Request) -> Option<Stream> {
+        self.ask_frames(&encode(request).unwrap()).await
     }
 
     /// Submits `argv` with `submit` and no upload; the stream as it is after the last frame.
@@ -183,10 +231,26 @@ impl Stream {
     /// The next control message; output is passed over. `None` when the daemon closed the stream.
     pub(crate) async fn reply(&mut self) -> Option<Reply> {
         loop {
+            match self.heard().await? {
+                Heard::Reply(reply) => return Some(reply),
+                Heard::Data(..) => {}
+            }
+        }
+    }
+
+    /// The next control message or piece of data. `None` when the daemon closed the stream.
+    pub(crate) async fn heard(&mut self) -> Option<Heard> {
+        loop {
             while let Some(piece) = self.reader.next().unwrap() {
                 match piece {
-                    Piece::Control(archive) => return Some(Reply::decode(&archive).unwrap()),
-                    Piece::Begin(_) | Piece::Data { .. } => {}
+                    Piece::Control(archive) => {
+                        return Some(Heard::Reply(Reply::decode(&archive).unwrap()));
+                    }
+                    Piece::Begin(header) => self.kind = Some(header.kind),
+                    Piece::Data { bytes, .. } => {
+                        let kind = self.kind.expect("data follows its header");
+                        return Some(Heard::Data(kind, bytes));
+                    }
                 }
             }
             let chunk: Option<Bytes> = match self.recv.read_chunk(usize::MAX, true).await {
