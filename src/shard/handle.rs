@@ -213,7 +213,8 @@ impl Handle {
     /// # Errors
     /// Not found.
     pub async fn view(&self, id: JobId) -> Result<JobView, Refusal> {
-        let look = move |shard: Rc<Shard>| -> Local<_> { Box::pin(async move { shard.look(id).await }) };
+        let look =
+            move |shard: Rc<Shard>| -> Local<_> { Box::pin(async move { shard.look(id).await }) };
         let mut view = self.at_owner(id, look).await??;
         if view.state == State::Queued {
             // What it waits for changes with every job that ends.
@@ -278,8 +279,9 @@ impl Handle {
                     | State::Queued
                     | State::Initializing
                     | State::Running
-                    | State::Stopping => Err(conflict(format!("job {id} has begun"))
-                        .hint("`rnx job stop` stops it")),
+                    | State::Stopping => {
+                        Err(conflict(format!("job {id} has begun")).hint("`rnx job stop` stops it"))
+                    }
                     State::Completed | State::Failed | State::Stopped | State::Timeout => {
                         Err(conflict(format!("job {id} has ended")))
                     }
@@ -319,9 +321,7 @@ impl Handle {
         for shard in 0..self.shard.shards {
             let some = self
                 .shard
-                .on(shard, move |shard| {
-                    Box::pin(async move { shard.list() })
-                })
+                .on(shard, move |shard| Box::pin(async move { shard.list() }))
                 .await?;
             live.extend(some.into_iter().filter(|job| job.outcome.is_none()));
         }
@@ -456,4 +456,3 @@ pub(super) fn unknown(what: &str) -> Refusal {
     Refusal::new(RefusalCode::NotFound, format!("job {what} not found"))
         .hint("`rnx job list` shows the jobs there are")
 }
-

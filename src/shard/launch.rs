@@ -115,16 +115,15 @@ impl Shard {
     }
 
     /// Has the uploads of a job that waited come from its spool. init reads them before it hears the go.
-    async fn feed_from_spool(
-        self: &Rc<Self>,
-        id: JobId,
-        spec: &Spec,
-    ) -> Result<(), StartFailure> {
+    async fn feed_from_spool(self: &Rc<Self>, id: JobId, spec: &Spec) -> Result<(), StartFailure> {
         let is_fed = self.with_body(id, |body| body.upload.is_some())?;
         if spec.uploads.is_none() || is_fed {
             return Ok(());
         }
-        let from = self.live_view(id).and_then(|view| view.schedule_id).unwrap_or(id);
+        let from = self
+            .live_view(id)
+            .and_then(|view| view.schedule_id)
+            .unwrap_or(id);
         let unread = |refusal: Refusal| StartFailure {
             step: refusal.message,
             errno: 0,

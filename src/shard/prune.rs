@@ -30,7 +30,9 @@ impl Shard {
     /// What of a deleted job is not in the store.
     fn delete_rest(self: &Rc<Self>, id: JobId) {
         self.delete_output(id);
-        self.post_or_run(id.owner(self.shards), move |owner| owner.discard_kept_of(id));
+        self.post_or_run(id.owner(self.shards), move |owner| {
+            owner.discard_kept_of(id)
+        });
     }
 
     /// Forgets what is too old or too much, for ever. One shard does it for all.

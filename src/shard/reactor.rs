@@ -524,9 +524,10 @@ fn end_at_once(core: &mut Core, now: Moment, id: JobId, why: Cause, out: &mut Ve
     match &mut job.phase {
         Phase::Scheduled { .. } | Phase::Queued { .. } | Phase::Waiting => {
             // A job that never began is taken back, whoever asks for its end.
-            let why = match why {
-                Cause::Stopped { .. } => Cause::Canceled,
-                other => other,
+            let why = if matches!(why, Cause::Stopped { .. }) {
+                Cause::Canceled
+            } else {
+                why
             };
             core.waiting.retain(|waiting| *waiting != id);
             finish(
@@ -686,9 +687,7 @@ fn on_shutdown(core: &mut Core, now: Moment, out: &mut Vec<Effect>) {
     let mut live: Vec<JobId> = core
         .jobs
         .iter()
-        .filter(|(_, job)| {
-            !matches!(job.phase, Phase::Scheduled { .. } | Phase::Ended { .. })
-        })
+        .filter(|(_, job)| !matches!(job.phase, Phase::Scheduled { .. } | Phase::Ended { .. }))
         .map(|(id, _)| *id)
         .collect();
     live.sort_unstable();

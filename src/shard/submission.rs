@@ -71,7 +71,8 @@ impl Submission {
         };
         let has_place = host.has_queue && !matches!(start, Start::At(_));
         // Of a repetition they lie there already.
-        let is_spooled = start != Start::Now && asked.schedule_id.is_none() && spec.uploads.is_some();
+        let is_spooled =
+            start != Start::Now && asked.schedule_id.is_none() && spec.uploads.is_some();
         let spool = match is_spooled {
             true => Some(shard.spool.create(id).await),
             false => None,
@@ -203,9 +204,9 @@ fn no_space(base: &Path) -> Refusal {
 
 /// When a schedule that was just asked for is due first.
 fn first_run(schedule: &Schedule, now_ns: i64) -> Result<i64, Refusal> {
-    schedule.next_run(now_ns, None).ok_or_else(|| {
-        Refusal::new(RefusalCode::Invalid, "the schedule never comes true")
-    })
+    schedule
+        .next_run(now_ns, None)
+        .ok_or_else(|| Refusal::new(RefusalCode::Invalid, "the schedule never comes true"))
 }
 
 /// The job's end, if it comes soon.

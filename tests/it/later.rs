@@ -30,7 +30,12 @@ fn a_schedule_repeats_as_jobs_of_its_own_until_it_is_removed() {
     let repetitions = || -> Vec<Value> {
         let list = daemon.rnx(["job", "list", "--json"]).json();
         let is_ours = |job: &&Value| job["schedule_id"] == id.as_str();
-        list.as_array().unwrap().iter().filter(is_ours).cloned().collect()
+        list.as_array()
+            .unwrap()
+            .iter()
+            .filter(is_ours)
+            .cloned()
+            .collect()
     };
     let ran = |count: usize| {
         wait_until(LONG, "it has run so often", || {
@@ -167,9 +172,7 @@ fn uploads_of_a_job_that_waits_are_there_when_it_runs_whoever_was_killed() {
             .as_array()
             .unwrap()
             .iter()
-            .filter(|job| {
-                job["schedule_id"] == repeated.as_str() && job["status"] == "COMPLETED"
-            })
+            .filter(|job| job["schedule_id"] == repeated.as_str() && job["status"] == "COMPLETED")
             .map(|job| job["id"].as_str().unwrap().to_owned())
             .collect();
         Waiting::when(runs.len() >= 2, || list.to_string())
@@ -191,7 +194,16 @@ fn uploads_of_a_job_that_waits_are_there_when_it_runs_whoever_was_killed() {
 #[test]
 fn fifty_clients_with_one_key_are_one_job() {
     let Some(daemon) = start() else { return };
-    let flags = ["job", "run", "--json", "--idempotency-key", "once", "--", "sleep", "600"];
+    let flags = [
+        "job",
+        "run",
+        "--json",
+        "--idempotency-key",
+        "once",
+        "--",
+        "sleep",
+        "600",
+    ];
     let ids: Vec<String> = thread::scope(|scope| {
         let runs: Vec<_> = (0..50)
             .map(|_| {
@@ -244,12 +256,19 @@ fn deleted_jobs_are_gone_with_their_output_and_live_ones_stay() {
 fn secrets_of_waiting_jobs_are_nowhere_in_clear_text() {
     let Some(daemon) = start() else { return };
     let secret = "s3cret-of-the-test";
-    let flags = ["--schedule", "1s", "--secret-env", &format!("TOKEN={secret}")];
+    let flags = [
+        "--schedule",
+        "1s",
+        "--secret-env",
+        &format!("TOKEN={secret}"),
+    ];
     let id = daemon.submit(&flags, &["sh", "-c", "echo ${#TOKEN}"]);
     let is_clean = || {
         for name in ["store.db", "store.db-wal"] {
             let bytes = std::fs::read(daemon.base.join(name)).unwrap_or_default();
-            let found = bytes.windows(secret.len()).any(|part| part == secret.as_bytes());
+            let found = bytes
+                .windows(secret.len())
+                .any(|part| part == secret.as_bytes());
             assert!(!found, "{name} holds the secret");
         }
     };

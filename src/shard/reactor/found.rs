@@ -33,7 +33,9 @@ pub(super) fn on_found(core: &mut Core, now: Moment, found: FoundJob, out: &mut 
         Whereabouts::Lost => true,
     };
     let log = view.log;
-    let next_ns = (view.state == State::Scheduled).then(|| next_run(&view)).flatten();
+    let next_ns = (view.state == State::Scheduled)
+        .then(|| next_run(&view))
+        .flatten();
     let mut job = job(view, now);
     if whereabouts == Whereabouts::Held {
         // Its birth is heard of next, and then it is let go once more: nobody knows whether it was.

@@ -834,7 +834,10 @@ fn a_schedule_that_repeats_stays_and_never_runs_the_same_time_twice() {
 fn a_queued_job_is_made_when_it_is_granted_and_gives_its_place_back() {
     let mut story = Story::new();
     let why = "2 of 2 jobs run".to_owned();
-    assert_eq!(story.feed(later_job(1, Start::Queued(why.clone()), None)), []);
+    assert_eq!(
+        story.feed(later_job(1, Start::Queued(why.clone()), None)),
+        []
+    );
     assert_eq!(story.accept(1), []);
     let view = story.core.view(id(1)).unwrap();
     assert_eq!((view.state, view.waits_for), (State::Queued, Some(why)));
@@ -850,10 +853,7 @@ fn a_queued_job_is_made_when_it_is_granted_and_gives_its_place_back() {
     story.feed(Event::Gone(id(1)));
     assert_eq!(
         story.feed(Event::Drained(id(1), LogTotals::default(), None)),
-        [
-            Effect::GiveBack(id(1)),
-            Effect::RecordEnded(id(1))
-        ]
+        [Effect::GiveBack(id(1)), Effect::RecordEnded(id(1))]
     );
 }
 
@@ -870,10 +870,7 @@ fn a_job_that_has_not_begun_can_be_canceled_or_stopped_and_one_that_has_only_sto
         let mut story = Story::new();
         story.feed(later_job(1, Start::At(MINUTE_NS), Some(every())));
         story.accept(1);
-        assert_eq!(
-            story.feed(event),
-            [Effect::RecordEnded(id(1))]
-        );
+        assert_eq!(story.feed(event), [Effect::RecordEnded(id(1))]);
         let (state, outcome) = story.outcome();
         assert_eq!((state, outcome.reason), (State::Canceled, Reason::Canceled));
     }
@@ -890,10 +887,7 @@ fn a_daemon_that_ends_leaves_scheduled_jobs_and_ends_queued_ones() {
     story.accept(2);
     assert_eq!(
         story.feed(Event::Shutdown),
-        [
-            Effect::GiveBack(id(2)),
-            Effect::RecordEnded(id(2))
-        ]
+        [Effect::GiveBack(id(2)), Effect::RecordEnded(id(2))]
     );
     story.now.wall_ns = 2 * MINUTE_NS;
     assert_eq!(story.feed(Event::Due(id(1))), []);

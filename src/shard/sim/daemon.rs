@@ -267,7 +267,9 @@ impl World {
                 self.agenda
                     .after(u64::try_from(ahead).unwrap_or(0) + late, due);
             }
-            Effect::Ask(id) => self.agenda.after(MS, Step::Feed(life, shard, Event::Granted(id))),
+            Effect::Ask(id) => self
+                .agenda
+                .after(MS, Step::Feed(life, shard, Event::Granted(id))),
             Effect::Claim(_) | Effect::GiveBack(_) => {} // no queue is configured
             Effect::Repeat(..) => unreachable!("no client asks for a schedule"),
             Effect::RecordEnded(id) => self.record_ended(life, shard, id),
