@@ -220,6 +220,33 @@ fn a_fork_bomb_stays_within_its_number_and_others_start() {
     assert!(number(&status, "pids_refused") >= 1.0, "{status}");
 }
 
+#[test]
+fn a_job_with_every_limit_starts_and_what_that_adds_is_told() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let limited = ["--max-cpu=50", "--max-memory=256", "--max-pids=64"];
+    let mut micros = [Vec::new(), Vec::new()];
+    for round in 0..62 {
+        let flags = if round % 2 == 0 { &limited[..] } else { &[] };
+        let run = daemon
+            .client()
+            .args(["job", "run", "--json", "--wait"])
+            .args(flags)
+            .arg("true")
+            .run();
+        run.assert_code(0);
+        let start = run.json()["outcome"]["start_micros"].as_u64().unwrap();
+        micros[round % 2].push(start);
+    }
+    let [with, without] = micros.map(|mut starts| {
+        starts.sort_unstable();
+        starts[starts.len() / 2]
+    });
+    // Shown, not judged: other tests run beside this one.
+    eprintln!("start_micros, the median: {with} with limits, {without} without, in turn");
+}
+
 /// The median of a few whole `rnx job run true`, milliseconds.
 fn median_run_ms(daemon: &Daemon) -> f64 {
     let mut times: Vec<_> = (0..21)
