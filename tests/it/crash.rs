@@ -71,6 +71,34 @@ fn what_a_job_writes_while_there_is_no_daemon_is_not_lost() {
 }
 
 #[test]
+fn an_attached_run_goes_on_at_its_byte_while_its_daemon_is_killed_twice() {
+    let Some(daemon) = start() else { return };
+    let script =
+        "n=0; while [ $n -lt 300 ]; do n=$((n+1)); echo line $n; sleep 0.01; done; exit 42";
+    let running = daemon
+        .client()
+        .args(["job", "run", "--name", "attached", "--", "sh", "-c", script])
+        .spawn();
+    let begun = |text: &str| {
+        wait_until(LONG, "it has written so much", || {
+            let list = daemon.rnx(["job", "list", "--json"]).json();
+            let id = list[0]["id"].as_str().unwrap_or_default();
+            let log = daemon.rnx(["job", "log", "--no-follow", id]);
+            Waiting::when(log.text().contains(text), || format!("{log:?}"))
+        });
+    };
+    for text in ["line 40\n", "line 120\n"] {
+        begun(text);
+        daemon.kill();
+        daemon.serve();
+    }
+    let output = running.finish();
+    let expected: String = (1..=300).map(|n| format!("line {n}\n")).collect();
+    assert_eq!(output.text(), expected);
+    output.assert_code(42);
+}
+
+#[test]
 fn a_job_that_ends_while_there_is_no_daemon_has_its_own_outcome() {
     let Some(daemon) = start() else { return };
     let id = daemon.submit(
