@@ -103,13 +103,14 @@ pub(super) fn take_over(
         }
     }
     let instance = base.instance().to_string();
-    let mut keepers = Vec::new();
-    for met in adopt::keepers(&base.run())? {
-        match met {
-            Ok(keeper) => keepers.push(keeper),
-            // Its jobs are found in their cgroups, ended and said to be lost.
-            Err(error) => tracing::error!(error = chain(&error), "a keeper is not taken over"),
-        }
+    // One that is there and cannot be taken over holds jobs that run: better no daemon than a daemon that ends them.
+    let keepers: Vec<AdoptedKeeper> =
+        adopt::keepers(&base.run())?.into_iter().collect::<Result<_, _>>()?;
+    if keepers
+        .iter()
+        .any(|keeper| keeper.jobs.iter().any(|job| job.is_incomplete))
+    {
+        return Err(StartError::Incomplete);
     }
     let accepted: HashSet<JobId> = live.iter().map(|job| job.id).collect();
     let (heirlooms, mut held) = divide(keepers, &accepted);

@@ -129,8 +129,13 @@ pub enum StartError {
     MarkLost(#[source] StoreError),
     #[error("the store has ended before the daemon began")]
     StoreEnded,
-    #[error(transparent)]
+    #[error("take over jobs that a former daemon left running; joblet down ends them")]
     Adopt(#[from] AdoptError),
+    #[error(
+        "descriptors of running jobs could not be taken over: raise the limit of open files, with ulimit -n or \
+         LimitNOFILE="
+    )]
+    Incomplete,
     #[error("remove what a former daemon left")]
     Recover(#[from] RecoverError),
     #[error("watch the file system of {}", .path.display())]
