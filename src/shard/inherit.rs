@@ -104,8 +104,9 @@ pub(super) fn take_over(
     }
     let instance = base.instance().to_string();
     // One that is there and cannot be taken over holds jobs that run: better no daemon than a daemon that ends them.
-    let keepers: Vec<AdoptedKeeper> =
-        adopt::keepers(&base.run())?.into_iter().collect::<Result<_, _>>()?;
+    let keepers: Vec<AdoptedKeeper> = adopt::keepers(&base.run())?
+        .into_iter()
+        .collect::<Result<_, _>>()?;
     if keepers
         .iter()
         .any(|keeper| keeper.jobs.iter().any(|job| job.is_incomplete))

@@ -186,6 +186,7 @@ fn any_job_reads_back_as_it_was_accepted_and_as_it_ended() {
             id: job.id,
             owner: job.owner.clone(),
             spec: Arc::clone(&job.spec),
+            schedule_id: job.schedule_id,
             outcome: None,
             ..other
         };
