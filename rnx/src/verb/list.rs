@@ -12,12 +12,28 @@ use crate::{
 };
 
 pub(crate) async fn list(flags: &ListFlags, session: &Session) -> Result<u8, Failure> {
-    let client = session.connect().await?;
     let asked = List {
         state: flags.status.map(state),
         limit: flags.limit,
         ..List::default()
     };
+    let columns = ["ID", "NAME", "STATUS", "START TIME", "DURATION", "COMMAND"];
+    show(session, asked, "No jobs found", &columns, |jobs| {
+        let now = text::now_ns();
+        jobs.iter().map(|job| row(job, now)).collect()
+    })
+    .await
+}
+
+/// What was asked for as JSON, as a table of `columns` with the `rows` of the jobs, or as the word for `nothing`.
+pub(super) async fn show(
+    session: &Session,
+    asked: List,
+    nothing: &str,
+    columns: &[&str],
+    rows: impl FnOnce(&[Job]) -> Vec<Vec<String>>,
+) -> Result<u8, Failure> {
+    let client = session.connect().await?;
     let jobs = client.list_all(asked).await;
     client.close().await;
     let jobs = jobs?;
@@ -26,14 +42,9 @@ pub(crate) async fn list(flags: &ListFlags, session: &Session) -> Result<u8, Fai
             .out
             .json(&Value::Array(jobs.iter().map(json::job).collect()))?;
     } else if jobs.is_empty() {
-        session.out.line("No jobs found")?;
+        session.out.line(nothing)?;
     } else {
-        let now = text::now_ns();
-        let rows = jobs.iter().map(|job| row(job, now)).collect();
-        session.out.table(
-            &["ID", "NAME", "STATUS", "START TIME", "DURATION", "COMMAND"],
-            rows,
-        )?;
+        session.out.table(columns, rows(&jobs))?;
     }
     Ok(code::DONE)
 }

@@ -1,40 +1,23 @@
 //! `rnx schedule list`.
 
 use rnx::proto::{Job, List};
-use serde_json::Value;
 
-use super::Session;
-use crate::{
-    exit::{Failure, code},
-    flags::ScheduleListFlags,
-    json, schedule, text,
-};
+use super::{Session, list::show};
+use crate::{exit::Failure, flags::ScheduleListFlags, schedule, text};
 
 pub(crate) async fn list(flags: &ScheduleListFlags, session: &Session) -> Result<u8, Failure> {
-    let client = session.connect().await?;
     let asked = List {
         limit: flags.limit,
         schedules: true,
         ..List::default()
     };
-    let jobs = client.list_all(asked).await;
-    client.close().await;
-    let jobs = jobs?;
-    if session.out.json {
-        session
-            .out
-            .json(&Value::Array(jobs.iter().map(json::job).collect()))?;
-    } else if jobs.is_empty() {
-        session.out.line("No schedules found")?;
-    } else {
-        session.out.table(
-            &[
-                "ID", "NAME", "STATUS", "SCHEDULE", "NEXT RUN", "LAST RUN", "COMMAND",
-            ],
-            jobs.iter().map(row).collect(),
-        )?;
-    }
-    Ok(code::DONE)
+    let columns = [
+        "ID", "NAME", "STATUS", "SCHEDULE", "NEXT RUN", "LAST RUN", "COMMAND",
+    ];
+    show(session, asked, "No schedules found", &columns, |jobs| {
+        jobs.iter().map(row).collect()
+    })
+    .await
 }
 
 fn row(job: &Job) -> Vec<String> {
