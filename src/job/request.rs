@@ -98,23 +98,12 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
-    use crate::job::{Limits, LogTotals, Schedule, Spec, Transition, User, WorkKind};
+    use crate::job::{LogTotals, Schedule, Spec, Transition, WorkKind};
 
     fn job(id: u8, created_ns: i64, state: State, schedule: Option<Schedule>) -> JobView {
         let spec = Spec {
-            name: None,
-            labels: Vec::new(),
-            argv: vec![b"true".to_vec()],
-            env: Vec::new(),
-            workdir: b"/work".to_vec(),
-            user: User { uid: 1, gid: 1 },
-            work_bytes: 1,
-            limits: Limits::default(),
-            timeout: None,
-            grace: Duration::ZERO,
-            uploads: None,
             schedule,
-            priority: 0,
+            ..Spec::plain()
         };
         JobView {
             id: JobId::from_bytes([id; 16]),

@@ -38,6 +38,31 @@ pub struct Spec {
     pub priority: i32,
 }
 
+#[cfg(test)]
+impl Spec {
+    /// `true` with everything as it is when nothing is asked for, for tests.
+    pub(crate) fn plain() -> Self {
+        Self {
+            name: None,
+            labels: Vec::new(),
+            argv: vec![b"true".to_vec()],
+            env: Vec::new(),
+            workdir: b"/work".to_vec(),
+            user: User {
+                uid: 1000,
+                gid: 1000,
+            },
+            work_bytes: 64 << 20,
+            limits: Limits::default(),
+            timeout: None,
+            grace: Duration::from_secs(10),
+            uploads: None,
+            schedule: None,
+            priority: 0,
+        }
+    }
+}
+
 /// One variable of a job's environment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EnvEntry {

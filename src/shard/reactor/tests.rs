@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    job::{Limits, Outcome, Reason, Schedule, Spec, User, WorkKind},
+    job::{Outcome, Reason, Schedule, Spec, WorkKind},
     shard::{
         core::CoreLimits,
         effect::{ExitStatus, FoundJob, Whereabouts},
@@ -27,32 +27,14 @@ fn id(n: u8) -> JobId {
     JobId::from_bytes([n; 16])
 }
 
-fn spec(timeout: Option<Duration>) -> Spec {
-    Spec {
-        name: None,
-        labels: vec![],
-        argv: vec![b"true".to_vec()],
-        env: vec![],
-        workdir: b"/work".to_vec(),
-        user: User {
-            uid: 1000,
-            gid: 1000,
-        },
-        work_bytes: 64 << 20,
-        limits: Limits::default(),
-        timeout,
-        grace: Duration::from_secs(10),
-        uploads: None,
-        schedule: None,
-        priority: 0,
-    }
-}
-
 fn new_job(n: u8, timeout: Option<Duration>) -> Event {
     Event::Submit(Box::new(NewJob {
         id: id(n),
         owner: "alice".to_owned(),
-        spec: spec(timeout),
+        spec: Spec {
+            timeout,
+            ..Spec::plain()
+        },
         work: WorkKind::Memory,
         caveats: Vec::new(),
         arrived_mono_ns: 1_000,
@@ -134,6 +116,20 @@ impl Story {
     fn outcome(&self) -> (State, Outcome) {
         let view = self.core.view(id(1)).unwrap();
         (view.state, view.outcome.unwrap())
+    }
+
+    /// The killed job ends and leaves nothing, for it was never accepted.
+    fn vanish(&mut self) {
+        self.feed(Event::Gone(id(1)));
+        assert_eq!(
+            self.feed(Event::Drained(id(1), LogTotals::default(), None)),
+            [
+                Effect::Release(id(1)),
+                Effect::Forget(id(1)),
+                Effect::DeleteOutput(id(1))
+            ]
+        );
+        assert!(self.core.jobs.is_empty());
     }
 
     fn end(&mut self) -> (State, Outcome) {
@@ -229,16 +225,7 @@ fn a_job_that_the_store_cannot_take_never_was() {
         [Effect::Answer(id(1), Err(full())), Effect::Kill(id(1))]
     );
     assert_eq!(story.feed(Event::Born(id(1))), [Effect::Kill(id(1))]);
-    story.feed(Event::Gone(id(1)));
-    assert_eq!(
-        story.feed(Event::Drained(id(1), LogTotals::default(), None)),
-        [
-            Effect::Release(id(1)),
-            Effect::Forget(id(1)),
-            Effect::DeleteOutput(id(1))
-        ]
-    );
-    assert!(story.core.jobs.is_empty());
+    story.vanish();
 }
 
 #[test]
@@ -552,16 +539,7 @@ fn an_abandoned_upload_leaves_no_trace() {
     story.feed(Event::Sent(id(1)));
     story.feed(Event::Born(id(1)));
     assert_eq!(story.feed(Event::Abandon(id(1))), [Effect::Kill(id(1))]);
-    story.feed(Event::Gone(id(1)));
-    assert_eq!(
-        story.feed(Event::Drained(id(1), LogTotals::default(), None)),
-        [
-            Effect::Release(id(1)),
-            Effect::Forget(id(1)),
-            Effect::DeleteOutput(id(1))
-        ]
-    );
-    assert!(story.core.jobs.is_empty());
+    story.vanish();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     world::World,
 };
 use crate::{
-    job::{JobId, JobView, Limits, Refusal, RefusalCode, Spec, StopSignal, User, WorkKind},
+    job::{JobId, JobView, Refusal, RefusalCode, Spec, StopSignal, WorkKind},
     shard::{
         core::{Alive, Phase, Record},
         effect::{Event, ExecFailure, ExitStatus, NewJob, Start},
@@ -111,22 +111,10 @@ impl Client {
 
 fn spec(timeout: Option<Duration>, grace: Duration, uploads: Option<u64>) -> Spec {
     Spec {
-        name: None,
-        labels: vec![],
-        argv: vec![b"true".to_vec()],
-        env: vec![],
-        workdir: b"/work".to_vec(),
-        user: User {
-            uid: 1000,
-            gid: 1000,
-        },
-        work_bytes: 64 << 20,
-        limits: Limits::default(),
         timeout,
         grace,
         uploads,
-        schedule: None,
-        priority: 0,
+        ..Spec::plain()
     }
 }
 
