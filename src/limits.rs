@@ -106,6 +106,16 @@ const _: () = assert!(WORK_MEMORY_BYTES_DEFAULT <= WORK_BYTES_DEFAULT);
 pub const TMP_BYTES_DEFAULT: u64 = 64 << 20;
 /// `/dev/shm` of a job unless configured, bytes.
 pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
+/// Smallest volume, bytes: below it a file system would be all metadata.
+pub const VOLUME_BYTES_MIN: u64 = 16 << 10;
+/// Largest volume, bytes: half of the largest file that ext4, which may be below, can hold.
+pub const VOLUME_BYTES_MAX: u64 = 8 << 40;
+/// What `volume create --size` may say, bytes.
+pub const VOLUME_BYTES_RANGE: RangeInclusive<u64> = VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX;
+/// Name of a volume, characters.
+pub const VOLUME_NAME_MAX: usize = 63;
+/// Volumes of one job: each is a descriptor in the message that starts it, which holds 253.
+pub const JOB_VOLUMES_MAX: usize = 64;
 /// How long the `/work` of an ended job can still be read, unless configured.
 pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
 /// Longest time that the `/work` of an ended job may be kept.

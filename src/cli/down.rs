@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use joblet::{
-    config::{Config, format_duration},
+    config::Config,
     host::{Base, BaseError, BaseLock, Holder},
+    job::units::format_duration,
     limits,
     pki::PkiFiles,
     shard::topology::Purpose,

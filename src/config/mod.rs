@@ -7,7 +7,6 @@
 mod jobs;
 mod raw;
 mod template;
-mod units;
 
 use std::{
     ffi::OsString,
@@ -20,11 +19,10 @@ use std::{
 
 use thiserror::Error;
 
-use crate::limits;
+use crate::{job::units::format_size, limits};
 pub use jobs::{JobLimits, Jobs};
 use raw::{RawConfig, refuse};
 pub use template::default_file;
-pub use units::{format_duration, format_size, parse_duration, parse_size};
 
 /// The format of the file that this version reads.
 const VERSION: u64 = 1;

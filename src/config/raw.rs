@@ -7,10 +7,8 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use serde_json::{Map, Value};
 
-use super::{
-    ConfigError,
-    units::{format_duration, format_size, parse_duration, parse_size},
-};
+use super::ConfigError;
+use crate::job::units::{format_duration, format_size, parse_duration, parse_size};
 
 /// One mapping of the file, and where it stands.
 #[derive(Debug)]

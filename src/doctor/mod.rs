@@ -264,6 +264,7 @@ fn spec(script: &str, limits: Limits, work_bytes: u64, timeout: Duration) -> Spe
             gid: 1_000,
         },
         work_bytes,
+        volumes: Vec::new(),
         limits,
         timeout: Some(timeout),
         grace: Duration::ZERO,

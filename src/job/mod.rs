@@ -12,8 +12,10 @@ mod role;
 mod schedule;
 mod spec;
 mod state;
+pub mod units;
 mod usage;
 mod view;
+mod volume;
 
 pub use finding::{Finding, Verdict};
 pub use id::{IdError, JobId, ShardIndex};
@@ -28,3 +30,7 @@ pub use spec::{
 pub use state::{State, Transition};
 pub use usage::{Caveat, LimitKind, Limits, Sample, Stall, Usage};
 pub use view::{Chunk, JobView, NodeView, WorkKind};
+pub use volume::{
+    Attachment, VolumeKind, VolumeName, VolumeNameError, VolumeSize, VolumeSizeError, VolumeSpec,
+    VolumeView,
+};

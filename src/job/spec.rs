@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Limits, Schedule};
+use super::{Attachment, Limits, Schedule};
 
 /// Bytes that came from a user and need not be text.
 pub type ByteString = Vec<u8>;
@@ -24,6 +24,8 @@ pub struct Spec {
     pub user: User,
     /// Size of `/work`, bytes.
     pub work_bytes: u64,
+    /// Volumes it has, each at most once, in the order given.
+    pub volumes: Vec<Attachment>,
     /// What it may use.
     pub limits: Limits,
     /// Wall-clock limit.
@@ -53,6 +55,7 @@ impl Spec {
                 gid: 1000,
             },
             work_bytes: 64 << 20,
+            volumes: Vec::new(),
             limits: Limits::default(),
             timeout: None,
             grace: Duration::from_secs(10),

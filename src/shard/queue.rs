@@ -34,10 +34,7 @@ use std::{
 
 use line::{Line, Place};
 
-use crate::{
-    config::format_size,
-    job::{JobId, Refusal, RefusalCode},
-};
+use crate::job::{JobId, Refusal, RefusalCode, units::format_size};
 
 /// What jobs may have at once, all together, and how many may wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::job::{
-    ByteString, Caveat, EnvEntry, LimitKind, Limits, Outcome, Reason, Schedule, State, Transition,
-    Usage, User, WorkKind,
+    Attachment, ByteString, Caveat, EnvEntry, LimitKind, Limits, Outcome, Reason, Schedule, State,
+    Transition, Usage, User, VolumeName, WorkKind,
 };
 use std::time::Duration;
 
@@ -68,6 +68,30 @@ impl Variable {
             name: self.name,
             value: self.value.into_bytes()?,
             is_secret: self.secret,
+        })
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AttachmentRecord {
+    volume: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    read_only: bool,
+}
+
+impl AttachmentRecord {
+    pub(super) fn new(attachment: &Attachment) -> Self {
+        Self {
+            volume: attachment.volume.to_string(),
+            read_only: attachment.is_read_only,
+        }
+    }
+
+    /// `None` when that is no name of a volume.
+    pub(super) fn into_attachment(self) -> Option<Attachment> {
+        Some(Attachment {
+            volume: VolumeName::parse(&self.volume).ok()?,
+            is_read_only: self.read_only,
         })
     }
 }

@@ -13,8 +13,8 @@ use serde::{
 use super::{
     Cursor, StoreError,
     record::{
-        CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, ScheduleRecord, StateMirror, Text,
-        TransitionRecord, UserMirror, Variable, WorkKindMirror, is_zero, to_ns,
+        AttachmentRecord, CaveatRecord, LimitsMirror, OutcomeMirror, ReasonMirror, ScheduleRecord,
+        StateMirror, Text, TransitionRecord, UserMirror, Variable, WorkKindMirror, is_zero, to_ns,
     },
 };
 use crate::job::{JobId, JobView, Limits, LogTotals, Outcome, Reason, Spec, State, User, WorkKind};
@@ -34,6 +34,8 @@ struct SpecRecord {
     #[serde(with = "UserMirror")]
     user: User,
     work_bytes: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    volumes: Vec<AttachmentRecord>,
     #[serde(with = "LimitsMirror")]
     limits: Limits,
     timeout_ns: Option<u64>,
@@ -79,6 +81,7 @@ pub(super) fn encode_spec(spec: &Spec) -> String {
         labels: spec.labels.clone(),
         user: spec.user,
         work_bytes: spec.work_bytes,
+        volumes: spec.volumes.iter().map(AttachmentRecord::new).collect(),
         limits: spec.limits.clone(),
         timeout_ns: spec.timeout.map(to_ns),
         grace_ns: to_ns(spec.grace),
@@ -208,6 +211,11 @@ impl SpecRecord {
             workdir: self.workdir.into_bytes()?,
             user: self.user,
             work_bytes: self.work_bytes,
+            volumes: self
+                .volumes
+                .into_iter()
+                .map(AttachmentRecord::into_attachment)
+                .collect::<Option<_>>()?,
             limits: self.limits,
             timeout: self.timeout_ns.map(Duration::from_nanos),
             grace: Duration::from_nanos(self.grace_ns),

@@ -283,6 +283,7 @@ pub(in crate::front) mod tests {
             workdir: [b"/".as_slice(), &[0xff; 4_094]].concat(),
             user: User { uid: 1, gid: 2 },
             work_bytes: 3,
+            volumes: Vec::new(),
             limits: Limits {
                 cpu_percent: Some(1),
                 memory_bytes: Some(2),

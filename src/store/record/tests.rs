@@ -157,14 +157,18 @@ fn spec() -> impl Strategy<Value = Spec> {
         any::<u64>(),
         any::<Option<u64>>(),
     );
-    let when = (option::of(schedule()), any::<i32>());
-    (words, bytes(), numbers, job_limits(), when).prop_map(
+    let rest = (
+        option::of(schedule()),
+        any::<i32>(),
+        vec(attachment(), 0..3),
+    );
+    (words, bytes(), numbers, job_limits(), rest).prop_map(
         |(
             (name, labels, argv, env),
             workdir,
             ((uid, gid), work_bytes, timeout, grace, uploads),
             limits,
-            (schedule, priority),
+            (schedule, priority, volumes),
         )| Spec {
             name,
             labels,
@@ -173,6 +177,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             workdir,
             user: User { uid, gid },
             work_bytes,
+            volumes,
             limits,
             timeout: timeout.map(Duration::from_nanos),
             grace: Duration::from_nanos(grace),
@@ -181,6 +186,13 @@ fn spec() -> impl Strategy<Value = Spec> {
             priority,
         },
     )
+}
+
+fn attachment() -> impl Strategy<Value = Attachment> {
+    ("[A-Za-z][A-Za-z0-9_-]{0,62}", any::<bool>()).prop_map(|(name, is_read_only)| Attachment {
+        volume: VolumeName::parse(&name).expect("the pattern is that of names"),
+        is_read_only,
+    })
 }
 
 fn schedule() -> impl Strategy<Value = Schedule> {
