@@ -227,6 +227,12 @@ pub const NAMESPACES_WAIT: Duration = Duration::from_secs(10);
 /// Fresh namespace pairs a shard keeps ready.
 pub const NAMESPACES_READY: usize = 64;
 const _: () = assert!(NAMESPACES_READY < ID_SLICE_RANGES as usize);
+/// More are made at once when so many are left: a start that finds none waits for one.
+pub const NAMESPACES_LOW: usize = 24;
+const _: () = assert!(NAMESPACES_LOW < NAMESPACES_READY);
+/// Else when no start has taken any for so long: longer than a start takes, shorter than what lies between two that
+/// a person or an agent asks for.
+pub const STARTS_PAUSE: Duration = Duration::from_millis(4);
 /// Cgroups of version 1 that a shard keeps ready for jobs, where there are such.
 pub const SEATS_READY: usize = 64;
 /// More are made when so many are left.

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use rnx::{Client, Config, ConnectError};
+use rnx::{Client, Config, ConnectError, Node};
 use tokio::time;
 
 use crate::{
@@ -78,14 +78,14 @@ impl Local {
         Config::load(Some(&self.client_file())).map_err(Failure::from)
     }
 
-    /// Connects, starting the server when none answers.
-    pub(crate) async fn connect(&self, out: Out) -> Result<Client, Failure> {
-        if let Some(client) = self.connect_if_running().await? {
-            return Ok(client);
+    /// Connects, starting the server when none answers; the node is how it was found.
+    pub(crate) async fn connect(&self, out: Out) -> Result<(Node, Client), Failure> {
+        if let Some(found) = self.connect_if_running().await? {
+            return Ok(found);
         }
         let _lock = self.lock()?;
-        if let Some(client) = self.connect_if_running().await? {
-            return Ok(client);
+        if let Some(found) = self.connect_if_running().await? {
+            return Ok(found);
         }
         let program = find_program()?;
         out.note(&format!(
@@ -94,8 +94,9 @@ impl Local {
         ));
         self.init(&program)?;
         self.start(&program).await?;
-        let config = self.config()?;
-        Ok(Client::connect(config.node(None)?).await?)
+        let node = self.config()?.node(None)?.clone();
+        let client = Client::connect(&node).await?;
+        Ok((node, client))
     }
 
     /// Stops the server and every job of it; `joblet down` says how that went.
@@ -122,13 +123,13 @@ impl Local {
     }
 
     /// `None` when nothing is set up or nobody answers: then it has to be started.
-    async fn connect_if_running(&self) -> Result<Option<Client>, Failure> {
+    async fn connect_if_running(&self) -> Result<Option<(Node, Client)>, Failure> {
         if !self.client_file().exists() {
             return Ok(None);
         }
-        let config = self.config()?;
-        match Client::connect(config.node(None)?).await {
-            Ok(client) => Ok(Some(client)),
+        let node = self.config()?.node(None)?.clone();
+        match Client::connect(&node).await {
+            Ok(client) => Ok(Some((node, client))),
             Err(ConnectError::Unreachable { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -10,6 +10,7 @@
 //! so that job fails: nothing is ever run twice.
 
 mod adopted;
+mod stock;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,6 +21,7 @@ use std::{
     time::Instant,
 };
 
+use self::stock::Stock;
 use super::{
     driver::Shard,
     effect::{Event, ExecFailure, Exit, ExitStatus, StartFailure},
@@ -33,7 +35,6 @@ use crate::{
         identity::{IdRange, IdRanges},
         init::record::step,
         plan::Step,
-        pool::{self, Answer, NamespacePool, Namespaces, PoolError},
         start::{self, StartFds},
         wire::{EVENT_BYTES, ExitedRecord, KeeperCommand, KeeperEvent, StartedRecord},
     },
@@ -48,10 +49,7 @@ pub(super) struct Desk {
     retired: RefCell<Vec<Rc<Link>>>,
     /// Keepers of former daemons that another shard hears and that hold jobs of ours.
     foreign: RefCell<Vec<Rc<Link>>>,
-    pool: RefCell<NamespacePool>,
-    ids: RefCell<IdRanges>,
-    /// No host ids are left: starts fail until some are given back.
-    is_out_of_ids: Cell<bool>,
+    stock: Stock,
     has_changed: rt::Event,
     next: Cell<u32>,
     /// Why there is no crew, when starting one failed.
@@ -113,9 +111,7 @@ impl Desk {
             current: RefCell::default(),
             retired: RefCell::default(),
             foreign: RefCell::default(),
-            pool: RefCell::default(),
-            ids: RefCell::new(ids),
-            is_out_of_ids: Cell::new(false),
+            stock: Stock::new(ids),
             has_changed: rt::Event::default(),
             next: Cell::new(0),
             trouble: RefCell::default(),
@@ -125,8 +121,7 @@ impl Desk {
 
     /// Gives back the host ids of a job that has ended.
     pub(super) fn free_ids(&self, ids: IdRange) {
-        self.ids.borrow_mut().free(ids);
-        if self.is_out_of_ids.replace(false) {
+        if self.stock.free_ids(ids) {
             self.has_changed.notify_all();
         }
     }
@@ -249,130 +244,6 @@ impl Shard {
         self.refill();
         self.desk.has_changed.notify_all();
         Ok(())
-    }
-
-    /// The crew for a new job and fresh namespaces for it. Waits while there are none.
-    pub(super) async fn crew_and_namespaces(
-        self: &Rc<Self>,
-    ) -> Result<(Rc<Link>, Namespaces), StartFailure> {
-        let give_up = rt::now() + limits::NAMESPACES_WAIT;
-        loop {
-            let changed = self.desk.has_changed.listen();
-            let link = self.desk.current.borrow().clone();
-            if let Some(link) = link {
-                let ready = self.desk.pool.borrow_mut().take();
-                if let Some(namespaces) = ready {
-                    self.refill();
-                    return Ok((link, namespaces));
-                }
-                // Ids may have been given back since the last try.
-                self.refill();
-                if self.desk.is_out_of_ids.get() {
-                    return Err(StartFailure {
-                        step: "lease host ids".to_owned(),
-                        errno: libc::EAGAIN,
-                    });
-                }
-            } else if self.desk.trouble.borrow().is_some() {
-                return Err(StartFailure {
-                    step: "start helper processes".to_owned(),
-                    errno: libc::EAGAIN,
-                });
-            }
-            // They may never come: their descriptors cannot be received while the daemon has none left.
-            let left = give_up.saturating_duration_since(rt::now());
-            if left.is_zero() || rt::timeout(left, changed).await.is_err() {
-                return Err(StartFailure {
-                    step: "wait for fresh namespaces".to_owned(),
-                    errno: libc::EAGAIN,
-                });
-            }
-        }
-    }
-
-    /// Asks the pool maker for what is missing.
-    fn refill(&self) {
-        let Some(link) = self.desk.current.borrow().clone() else {
-            return;
-        };
-        let mut pool = self.desk.pool.borrow_mut();
-        let mut ranges = self.desk.ids.borrow_mut();
-        while pool.wanted() > 0 {
-            let ids = match ranges.allocate() {
-                Ok(ids) => ids,
-                Err(error) => {
-                    if pool.ready() == 0 && !self.desk.is_out_of_ids.replace(true) {
-                        tracing::warn!(shard = self.index, %error, "jobs cannot be started");
-                    }
-                    return;
-                }
-            };
-            let Some(makers) = &link.makers else { return };
-            if let Err(error) = pool::request(makers.maker.fd.as_fd(), ids) {
-                ranges.free(ids);
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::warn!(crew = link.number, %error, "the pool maker takes no request");
-                }
-                return;
-            }
-            pool.note_requested(ids);
-        }
-    }
-
-    async fn hear_maker(self: Rc<Self>, link: Rc<Link>) {
-        let Some(Makers { maker, .. }) = &link.makers else {
-            return;
-        };
-        loop {
-            match pool::receive(maker.fd.as_fd()) {
-                Ok(Some(answer)) if self.is_current(&link) => self.take_namespaces(answer).await,
-                // Its ids have been given back; the next crew's maker is asked instead.
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    if maker.ready.readable().await.is_err() {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => {
-                    // An answer is lost, out of descriptors for example; what was asked for is asked again.
-                    tracing::warn!(crew = link.number, %error, "a pool maker cannot be heard");
-                    if !self.is_current(&link) {
-                        break;
-                    }
-                    self.forget_requested();
-                    rt::sleep(limits::CREW_RETRY_FIRST).await;
-                    self.refill();
-                }
-            }
-        }
-        self.retire(&link, "its pool maker ended");
-    }
-
-    async fn take_namespaces(&self, answer: Answer) {
-        let put = self.desk.pool.borrow_mut().put(answer);
-        match put {
-            Ok(()) => self.desk.has_changed.notify_all(),
-            Err(error) => {
-                tracing::warn!(
-                    shard = self.index,
-                    error = chain(&error),
-                    "namespaces could not be made"
-                );
-                if let PoolError::Make { ids, .. } = error {
-                    self.desk.ids.borrow_mut().free(ids);
-                    rt::sleep(limits::CREW_RETRY_FIRST).await;
-                }
-            }
-        }
-        self.refill();
-    }
-
-    fn forget_requested(&self) {
-        let mut ids = self.desk.ids.borrow_mut();
-        for requested in self.desk.pool.borrow_mut().forget_requested() {
-            ids.free(requested);
-        }
     }
 
     fn is_current(&self, link: &Rc<Link>) -> bool {
@@ -556,7 +427,7 @@ impl Shard {
             "a crew is replaced"
         );
         self.desk.current.replace(None);
-        self.forget_requested();
+        self.desk.stock.forget_requested();
         link.kill_makers();
         link.command(KeeperCommand::Exit);
         self.desk.retired.borrow_mut().push(Rc::clone(link));

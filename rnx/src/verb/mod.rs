@@ -51,7 +51,7 @@ impl Session {
     /// A connection to the server that is meant.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
         if self.global.local {
-            return Local::new().connect(self.out).await;
+            return Ok(Local::new().connect(self.out).await?.1);
         }
         let config = self.config()?;
         Ok(Client::connect(config.node(self.global.node.as_deref())?).await?)
@@ -60,9 +60,8 @@ impl Session {
     /// A connection to it that is made anew when it is lost.
     pub(crate) async fn line(&self) -> Result<Line, Failure> {
         if self.global.local {
-            let local = Local::new();
-            let client = local.connect(self.out).await?;
-            return Ok(Line::new(local.config()?.node(None)?.clone(), client));
+            let (node, client) = Local::new().connect(self.out).await?;
+            return Ok(Line::new(node, client));
         }
         let config = self.config()?;
         Ok(Line::connect(config.node(self.global.node.as_deref())?).await?)
