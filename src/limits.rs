@@ -568,6 +568,8 @@ pub const SMALL_OUTPUT_INDEX_BYTES: usize = 4 << 10;
 /// Jobs of a shard whose files wait to be removed because the store has their output; files beyond that are left to
 /// the next start.
 pub const EMPTIED_JOBS_MAX: usize = 1 << 16;
+/// Time that such files wait for others, to be removed with them.
+pub const EMPTIED_PAUSE: Duration = Duration::from_millis(50);
 /// Directories of jobs that a daemon which starts asks the store about at once: some milliseconds.
 pub const EMPTIED_LOOK_JOBS: usize = 512;
 /// Candidates of a prefix that a reader is asked for at most.

@@ -69,13 +69,15 @@ impl Shard {
         self.emptied.more.notify_one();
     }
 
-    /// Removes directories of jobs whose output has moved, for ever: all that wait with one call.
+    /// Removes directories of jobs whose output has moved, for ever.
     pub(super) async fn serve_emptied(self: Rc<Self>) {
         loop {
+            self.emptied.more.notified().await;
+            // Nobody waits for it, and many with one call keep a thread from being woken for each.
+            rt::sleep(limits::EMPTIED_PAUSE).await;
             let jobs = std::mem::take(&mut *self.emptied.jobs.borrow_mut());
             if jobs.is_empty() {
-                self.emptied.more.notified().await;
-                continue;
+                continue; // They went with the last ones.
             }
             self.remove_all(jobs.iter().map(|(id, _)| *id).collect())
                 .await;
