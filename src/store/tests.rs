@@ -350,6 +350,42 @@ fn the_first_end_of_a_job_says_where_its_output_is() {
     check(Some(some(b"first")), None);
 }
 
+#[test]
+fn stored_output_counts_among_the_bytes_that_stay_and_goes_with_its_job() {
+    let scratch = Scratch::new();
+    let (writer, _store) = scratch.open();
+    let reader = scratch.reader();
+    let ended = [2, 4, 6].map(|at| {
+        let mut job = end(live_job(at - 1), at);
+        (job.log.stdout_bytes, job.log.stderr_bytes) = (6, 4);
+        let output = SmallOutput {
+            stdout: b"output".to_vec(),
+            stderr: b"more".to_vec(),
+            ..SmallOutput::default()
+        };
+        let change = Change::End {
+            job: Box::new(job.clone()),
+            output: Some(output),
+        };
+        ask(&writer, change).unwrap();
+        job.id
+    });
+    let prune = |keep_bytes| Change::Prune {
+        keep_jobs: 10,
+        ended_before_ns: None,
+        keep_bytes: Some(keep_bytes),
+    };
+    for (keep_bytes, gone) in [(30, &ended[..0]), (29, &ended[..1]), (10, &ended[1..2])] {
+        let ids = gone.to_vec();
+        assert_eq!(
+            ask(&writer, prune(keep_bytes)).unwrap(),
+            Done::Pruned { ids }
+        );
+    }
+    assert_eq!(reader.with_output(&ended).unwrap(), ended[2..]);
+    assert_eq!(reader.output(ended[0]).unwrap(), None);
+}
+
 /// How many ended jobs the measurement has: `JOBLET_STORE_JOBS`, or enough to see that it works.
 fn measured_jobs() -> usize {
     std::env::var("JOBLET_STORE_JOBS").map_or(5_000, |count| count.parse().unwrap())

@@ -1,7 +1,10 @@
 //! Output that leaves its files: read off them whole, and followed across the move.
 
 use super::*;
-use crate::log::{Moved, Whole};
+use crate::{
+    job::{Refusal, RefusalCode},
+    log::{LogError, Moved, Whole},
+};
 
 /// Where output goes when it leaves its files, and how often somebody looked.
 #[derive(Default)]
@@ -178,6 +181,53 @@ fn a_follower_that_has_opened_one_file_only_finds_the_rest_elsewhere() {
             [b"out".to_vec(), b"err".to_vec()]
         );
         assert_eq!(first.next().await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_follower_that_cannot_look_elsewhere_now_goes_on_when_it_can() {
+    on_shard(|| async {
+        let house = House::new();
+        let capture = drained(&house, &["out"], &["err"]).await;
+        let elsewhere = Rc::<Elsewhere>::default();
+        let is_open = Rc::new(Cell::new(false));
+        let (found, may) = (elsewhere.place(capture.files()), Rc::clone(&is_open));
+        let moved: Moved = Rc::new(move || {
+            let (found, is_open) = (found.clone(), may.get());
+            Box::pin(async move {
+                match is_open {
+                    true => Ok(found.moved().await.unwrap()),
+                    false => Err(Refusal::new(RefusalCode::Busy, "not now")),
+                }
+            })
+        });
+        let place = Place::new(capture.files().clone(), moved);
+        let mut follower = Follower::open(&place, ALL, capture.progress())
+            .await
+            .unwrap();
+        let first = follower.next().await.unwrap().unwrap();
+        assert_eq!(
+            (first.stream, &first.bytes[..]),
+            (Stream::Stdout, &b"out"[..])
+        );
+        let late = Progress::new(capture.progress().snapshot());
+        let mut late = Follower::open(&place, HISTORY, late).await.unwrap();
+        elsewhere.take(&capture).await;
+        capture.progress().end();
+        assert!(matches!(late.next().await, Err(LogError::Moved(_))));
+        assert!(matches!(
+            Progress::ended(&place).await,
+            Err(LogError::Moved(_))
+        ));
+        is_open.set(true);
+        assert_eq!(
+            read_all(late, [0, 0]).await,
+            [b"out".to_vec(), b"err".to_vec()]
+        );
+        assert_eq!(
+            read_all(follower, [3, 0]).await,
+            [Vec::new(), b"err".to_vec()]
+        );
     });
 }
 
