@@ -581,6 +581,13 @@ const _: () = assert!(STORE_VACUUM_PAGES <= STORE_FREE_PAGES);
 pub const SMALL_OUTPUT_BYTES: usize = 4 << 10;
 /// Index of such output, bytes: output in more pieces than it holds stays in files.
 pub const SMALL_OUTPUT_INDEX_BYTES: usize = 4 << 10;
+/// Jobs of a shard whose files wait to be removed because the store has their output; files beyond that are left to
+/// the next start.
+pub const EMPTIED_JOBS_MAX: usize = 1 << 16;
+/// Time that such files wait for others, to be removed with them.
+pub const EMPTIED_PAUSE: Duration = Duration::from_millis(50);
+/// Directories of jobs that a daemon which starts asks the store about at once: some milliseconds.
+pub const EMPTIED_LOOK_JOBS: usize = 512;
 /// Candidates of a prefix that a reader is asked for at most.
 pub const FIND_JOBS_MAX: usize = 100;
 const _: () = assert!(FIND_JOBS_MAX <= LIST_JOBS_MAX);

@@ -19,11 +19,12 @@ use std::{
 };
 
 use super::{
-    DiskGuard, JobFiles, LogError, Progress, Recovered,
+    DiskGuard, JobFiles, LogError, Progress, Recovered, Whole,
     files::jobs_dir,
     index::Index,
     record::Record,
     stream::{self, StreamTask},
+    whole::Sizes,
 };
 use crate::{
     job::{JobId, LogTotals, Stream},
@@ -383,6 +384,25 @@ impl Capture {
             self.0.write_index().await;
         }
         self.totals()
+    }
+}
+
+impl Capture {
+    /// All output of a job that was drained, when it has any and `fits` takes the bytes of both streams and of the
+    /// index; `None` too when the files do not hold it exactly, after a full disk.
+    ///
+    /// # Errors
+    /// [`LogError::Open`], [`LogError::Read`].
+    pub async fn whole(&self, fits: fn(usize, usize) -> bool) -> Result<Option<Whole>, LogError> {
+        let job = &self.0;
+        let totals = self.totals();
+        if job.index.is_behind(totals.dropped_bytes) {
+            return Ok(None);
+        }
+        match Sizes::small(totals, job.index.bytes(), fits) {
+            Some(sizes) => Whole::read(&job.files, sizes, totals).await,
+            None => Ok(None),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where the output of a job lies.
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -27,6 +27,12 @@ impl JobFiles {
         }
     }
 
+    /// In `dir`, wherever that is.
+    #[cfg(test)]
+    pub(super) fn at(dir: &Path) -> Self {
+        Self { dir: dir.into() }
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -50,15 +56,41 @@ impl JobFiles {
     /// # Errors
     /// [`LogError::Remove`], [`LogError::Blocking`].
     pub async fn remove(&self) -> Result<(), LogError> {
-        let dir = self.dir.clone();
-        let removed = rt::blocking("remove log", move || std::fs::remove_dir_all(dir)).await?;
-        match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError::Remove {
-                path: self.dir.to_path_buf(),
-                source,
-            }),
-            Ok(()) | Err(_) => Ok(()),
+        let files = self.clone();
+        rt::blocking("remove log", move || files.remove_now()).await?
+    }
+
+    /// The same, here and now. Blocks.
+    ///
+    /// # Errors
+    /// [`LogError::Remove`].
+    pub fn remove_now(&self) -> Result<(), LogError> {
+        // By name: looking what is there would cost as much as removing it.
+        for path in [
+            self.stream(Stream::Stdout),
+            self.stream(Stream::Stderr),
+            self.index(),
+        ] {
+            gone(&path, fs::remove_file(&path))?;
         }
+        gone(&self.dir, fs::remove_dir(&self.dir))
+    }
+
+    /// The jobs that have a directory in `base`. Blocks.
+    ///
+    /// # Errors
+    /// [`LogError::Read`].
+    pub fn all(base: &Path) -> Result<Vec<JobId>, LogError> {
+        let path = jobs_dir(base);
+        let read = || {
+            let mut found = Vec::new();
+            for entry in fs::read_dir(&path)? {
+                // What else is there is not ours.
+                found.extend(entry?.file_name().to_str().and_then(JobId::parse));
+            }
+            Ok(found)
+        };
+        read().map_err(|source| LogError::Read { path, source })
     }
 
     /// Opens a file of this job for capture; makes it, and the directory, when it is not there.
@@ -84,6 +116,17 @@ impl JobFiles {
             }
             Err(error) => Err(failed(error)),
         }
+    }
+}
+
+/// That there was nothing to remove is fine.
+fn gone(path: &Path, removed: io::Result<()>) -> Result<(), LogError> {
+    match removed {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError::Remove {
+            path: path.to_path_buf(),
+            source,
+        }),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

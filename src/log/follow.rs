@@ -1,14 +1,14 @@
-//! Reads the output of a job in the order of capture: a cursor over its files.
+//! Reads the output of a job in the order of capture: a cursor over its files, or what was in them.
 //!
 //! History and live are the same code; only the wait at the end differs. A follower holds one block at most,
 //! however slow its reader, and it can neither lose bytes nor hold up the job. It works on any shard, and
 //! on the files of an ended job alone.
 
-use std::{collections::VecDeque, path::Path, rc::Rc};
+use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 
-use super::{LogError, Progress, Watching, reader::Reader, record::Record, tail};
+use super::{LogError, Place, Progress, Watching, reader::Reader, record::Record, tail};
 use crate::{
     job::{Chunk, LogQuery, Stream, Streams},
     limits,
@@ -39,17 +39,17 @@ struct Cursor {
 }
 
 impl Follower {
-    /// Begins where `query` says, in the files in `dir`. `progress` is the job's on this shard, or
-    /// [`Progress::from_files`] of an ended one.
+    /// Begins where `query` says, in the output at `place`. `progress` is the job's on this shard, or
+    /// [`Progress::ended`] of an ended one.
     ///
     /// # Errors
     /// [`LogError`].
     pub async fn open(
-        dir: &Path,
+        place: &Place,
         query: LogQuery,
         progress: Rc<Progress>,
     ) -> Result<Self, LogError> {
-        let reader = progress.reader(dir);
+        let reader = progress.reader(place);
         let snapshot = progress.snapshot();
         let streams = query.streams;
         let since_ns = query

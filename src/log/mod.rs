@@ -5,6 +5,7 @@
 //! - [`recover`] brings the files of a job in order after a crash.
 //! - [`DiskGuard`] keeps part of the disk free, whatever all jobs write together.
 //! - [`Progress`] says how far a job's files may be read; [`Follower`] reads them, history and live alike.
+//! - [`Whole`] is small output of an ended job, off its files; [`Place`] tells followers where it went.
 //!
 //! `BASE/jobs/<id>/` holds `stdout`, `stderr` and `index`; none exists before the first byte. What a job
 //! produced is what is stored plus what is dropped, exactly.
@@ -18,12 +19,14 @@ mod progress;
 mod reader;
 mod record;
 mod recover;
+mod source;
 mod stream;
 #[cfg(test)]
 mod succession;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::{io, path::PathBuf};
 
@@ -35,8 +38,10 @@ pub use files::JobFiles;
 pub use follow::Follower;
 pub use progress::{Progress, Snapshot, Watching};
 pub use recover::{Recovered, recover};
+pub use source::{Found, Moved, Place};
+pub use whole::Whole;
 
-use crate::rt::BlockingError;
+use crate::{job::Refusal, rt::BlockingError};
 
 /// What went wrong with a job's output.
 #[derive(Debug, Error)]
@@ -94,6 +99,9 @@ pub enum LogError {
         #[source]
         source: io::Error,
     },
+    /// Where the output of an ended job has moved to cannot be read.
+    #[error("look for output that is in files no more")]
+    Moved(#[source] Refusal),
     /// The blocking pool did not do it.
     #[error(transparent)]
     Blocking(#[from] BlockingError),

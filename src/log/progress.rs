@@ -2,11 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    path::Path,
     rc::{Rc, Weak},
 };
 
-use super::{LogError, reader::Reader};
+use super::{LogError, Place, reader::Reader};
 use crate::rt::Watch;
 
 /// What stands in the files: everything up to here can be read.
@@ -44,6 +43,8 @@ pub struct Progress {
     watch: Watch<Snapshot>,
     watching: Cell<usize>,
     reader: RefCell<Weak<Reader>>,
+    /// The reader of a job that has ended: what it has found need not be looked for again.
+    ended: RefCell<Option<Rc<Reader>>>,
 }
 
 impl Progress {
@@ -56,13 +57,15 @@ impl Progress {
         })
     }
 
-    /// Of a job that has ended: what its files say.
+    /// Of a job that has ended: what its index says.
     ///
     /// # Errors
-    /// [`LogError`] when there are files and they cannot be read.
-    pub async fn from_files(dir: &Path) -> Result<Rc<Self>, LogError> {
-        let reader = Reader::new(dir);
+    /// [`LogError`] when there is output and it cannot be read.
+    pub async fn ended(place: &Place) -> Result<Rc<Self>, LogError> {
+        let reader = Rc::new(Reader::new(place));
         let progress = Self::new(reader.ended_snapshot().await?);
+        progress.reader.replace(Rc::downgrade(&reader));
+        progress.ended.replace(Some(reader));
         Ok(progress)
     }
 
@@ -113,13 +116,13 @@ impl Progress {
         self.watching.get() > 0
     }
 
-    /// The open files that followers of this shard share.
-    pub(super) fn reader(&self, dir: &Path) -> Rc<Reader> {
+    /// The opened output that followers of this shard share.
+    pub(super) fn reader(&self, place: &Place) -> Rc<Reader> {
         let mut shared = self.reader.borrow_mut();
         if let Some(reader) = shared.upgrade() {
             return reader;
         }
-        let reader = Rc::new(Reader::new(dir));
+        let reader = Rc::new(Reader::new(place));
         *shared = Rc::downgrade(&reader);
         reader
     }

@@ -1,4 +1,4 @@
-//! The open files of one job for reading, shared by its followers on one shard, and what they read last.
+//! The output of one job opened for reading, shared by its followers on one shard, and what they read last.
 //!
 //! Many followers at the tail of one job are woken by the same progress and ask for the same bytes: the first
 //! one reads them, the others get a reference.
@@ -7,28 +7,28 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     fmt, io,
-    path::{Path, PathBuf},
+    path::Path,
     rc::Rc,
 };
 
 use bytes::Bytes;
 
 use super::{
-    LogError, Snapshot,
-    files::{index_path, stream_path},
+    LogError, Place, Snapshot,
     record::{Header, RECORD_BYTES, Record, position_of, records_in},
+    source::Source,
 };
 use crate::{
     job::{Stream, Streams},
     limits,
-    rt::{File, Gate, OpenHow},
+    rt::Gate,
 };
 
 pub(super) struct Reader {
-    dir: PathBuf,
-    index: RefCell<Option<Rc<File>>>,
-    stdout: RefCell<Option<Rc<File>>>,
-    stderr: RefCell<Option<Rc<File>>>,
+    place: Place,
+    index: RefCell<Option<Source>>,
+    stdout: RefCell<Option<Source>>,
+    stderr: RefCell<Option<Source>>,
     newest_records: RefCell<Option<(u64, Rc<[Record]>)>>,
     newest: RefCell<VecDeque<(Stream, u64, Bytes)>>,
     /// One opens, the others wait and share.
@@ -40,15 +40,15 @@ pub(super) struct Reader {
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader")
-            .field("dir", &self.dir)
+            .field("place", &self.place)
             .finish_non_exhaustive()
     }
 }
 
 impl Reader {
-    pub(super) fn new(dir: &Path) -> Self {
+    pub(super) fn new(place: &Place) -> Self {
         Self {
-            dir: dir.to_path_buf(),
+            place: place.clone(),
             index: RefCell::default(),
             stdout: RefCell::default(),
             stderr: RefCell::default(),
@@ -59,15 +59,15 @@ impl Reader {
         }
     }
 
-    /// What the files of an ended job say.
+    /// What the index of an ended job says.
     pub(super) async fn ended_snapshot(&self) -> Result<Snapshot, LogError> {
-        let path = index_path(&self.dir);
+        let path = self.place.files().index();
         let mut snapshot = Snapshot {
             is_ended: true,
             ..Snapshot::default()
         };
-        let file = match self.index_file().await {
-            Ok(file) => file,
+        let index = match self.index().await {
+            Ok(index) => index,
             Err(LogError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(snapshot);
             }
@@ -77,7 +77,7 @@ impl Reader {
             path: path.clone(),
             source,
         };
-        let header = file
+        let header = index
             .read_range(0, RECORD_BYTES, true)
             .await
             .map_err(failed)?;
@@ -86,7 +86,7 @@ impl Reader {
             record: 0,
         })?;
         snapshot.dropped_bytes = header.dropped_bytes;
-        snapshot.records = records_in(file.size().await.map_err(failed)?);
+        snapshot.records = records_in(index.size().await.map_err(failed)?);
         if let Some(last) = snapshot.records.checked_sub(1) {
             snapshot.bytes = self.record(last).await?.end(Streams::All);
         }
@@ -112,11 +112,11 @@ impl Reader {
         {
             return Ok(records.clone());
         }
-        let file = self.index_file().await?;
+        let index = self.index().await?;
         let len = usize::try_from(count).expect("callers ask for a bounded number") * RECORD_BYTES;
-        let raw = file.read_range(position_of(first), len, is_fresh).await;
+        let raw = index.read_range(position_of(first), len, is_fresh).await;
         let raw = raw.map_err(|source| LogError::Read {
-            path: index_path(&self.dir),
+            path: self.place.files().index(),
             source,
         })?;
         let decoded: Option<Rc<[Record]>> =
@@ -138,17 +138,17 @@ impl Reader {
         len: u64,
         is_fresh: bool,
     ) -> Result<Bytes, LogError> {
-        let path = stream_path(&self.dir, stream);
-        let file = self.open(self.slot(stream), &path).await?;
+        let path = self.place.files().stream(stream);
+        let source = self.open(self.slot(stream), &path).await?;
         if is_fresh && let Some(bytes) = self.known(stream, offset, len) {
             return Ok(bytes);
         }
         let size = usize::try_from(len).expect("callers ask for a bounded number");
-        let read = file.read_range(offset, size, is_fresh).await;
-        let bytes = Bytes::from(read.map_err(|source| LogError::Read {
+        let read = source.read_range(offset, size, is_fresh).await;
+        let bytes = read.map_err(|source| LogError::Read {
             path: path.clone(),
             source,
-        })?);
+        })?;
         self.reads.set(self.reads.get() + 1);
         if bytes.len() != size {
             let source = io::ErrorKind::UnexpectedEof.into();
@@ -165,7 +165,7 @@ impl Reader {
     /// The index and the files contradict each other at `record`.
     pub(super) fn corrupt(&self, record: u64) -> LogError {
         LogError::Corrupt {
-            path: index_path(&self.dir),
+            path: self.place.files().index(),
             record,
         }
     }
@@ -181,35 +181,53 @@ impl Reader {
             })
     }
 
-    async fn index_file(&self) -> Result<Rc<File>, LogError> {
-        self.open(&self.index, &index_path(&self.dir)).await
+    async fn index(&self) -> Result<Source, LogError> {
+        let path = self.place.files().index();
+        self.open(&self.index, &path).await
     }
 
-    fn slot(&self, stream: Stream) -> &RefCell<Option<Rc<File>>> {
+    fn slot(&self, stream: Stream) -> &RefCell<Option<Source>> {
         match stream {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
         }
     }
 
-    async fn open(
-        &self,
-        slot: &RefCell<Option<Rc<File>>>,
-        path: &Path,
-    ) -> Result<Rc<File>, LogError> {
-        if let Some(file) = &*slot.borrow() {
-            return Ok(file.clone());
+    async fn open(&self, slot: &RefCell<Option<Source>>, path: &Path) -> Result<Source, LogError> {
+        if let Some(source) = &*slot.borrow() {
+            return Ok(source.clone());
         }
         let _pass = self.opening.enter().await;
-        if let Some(file) = &*slot.borrow() {
-            return Ok(file.clone());
+        if let Some(source) = &*slot.borrow() {
+            return Ok(source.clone());
         }
-        let opened = File::open(path, OpenHow::Read).await;
-        let file = Rc::new(opened.map_err(|source| LogError::Open {
+        let opened = match Source::open(path).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.move_on().await?;
+                slot.borrow().clone().ok_or(error)
+            }
+            opened => opened,
+        };
+        let source = opened.map_err(|source| LogError::Open {
             path: path.to_path_buf(),
             source,
-        })?);
-        slot.replace(Some(file.clone()));
-        Ok(file)
+        })?;
+        slot.replace(Some(source.clone()));
+        Ok(source)
+    }
+
+    /// Goes on with what was in the files, if it is elsewhere.
+    async fn move_on(&self) -> Result<(), LogError> {
+        if let Some(whole) = self.place.moved().await? {
+            let parts = [
+                (&self.stdout, whole.stdout),
+                (&self.stderr, whole.stderr),
+                (&self.index, whole.index),
+            ];
+            for (slot, bytes) in parts {
+                slot.replace(Some(Source::Bytes(bytes.into())));
+            }
+        }
+        Ok(())
     }
 }

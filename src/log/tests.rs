@@ -1,7 +1,9 @@
 //! Capture and following together, on real pipes and files.
 
+mod moved;
+
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fs::{self, File},
     io::Write,
     os::fd::OwnedFd,
@@ -21,7 +23,8 @@ use nix::{
 use tempfile::TempDir;
 
 use super::{
-    Capture, DiskGuard, Follower, JobFiles, Limits, Pipes, Policy, Progress, Recorder, Recovered,
+    Capture, DiskGuard, Follower, JobFiles, Limits, Pipes, Place, Policy, Progress, Recorder,
+    Recovered,
     record::{Header, Record},
     recover, stream,
 };
@@ -94,8 +97,12 @@ impl House {
 }
 
 impl Job {
+    fn place(&self) -> Place {
+        Place::only_in(self.capture.files().dir())
+    }
+
     async fn follower(&self, query: LogQuery) -> Follower {
-        Follower::open(self.capture.files().dir(), query, self.capture.progress())
+        Follower::open(&self.place(), query, self.capture.progress())
             .await
             .unwrap()
     }
@@ -225,8 +232,9 @@ fn sixty_four_mebibytes_reach_files_and_followers_byte_for_byte() {
             writer.join().unwrap();
         }
         // After a restart there are only files.
-        let ended = Progress::from_files(files.dir()).await.unwrap();
-        let follower = Follower::open(files.dir(), ALL, ended).await.unwrap();
+        let place = Place::only_in(files.dir());
+        let ended = Progress::ended(&place).await.unwrap();
+        let follower = Follower::open(&place, ALL, ended).await.unwrap();
         assert!(read_all(follower, [0, 0]).await == [out.to_vec(), err.to_vec()]);
         files.remove().await.unwrap();
         assert!(!files.dir().exists());
@@ -432,8 +440,9 @@ fn a_full_disk_drops_output_counts_it_and_keeps_what_is_stored_readable() {
             totals.stdout_bytes > 512 << 10 && totals.dropped_bytes > 0,
             "{totals:?}"
         );
-        let progress = Progress::from_files(&dir).await.unwrap();
-        let follower = Follower::open(&dir, ALL, progress).await.unwrap();
+        let place = Place::only_in(&dir);
+        let progress = Progress::ended(&place).await.unwrap();
+        let follower = Follower::open(&place, ALL, progress).await.unwrap();
         let mut seen = 0;
         let mut follower = follower;
         while let Some(chunk) = follower.next().await.unwrap() {
@@ -505,11 +514,10 @@ fn a_job_that_writes_nothing_gets_no_files() {
         drop(stderr);
         assert_eq!(capture.drain().await, LogTotals::default());
         assert!(!house.files(id).dir().exists());
-        let ended = Progress::from_files(house.files(id).dir()).await.unwrap();
+        let place = Place::only_in(house.files(id).dir());
+        let ended = Progress::ended(&place).await.unwrap();
         assert!(ended.snapshot().is_ended);
-        let mut follower = Follower::open(house.files(id).dir(), ALL, ended)
-            .await
-            .unwrap();
+        let mut follower = Follower::open(&place, ALL, ended).await.unwrap();
         assert_eq!(follower.next().await.unwrap(), None);
     });
 }
@@ -596,7 +604,7 @@ fn followers_at_the_tail_share_one_read() {
                 }
             }));
         }
-        let reader = job.capture.progress().reader(job.capture.files().dir());
+        let reader = job.capture.progress().reader(&job.place());
         for round in 1..=20 {
             job.stdout.write_all(&[b'x'; 1000]).unwrap();
             while *seen.borrow() < round * 50 * 1000 {
@@ -624,7 +632,9 @@ fn a_follower_on_another_shard_moves_with_the_snapshots_it_is_sent() {
         let mut job = house.job(UNLIMITED);
         let copy = Progress::new(super::Snapshot::default());
         let dir = job.capture.files().dir().to_path_buf();
-        let mut follower = Follower::open(&dir, ALL, copy.clone()).await.unwrap();
+        let mut follower = Follower::open(&Place::only_in(&dir), ALL, copy.clone())
+            .await
+            .unwrap();
         assert!(copy.is_watched());
         job.stdout.write_all(b"far").unwrap();
         job.readable(3).await;
@@ -719,8 +729,9 @@ fn model(pieces: &Pieces, query: &LogQuery) -> Vec<(Stream, u8)> {
 }
 
 async fn check(dir: &Path, pieces: &Pieces, query: LogQuery) {
-    let progress = Progress::from_files(dir).await.unwrap();
-    let mut follower = Follower::open(dir, query, progress).await.unwrap();
+    let place = Place::only_in(dir);
+    let progress = Progress::ended(&place).await.unwrap();
+    let mut follower = Follower::open(&place, query, progress).await.unwrap();
     let mut seen = Vec::new();
     while let Some(chunk) = follower.next().await.unwrap() {
         seen.extend(chunk.bytes.iter().map(|byte| (chunk.stream, *byte)));
@@ -844,8 +855,9 @@ fn an_index_that_lies_is_an_error_and_no_panic() {
             .unwrap()
             .set_len(3)
             .unwrap();
-        let progress = Progress::from_files(dir.path()).await.unwrap();
-        let mut follower = Follower::open(dir.path(), ALL, progress).await.unwrap();
+        let place = Place::only_in(dir.path());
+        let progress = Progress::ended(&place).await.unwrap();
+        let mut follower = Follower::open(&place, ALL, progress).await.unwrap();
         assert!(matches!(
             follower.next().await,
             Err(super::LogError::Read { .. })

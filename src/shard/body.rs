@@ -7,7 +7,7 @@ use crate::{
     log::{Capture, Progress},
     rt::OneshotSender,
     sandbox::identity::IdRange,
-    store::Key,
+    store::{Key, SmallOutput},
     volume::WorkImage,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Body {
     pub(super) memory: Option<MemoryCgroup>,
     pub(super) ids: Option<IdRange>,
     pub(super) image: Option<WorkImage>,
+    /// All its output, once that is drained and when it is small.
+    pub(super) output: Option<SmallOutput>,
     /// Our end of init's control socket, until the go is given.
     pub(super) control: Option<OwnedFd>,
     /// init's end of the upload socket, until init exists: a recipe may have to be sent twice.
@@ -58,6 +60,7 @@ impl Body {
             memory: None,
             ids: None,
             image: None,
+            output: None,
             control: None,
             upload: None,
             key: None,

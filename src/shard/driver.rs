@@ -6,7 +6,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet, VecDeque},
-    path::PathBuf,
     rc::Rc,
     sync::{
         Arc,
@@ -33,6 +32,7 @@ use super::{
     remote::Remote,
     retire::Kept,
     seats::Seats,
+    small::Emptied,
     spool::{SPOOL, Spool},
     timers::Timers,
     topology::Host,
@@ -75,6 +75,7 @@ pub(crate) struct Shard {
     all_ended: Notify,
     has_all_ended: Cell<bool>,
     pub(super) kept: Kept,
+    pub(super) emptied: Emptied,
     pub(super) spool: Spool,
     /// Jobs of this shard that have a spool of their own.
     pub(super) spooled: RefCell<HashSet<JobId>>,
@@ -129,6 +130,7 @@ impl Shard {
             all_ended: Notify::default(),
             has_all_ended: Cell::new(false),
             kept: Kept::default(),
+            emptied: Emptied::default(),
             spool,
             spooled: RefCell::default(),
             seats: parts.seats,
@@ -375,10 +377,6 @@ impl Shard {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.host.settings
-    }
-
-    pub(super) fn log_dir(&self, id: JobId) -> PathBuf {
-        self.host.jobs_dir.join(id.to_string())
     }
 
     /// Jobs that have not ended.

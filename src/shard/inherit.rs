@@ -23,6 +23,7 @@ use super::{
     places::demand,
     queue::{Budget, Queue},
     reactor::is_parked,
+    small::from_whole,
     spool,
     topology::StartError,
 };
@@ -31,14 +32,14 @@ use crate::{
     host::{self, Base},
     job::{JobId, JobView, Reason, ShardIndex},
     limits,
-    log::{self, JobFiles, Pipes, Recovered},
+    log::{self, JobFiles, Pipes, Recovered, Whole},
     rt,
     sandbox::{
         adopt::{self, AdoptedKeeper, HeldJob, HeldPipes},
         crew::Helper,
         identity::{self, IdRange},
     },
-    store::{Change, Done, Live, Reader, StoreError, Writer},
+    store::{Change, Done, Live, Reader, SmallOutput, StoreError, Writer},
     volume::WorkImage,
 };
 
@@ -66,10 +67,14 @@ pub(super) struct Inherited {
     pub(super) ids: Option<IdRange>,
     pub(super) image: Option<WorkImage>,
     pub(super) log: Recovered,
+    /// All output of a job that is known to have ended, when it is small.
+    pub(super) output: Option<SmallOutput>,
 }
 
 impl Inherited {
-    const fn lost(view: JobView, log: Recovered) -> Self {
+    fn lost(base: &Base, view: JobView) -> Self {
+        let log = recover_log(base, view.id);
+        let output = small_output(base, view.id, &log);
         Self {
             found: FoundJob {
                 view,
@@ -79,6 +84,7 @@ impl Inherited {
             held: None,
             ids: None,
             image: None,
+            output,
             log,
         }
     }
@@ -99,7 +105,7 @@ pub(super) fn take_over(
         // It cannot go on: whatever of it runs is ended with all that nobody has accepted.
         tracing::error!(job_id = %id, error = chain(&error), "a job cannot go on as the store has it");
         if let Ok(Some(view)) = reader.get(id) {
-            jobs.push(Inherited::lost(view, recover_log(base, id)));
+            jobs.push(Inherited::lost(base, view));
         }
     }
     let instance = base.instance().to_string();
@@ -143,8 +149,14 @@ pub(super) fn take_over(
         let range = pid.and_then(identity::range_of);
         used.extend(range);
         let image = pid.and_then(|pid| adopt_image(base, id, pid));
+        let log = recover_log(base, id);
+        let output = match whereabouts {
+            Whereabouts::Lost => small_output(base, id, &log),
+            Whereabouts::Held | Whereabouts::NotBegun => None,
+        };
         jobs.push(Inherited {
-            log: recover_log(base, id),
+            output,
+            log,
             found: FoundJob {
                 has_spool: base.spool().join(spool_of(&view).to_string()).exists(),
                 view,
@@ -267,6 +279,18 @@ fn recover_log(base: &Base, id: JobId) -> Recovered {
     }
 }
 
+/// All output of a job that nobody captures any more, when it is small.
+fn small_output(base: &Base, id: JobId, log: &Recovered) -> Option<SmallOutput> {
+    let files = JobFiles::new(base.root(), id);
+    match Whole::found(files.dir(), log, SmallOutput::fits) {
+        Ok(whole) => whole.map(from_whole),
+        Err(error) => {
+            tracing::warn!(job_id = %id, error = chain(&error), "output of a job stays in files");
+            None
+        }
+    }
+}
+
 /// What one shard takes over.
 #[derive(Debug, Default)]
 pub(super) struct Share {
@@ -366,6 +390,7 @@ impl Shard {
         let mut body = Body::new();
         body.ids = job.ids;
         body.image = job.image;
+        body.output = job.output;
         let pipes = job.held.map(|(keeper, held)| {
             body.has_leaf = true;
             body.has_memory_limit = spec.limits.memory_bytes.is_some();

@@ -10,6 +10,7 @@
 //!        ├─ desk       crews of helper processes and ready namespaces
 //!        ├─ spool      uploads of jobs that run later, and their way into each run
 //!        ├─ retire     output brought home, everything given back
+//!        ├─ small      little output, from its files into the store
 //!        ├─ metrics    what live jobs use, for those who ask
 //!        ├─ records    what the store is asked to keep; history reads it
 //!        └─ timers
@@ -45,6 +46,7 @@ mod retire;
 mod seats;
 #[cfg(test)]
 mod sim;
+mod small;
 mod spool;
 mod submission;
 mod timers;

@@ -1,6 +1,6 @@
 //! A job's output for a reader on any shard.
 //!
-//! The files are read where the reader is; only the news that there is more crosses the mailbox. Each
+//! Files, or the store once they are gone, are read where the reader is; only the news that there is more crosses the mailbox. Each
 //! shard keeps one mirror of a foreign job's progress for all its readers.
 
 use std::{
@@ -81,7 +81,7 @@ impl Output {
             let mirror = shard.mirror(id, owner).await?;
             (Rc::clone(&mirror.progress), Some(mirror))
         };
-        let follower = Follower::open(&shard.log_dir(id), query, progress).await;
+        let follower = Follower::open(&shard.place_of(id), query, progress).await;
         let follower = follower.map_err(|error| unreadable(id, &error))?;
         Ok(Self {
             follower,
@@ -113,7 +113,7 @@ impl Shard {
             return Ok(progress);
         }
         self.look(id).await?;
-        Progress::from_files(&self.log_dir(id))
+        Progress::ended(&self.place_of(id))
             .await
             .map_err(|error| unreadable(id, &error))
     }

@@ -25,7 +25,7 @@ use super::{
     effect::{Effect, Event},
 };
 use crate::{
-    job::{Accepted, JobId, Refusal, RefusalCode},
+    job::{Accepted, JobId, JobView, Refusal, RefusalCode},
     limits,
     rt::{
         self, Notify, OneshotSender,
@@ -186,6 +186,7 @@ impl Records {
 }
 
 /// Something that [`Records::settled`] waits for.
+#[derive(Debug)]
 pub(super) struct Open(Rc<Records>);
 
 impl Drop for Open {
@@ -342,20 +343,34 @@ impl Shard {
         }
     }
 
-    /// Has the store keep an outcome, however long that takes.
+    /// Has the store keep an outcome, with output that is small, however long that takes.
     pub(super) fn record_outcome(self: &Rc<Self>, id: JobId) {
         let Some(view) = self.live_view(id) else {
             return;
         };
+        let output = self
+            .bodies
+            .borrow_mut()
+            .get_mut(&id)
+            .and_then(|body| body.output.take());
         let shard = Rc::clone(self);
-        let mut kept = self.records.submit(Change::End {
+        let end = move |view: &JobView| Change::End {
             job: Box::new(view.clone()),
-            output: None,
-        });
+            output: output.clone(),
+        };
+        let mut kept = self.records.submit(end(&view));
         rt::spawn(async move {
             let mut is_told = false;
+            let mut has_output = false;
             let waiting = shard.records.begin();
-            while let Err(error) = kept.await {
+            loop {
+                let error = match kept.await {
+                    Ok(done) => {
+                        has_output = done == Done::Ended { has_output: true };
+                        break;
+                    }
+                    Err(error) => error,
+                };
                 if !error.may_pass() {
                     tracing::error!(job_id = %id, %error, "an outcome is not in the store");
                     break;
@@ -367,13 +382,13 @@ impl Shard {
                 shard.wake_waiters(&view);
                 shard.answer_submitter(id, Err(unrecorded(&error)));
                 rt::sleep(limits::STORE_RETRY).await;
-                kept = shard.records.submit(Change::End {
-                    job: Box::new(view.clone()),
-                    output: None,
-                });
+                kept = shard.records.submit(end(&view));
             }
             shard.wake_waiters(&view);
             shard.feed(Event::EndRecorded(id));
+            if has_output {
+                shard.remove_emptied(id);
+            }
             drop(waiting);
         });
     }

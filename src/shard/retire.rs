@@ -7,7 +7,6 @@ use crate::{
     cgroup::CgroupError,
     job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
     limits,
-    log::JobFiles,
     rt::{self, Notify},
     volume::WorkImage,
 };
@@ -20,7 +19,7 @@ pub(super) struct Kept {
 }
 
 impl Shard {
-    /// Brings all output into the files. The job's processes are dead, or never were.
+    /// Brings all output into the files, and takes it off them again when it is small. The job's processes are dead, or never were.
     pub(super) fn drain(self: &Rc<Self>, id: JobId) {
         let shard = Rc::clone(self);
         rt::spawn(async move {
@@ -30,12 +29,18 @@ impl Shard {
                 .borrow()
                 .get(&id)
                 .and_then(|body| body.capture.clone());
-            let totals = match capture {
+            let totals = match &capture {
                 Some(capture) => capture.drain().await,
                 None => LogTotals::default(),
             };
             if let Some(body) = shard.bodies.borrow().get(&id) {
                 body.progress.end();
+            }
+            if let Some(capture) = capture {
+                let output = shard.small_output(id, &capture).await;
+                if let Some(body) = shard.bodies.borrow_mut().get_mut(&id) {
+                    body.output = output;
+                }
             }
             shard.feed(Event::Drained(id, totals, shard.usage(id)));
         });
@@ -206,7 +211,7 @@ impl Shard {
 
     /// Removes a job's output.
     pub(super) fn delete_output(self: &Rc<Self>, id: JobId) {
-        let files = JobFiles::new(&self.host.base_dir, id);
+        let files = self.files(id);
         rt::spawn(async move {
             if let Err(error) = files.remove().await {
                 tracing::warn!(job_id = %id, error = chain(&error), "output of a forgotten job is left");

@@ -34,6 +34,11 @@ pub(super) const SIZES: &str = "SELECT ended_ns, id, stdout_bytes + stderr_bytes
      ORDER BY ended_ns DESC, id DESC";
 pub(super) const OLDEST: &str = "SELECT id FROM jobs WHERE ended_ns IS NOT NULL AND (ended_ns, id) <= (?1, ?2) \
      ORDER BY ended_ns, id LIMIT ?3";
+/// Whether the output of job `?1` is in the store.
+pub(super) const HAS_OUTPUT: &str = "SELECT EXISTS (SELECT 1 FROM outputs WHERE job_id = ?1)";
+
+/// What a stored output adds to the log beside its bytes: a page each of the table and of its index.
+const OUTPUT_PAGES_BYTES: usize = 2 * 4_096;
 
 /// Greater than every id.
 const LAST_ID: [u8; 16] = [0xff; 16];
@@ -50,6 +55,7 @@ pub(super) struct Statements<'c> {
     end: Statement<'c>,
     ended_ns: Statement<'c>,
     insert_output: Statement<'c>,
+    has_output: Statement<'c>,
     find_key: Statement<'c>,
     insert_key: Statement<'c>,
     delete_job: Statement<'c>,
@@ -82,6 +88,7 @@ impl<'c> Statements<'c> {
                 "INSERT OR REPLACE INTO outputs (job_id, stdout, stderr, log_index) \
                  VALUES (?1, ?2, ?3, ?4)",
             )?,
+            has_output: prepare(HAS_OUTPUT)?,
             find_key: prepare(
                 "SELECT job_id, fingerprint, expires_ns FROM idempotency_keys \
                  WHERE owner = ?1 AND key = ?2",
@@ -285,11 +292,17 @@ impl<'c> Statements<'c> {
             });
         }
         let bytes = match self.known(id)? {
-            Known::Ended => return Ok((Done::Ended, 0)),
+            // This one's output is not taken, and may be all that there is.
+            Known::Ended => {
+                let has_output = self.has_output(id)?;
+                return Ok((Done::Ended { has_output }, 0));
+            }
             Known::No => self.insert(job)?,
             Known::Live => self.overwrite_with_end(job)?,
         };
+        let mut output_bytes = 0;
         if let Some(output) = output {
+            output_bytes = output.bytes() + output.index.len() + OUTPUT_PAGES_BYTES;
             self.insert_output
                 .execute(params![
                     id.to_bytes(),
@@ -299,7 +312,14 @@ impl<'c> Statements<'c> {
                 ])
                 .map_err(StoreError::from_sqlite("write"))?;
         }
-        Ok((Done::Ended, bytes))
+        let has_output = output.is_some();
+        Ok((Done::Ended { has_output }, bytes + output_bytes))
+    }
+
+    fn has_output(&mut self, id: JobId) -> Result<bool, StoreError> {
+        self.has_output
+            .query_row([id.to_bytes()], |row| row.get(0))
+            .map_err(StoreError::from_sqlite("read"))
     }
 
     fn overwrite_with_end(&mut self, job: &JobView) -> Result<usize, StoreError> {

@@ -66,7 +66,10 @@ pub enum Done {
     /// The job is overwritten.
     Updated,
     /// The end is written down, now or before.
-    Ended,
+    Ended {
+        /// Whether the job's output is with it, so that its files may go.
+        has_output: bool,
+    },
     /// The jobs are gone.
     Deleted {
         /// How many there were.

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Params, ToSql, params};
 
 use super::{
     OpenError, SealKey, SmallOutput, StoreError,
+    apply::HAS_OUTPUT,
     row::{COLUMNS, decode, place_of, state_text, to_integer},
     schema,
 };
@@ -182,6 +183,24 @@ impl Reader {
             )
             .optional()
             .map_err(StoreError::from_sqlite("read"))
+    }
+
+    /// Those of `ids` whose output is here.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be read.
+    pub fn with_output(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+        let read = || {
+            let mut has_output = self.connection.prepare(HAS_OUTPUT)?;
+            let mut found = Vec::new();
+            for id in ids {
+                if has_output.query_row([id.to_bytes()], |row| row.get(0))? {
+                    found.push(*id);
+                }
+            }
+            Ok(found)
+        };
+        read().map_err(StoreError::from_sqlite("read"))
     }
 
     /// How many jobs there are, ended ones included.

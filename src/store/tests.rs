@@ -198,14 +198,21 @@ fn any_job_reads_back_as_it_was_accepted_and_as_it_ended() {
 
         later.outcome = job.outcome.clone();
         later.transitions = job.transitions.clone();
-        prop_assert_eq!(ask(&writer, end_of(&later)).unwrap(), Done::Ended);
+        let has_output = false;
+        prop_assert_eq!(
+            ask(&writer, end_of(&later)).unwrap(),
+            Done::Ended { has_output }
+        );
         prop_assert_eq!(reader.get(job.id).unwrap(), Some(without_secrets(later)));
         prop_assert_eq!(reader.live().unwrap().jobs, []);
 
         // The end alone is as good.
         let id = JobId::random();
         let unknown = JobView { id, ..job };
-        prop_assert_eq!(ask(&writer, end_of(&unknown)).unwrap(), Done::Ended);
+        prop_assert_eq!(
+            ask(&writer, end_of(&unknown)).unwrap(),
+            Done::Ended { has_output }
+        );
         prop_assert_eq!(reader.get(id).unwrap(), Some(without_secrets(unknown)));
         Ok(())
     };
@@ -283,8 +290,13 @@ fn small_output_comes_back_and_larger_stays_in_files() {
     };
     for output in [SmallOutput::default(), most.clone()] {
         let (id, done) = finish(output.clone());
-        assert_eq!(done.unwrap(), Done::Ended);
+        assert_eq!(done.unwrap(), Done::Ended { has_output: true });
         assert_eq!(reader.output(id).unwrap(), Some(output));
+        assert_eq!(
+            reader.with_output(&[JobId::random(), id]).unwrap(),
+            [id],
+            "its files may go"
+        );
     }
     let mut more_output = most.clone();
     more_output.stderr.push(0);
@@ -299,6 +311,79 @@ fn small_output_comes_back_and_larger_stays_in_files() {
         assert_eq!(reader.get(id).unwrap(), None);
     }
     assert_eq!(reader.output(JobId::random()).unwrap(), None);
+}
+
+#[test]
+fn the_first_end_of_a_job_says_where_its_output_is() {
+    let scratch = Scratch::new();
+    let (writer, _store) = scratch.open();
+    let reader = scratch.reader();
+    let some = |text: &[u8]| SmallOutput {
+        stdout: text.to_vec(),
+        ..SmallOutput::default()
+    };
+    let check = |first: Option<SmallOutput>, second: Option<SmallOutput>| {
+        let job = Box::new(end(live_job(1), 2));
+        let id = job.id;
+        let end = |output| Change::End {
+            job: job.clone(),
+            output,
+        };
+        let has_output = first.is_some();
+        for output in [first.clone(), second] {
+            assert_eq!(
+                ask(&writer, end(output)).unwrap(),
+                Done::Ended { has_output }
+            );
+        }
+        assert_eq!(reader.output(id).unwrap(), first);
+        assert_eq!(
+            reader.with_output(&[id]).unwrap().len(),
+            usize::from(has_output)
+        );
+        // It goes with its job.
+        ask(&writer, Change::Delete { ids: vec![id] }).unwrap();
+        assert_eq!(reader.output(id).unwrap(), None);
+    };
+    check(None, Some(some(b"late")));
+    check(Some(some(b"first")), Some(some(b"second")));
+    check(Some(some(b"first")), None);
+}
+
+#[test]
+fn stored_output_counts_among_the_bytes_that_stay_and_goes_with_its_job() {
+    let scratch = Scratch::new();
+    let (writer, _store) = scratch.open();
+    let reader = scratch.reader();
+    let ended = [2, 4, 6].map(|at| {
+        let mut job = end(live_job(at - 1), at);
+        (job.log.stdout_bytes, job.log.stderr_bytes) = (6, 4);
+        let output = SmallOutput {
+            stdout: b"output".to_vec(),
+            stderr: b"more".to_vec(),
+            ..SmallOutput::default()
+        };
+        let change = Change::End {
+            job: Box::new(job.clone()),
+            output: Some(output),
+        };
+        ask(&writer, change).unwrap();
+        job.id
+    });
+    let prune = |keep_bytes| Change::Prune {
+        keep_jobs: 10,
+        ended_before_ns: None,
+        keep_bytes: Some(keep_bytes),
+    };
+    for (keep_bytes, gone) in [(30, &ended[..0]), (29, &ended[..1]), (10, &ended[1..2])] {
+        let ids = gone.to_vec();
+        assert_eq!(
+            ask(&writer, prune(keep_bytes)).unwrap(),
+            Done::Pruned { ids }
+        );
+    }
+    assert_eq!(reader.with_output(&ended).unwrap(), ended[2..]);
+    assert_eq!(reader.output(ended[0]).unwrap(), None);
 }
 
 /// How many ended jobs the measurement has: `JOBLET_STORE_JOBS`, or enough to see that it works.

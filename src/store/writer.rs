@@ -253,7 +253,7 @@ impl Batch {
             Done::Accepted
             | Done::Duplicate { .. }
             | Done::Updated
-            | Done::Ended
+            | Done::Ended { .. }
             | Done::Forgotten { .. } => false,
         };
         Ok(done)

@@ -16,6 +16,8 @@ mod calls;
 mod order;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -24,7 +26,10 @@ use proto_rkyv::{Id, Reply};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::harness::{Client, Daemon, Dice, Host, Identity, Wire, Witness, block_on, now, patient};
+use crate::harness::{
+    Client, Daemon, Dice, Host, Identity, SHORT, Waiting, Wire, Witness, block_on, now, patient,
+    wait_until,
+};
 use book::{Book, Next};
 use order::{Order, Sort, WITNESSED, is_end, shown};
 
@@ -94,7 +99,23 @@ fn a_daemon_killed_at_random_moments_loses_nothing_and_does_nothing_twice() {
         book.open()
     );
     assert!(opened <= ran, "{opened} runs and {ran} jobs that ran");
+    small_output_has_left_its_files(&daemon);
     // Dropping the daemon proves that nothing of any of them is left.
+}
+
+/// Of ended jobs only those have files whose output or index is too large for the store.
+#[track_caller]
+fn small_output_has_left_its_files(daemon: &Daemon) {
+    let size = |path: PathBuf| path.metadata().map_or(0, |file| file.len());
+    let is_small = |dir: &PathBuf| {
+        let bytes = size(dir.join("stdout")) + size(dir.join("stderr"));
+        bytes <= 4_096 && size(dir.join("index")) <= 4_096
+    };
+    wait_until(SHORT, "small output has left its files", || {
+        let dirs = fs::read_dir(daemon.base.join("jobs")).unwrap().flatten();
+        let small: Vec<PathBuf> = dirs.map(|dir| dir.path()).filter(is_small).collect();
+        Waiting::when(small.is_empty(), || format!("{small:?}"))
+    });
 }
 
 /// When a daemon is killed.

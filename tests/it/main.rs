@@ -40,6 +40,8 @@ mod run;
 mod scale;
 /// `joblet init`, `cert issue`, `down`, and what they refuse.
 mod setup;
+/// Output that needs no files once its job has ended.
+mod small;
 /// Ending a job from outside.
 mod stop;
 /// Which room may name which, and what no file may say.

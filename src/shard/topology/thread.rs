@@ -101,6 +101,7 @@ impl ThreadParts {
         rt::spawn(Rc::clone(&shard).serve_timers());
         rt::spawn(Rc::clone(&shard).serve_alarms());
         rt::spawn(Rc::clone(&shard).serve_kept());
+        rt::spawn(Rc::clone(&shard).serve_emptied());
         rt::spawn(Rc::clone(&shard).serve_seats());
         rt::spawn(Rc::clone(&shard).serve_memory());
         shard
@@ -116,6 +117,7 @@ impl ThreadParts {
             return std::future::pending().await;
         };
         rt::spawn(Rc::clone(&shard).serve_pruning());
+        rt::spawn(Rc::clone(&shard).remove_left());
         let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
         let ending = match self.purpose {
             Purpose::Serve => signals.next().await,

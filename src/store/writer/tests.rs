@@ -115,7 +115,7 @@ fn what_is_refused_in_a_batch_fails_alone() {
             "Accepted".into(),
             format!("job {none} is not in the store"),
             format!("job {two} has no outcome"),
-            "Ended".into(),
+            "Ended { has_output: false }".into(),
             format!("job {id} has ended"),
             "513 jobs are more than one change deletes, 512".into(),
             "Accepted".into(),
@@ -129,7 +129,11 @@ fn what_is_refused_in_a_batch_fails_alone() {
     // The first end stays.
     let mut other_end = ended.clone();
     other_end.transitions.clear();
-    assert_eq!(ask(&writer, end_of(&other_end)).unwrap(), Done::Ended);
+    let has_output = false;
+    assert_eq!(
+        ask(&writer, end_of(&other_end)).unwrap(),
+        Done::Ended { has_output }
+    );
     assert_eq!(reader.get(first.id).unwrap(), Some(ended));
 }
 

@@ -10,7 +10,7 @@ use std::fs;
 
 use proto_rkyv::{After, Id, Job, Kind, Reason, Reply, Request, State, Submit, encode, join};
 
-use super::{ask, order::shown, turn};
+use super::{ask, order::shown, small_output_has_left_its_files, turn};
 use crate::harness::{
     Client, Daemon, Dice, Heard, Host, Identity, KilledAt, LONG, Process, SHORT, Tracer, Waiting,
     Wire, Witness, Written, block_on, data, now, patient, wait_until,
@@ -347,6 +347,7 @@ impl Trial {
             let name = entry.file_name().into_string().unwrap();
             assert!(known.contains(&name), "{name} has no record");
         }
+        small_output_has_left_its_files(&self.daemon);
     }
 
     fn name(&self) -> String {

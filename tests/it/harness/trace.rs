@@ -45,6 +45,8 @@ struct Shared {
     /// Entries are counted, up to this one, which is the last; 0 while nothing is counted.
     last: AtomicU64,
     count: AtomicU64,
+    /// Whether the first call that removes a file is the last.
+    is_at_unlink: AtomicBool,
     is_over: AtomicBool,
 }
 
@@ -79,6 +81,11 @@ impl Tracer {
     /// Counts calls from now on, and kills the process before call number `last`, from 1.
     pub(crate) fn arm(&self, last: u64) {
         self.shared.last.store(last, Ordering::SeqCst);
+    }
+
+    /// Kills the process before it removes a file for the first time from now on.
+    pub(crate) fn arm_at_unlink(&self) {
+        self.shared.is_at_unlink.store(true, Ordering::SeqCst);
     }
 
     /// How many calls were counted so far.
@@ -194,6 +201,12 @@ impl<'a> Seized<'a> {
     fn on_call(&mut self, tid: Pid) -> Option<KilledAt> {
         let inside = self.threads.entry(tid).or_default();
         *inside = !*inside;
+        if *inside && self.shared.is_at_unlink.load(Ordering::SeqCst) && is_unlink(number(tid)) {
+            return Some(KilledAt {
+                call: number(tid),
+                thread: comm(tid),
+            });
+        }
         let last = self.shared.last.load(Ordering::SeqCst);
         if !*inside || last == 0 {
             return None;
@@ -226,6 +239,14 @@ fn resume(tid: Pid) {
 fn comm(tid: Pid) -> String {
     let text = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
     text.trim_end().to_owned()
+}
+
+fn is_unlink(call: u64) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    const UNLINK: libc::c_long = libc::SYS_unlink;
+    #[cfg(not(target_arch = "x86_64"))]
+    const UNLINK: libc::c_long = libc::SYS_unlinkat;
+    [UNLINK, libc::SYS_unlinkat].contains(&libc::c_long::try_from(call).unwrap_or(-1))
 }
 
 /// The call that a stopped thread is about to make.
