@@ -5,6 +5,7 @@ use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::R
 use super::{desk::chain, driver::Shard, effect::Event, seats::MemoryCgroup};
 use crate::{
     cgroup::CgroupError,
+    config::Durability,
     job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
     limits,
     log::JobFiles,
@@ -34,11 +35,23 @@ impl Shard {
                 Some(capture) => capture.drain().await,
                 None => LogTotals::default(),
             };
+            shard.flush_log(id, totals).await;
             if let Some(body) = shard.bodies.borrow().get(&id) {
                 body.progress.end();
             }
             shard.feed(Event::Drained(id, totals, shard.usage(id)));
         });
+    }
+
+    /// Has the disk keep a job's output before the store says how much there is, where that is to survive a loss of
+    /// power.
+    async fn flush_log(&self, id: JobId, totals: LogTotals) {
+        if self.host.durability != Durability::Power || totals == LogTotals::default() {
+            return;
+        }
+        if let Err(error) = JobFiles::new(&self.host.base_dir, id).flush().await {
+            tracing::error!(job_id = %id, error = chain(&error), "a loss of power may cost output of a job");
+        }
     }
 
     /// What a job's cgroup has counted.
