@@ -3,6 +3,8 @@
 
 /// The clock is set while jobs wait for it.
 mod clock;
+/// The power is cut while jobs are accepted.
+mod power;
 
 /// The word on the kernel's command line that `tools/vm` alone writes there.
 const OWN_MACHINE: &str = "joblet.machine=thrown-away";
