@@ -5,6 +5,8 @@
 mod clock;
 /// The power is cut while jobs are accepted.
 mod power;
+/// The unit of `packaging/` below systemd.
+mod systemd;
 
 /// The word on the kernel's command line that `tools/vm` alone writes there.
 const OWN_MACHINE: &str = "joblet.machine=thrown-away";

@@ -144,11 +144,15 @@ fn system(kernel: &Kernel, cache: &Path) -> Result<PathBuf> {
 /// What was just built is always written anew: it takes less than a second, and usually it has changed.
 fn programs(programs: &Programs, cache: &Path) -> Result<PathBuf> {
     let stage = empty_directory(cache.join("stage"))?;
-    for (from, to) in [
-        (&programs.home.join("joblet"), "joblet"),
-        (&programs.home.join("rnx"), "rnx"),
-        (&programs.tests, "it"),
-    ] {
+    let floor = programs.home.join("floor");
+    let mut files = vec![
+        (programs.home.join("joblet"), "joblet"),
+        (programs.home.join("rnx"), "rnx"),
+        (programs.tests.clone(), "it"),
+    ];
+    // What the bench compares with.
+    files.extend(floor.exists().then_some((floor, "floor")));
+    for (from, to) in &files {
         let to = stage.join(to);
         fs::hard_link(from, to).with_context(|| format!("link {}", from.display()))?;
     }

@@ -78,7 +78,9 @@ impl Machine {
             let machine = Self::start(kernel, disks, home, init)?;
             match machine.next(LIMIT) {
                 Heard::Word(word) if word.starts_with(UP) => return Ok(machine),
-                what => eprintln!("vm: it does not come up: {what:?}"),
+                what @ (Heard::Word(_) | Heard::Stopped | Heard::Late) => {
+                    eprintln!("vm: it does not come up: {what:?}");
+                }
             }
         }
         bail!("Linux {} did not come up {TRIES} times", kernel.release)

@@ -16,7 +16,8 @@
 //! scratch   disk 3: /tmp, where daemons have their base directories
 //! ```
 //! `cargo xtask vm` builds what is needed and calls this. Exit code 0: every kernel passed. Any executable may stand
-//! in place of IT: a script, or the bench (`target/release/deps/canonical-… --bench`) for its figures in there.
+//! in place of IT, with an argument that is no flag: a script, or the bench for its figures in there, as in
+//! `vm --kernel 6.12 target/release/deps/canonical-… figures --bench`.
 #![expect(
     clippy::print_stderr,
     clippy::disallowed_methods,
@@ -46,17 +47,15 @@ use kernel::{Kernel, Series};
 use machine::Init;
 use power::Cuts;
 
-/// What runs when nothing is asked for: what a cgroup hierarchy and a kernel may change; then, alone, what sets the
-/// machine's clock.
-const DEFAULT_RUNS: [&[&str]; 2] = [
-    &["isolation::", "limits::"],
-    &["machine::clock::", "--test-threads=1"],
-];
-/// What needs systemd as PID 1.
-const SYSTEMD_RUN: &[&str] = &["machine::systemd::", "--test-threads=1"];
+/// What a cgroup hierarchy and a kernel may change: on every kernel.
+const ON_EVERY_KERNEL: &[&str] = &["isolation::", "limits::"];
+/// What sets the machine's clock: on the last kernel only, and alone.
+const CLOCK: &[&str] = &["machine::clock::", "--test-threads=1"];
+/// What needs systemd as PID 1: on the last kernel only.
+const SYSTEMD: &[&str] = &["machine::systemd::", "--test-threads=1"];
 
 /// Something to be done on a kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Step {
     /// The test binary, so often, below this init.
     Tests(Init, Vec<Vec<String>>),
@@ -69,9 +68,37 @@ enum Step {
 struct Asked {
     kernels: Vec<Series>,
     tests: PathBuf,
-    steps: Vec<Step>,
-    /// Losses of power on the last of the kernels only: what they lose is no kernel's.
-    last: Option<Step>,
+    what: What,
+}
+
+/// What is asked for on each kernel.
+#[derive(Debug)]
+enum What {
+    /// All there is, with these flags for the tests.
+    Everything(Vec<String>),
+    /// Just this.
+    Step(Step),
+}
+
+impl What {
+    fn steps(&self, is_last: bool) -> Vec<Step> {
+        let flags = match self {
+            Self::Step(step) => return vec![step.clone()],
+            Self::Everything(flags) => flags,
+        };
+        let run = |run: &[&str]| {
+            let run = run.iter().map(|argument| (*argument).to_owned());
+            run.chain(flags.iter().cloned()).collect()
+        };
+        if !is_last {
+            return vec![Step::Tests(Init::Own, vec![run(ON_EVERY_KERNEL)])];
+        }
+        vec![
+            Step::Tests(Init::Own, vec![run(ON_EVERY_KERNEL), run(CLOCK)]),
+            Step::Tests(Init::Systemd, vec![run(SYSTEMD)]),
+            Step::Power(Cuts::default()),
+        ]
+    }
 }
 
 impl Asked {
@@ -108,29 +135,19 @@ impl Asked {
             "an argument is empty or has a line break"
         );
         let is_of_systemd = |argument: &String| argument.starts_with("machine::systemd");
-        let mut last = None;
-        let steps = if let Some(cuts) = cuts {
-            vec![Step::Power(cuts)]
+        let what = if let Some(cuts) = cuts {
+            What::Step(Step::Power(cuts))
         } else if arguments.iter().all(|argument| argument.starts_with('-')) {
-            let with_flags = |run: &[&str]| {
-                let run = run.iter().map(|argument| (*argument).to_owned());
-                run.chain(arguments.clone()).collect()
-            };
-            last = Some(Step::Power(Cuts::default()));
-            vec![
-                Step::Tests(Init::Own, DEFAULT_RUNS.map(with_flags).into()),
-                Step::Tests(Init::Systemd, vec![with_flags(SYSTEMD_RUN)]),
-            ]
+            What::Everything(arguments)
         } else if arguments.iter().any(is_of_systemd) {
-            vec![Step::Tests(Init::Systemd, vec![arguments])]
+            What::Step(Step::Tests(Init::Systemd, vec![arguments]))
         } else {
-            vec![Step::Tests(Init::Own, vec![arguments])]
+            What::Step(Step::Tests(Init::Own, vec![arguments]))
         };
         Ok(Self {
             kernels,
             tests,
-            steps,
-            last,
+            what,
         })
     }
 }
@@ -154,9 +171,8 @@ fn main() -> Result<ExitCode> {
     let last_kernel = asked.kernels.last().copied();
     for series in asked.kernels {
         let kernel = Kernel::get(series, &cache)?;
-        let last = asked.last.iter().filter(|_| Some(series) == last_kernel);
-        for step in asked.steps.iter().chain(last) {
-            let (is_pass, line) = do_step(step, &kernel, &mut programs, &cache)?;
+        for step in asked.what.steps(Some(series) == last_kernel) {
+            let (is_pass, line) = do_step(&step, &kernel, &mut programs, &cache)?;
             passed &= is_pass;
             summary.push(format!("vm: Linux {:24} {line}", kernel.release));
         }
