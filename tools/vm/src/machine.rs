@@ -1,6 +1,7 @@
 //! The machine: QEMU, and what it says on its console.
 
 use std::{
+    cell::Cell,
     io::{self, BufRead, BufReader, Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
@@ -25,9 +26,11 @@ const CPUS: &str = "2";
 const MARK: &str = "joblet-vm: ";
 /// The first word of the guest's init.
 const UP: &str = "up,";
-/// How often it is switched on until our init speaks: emulated processors lose a race now and then while the kernel
-/// patches itself, and it panics before anything of ours has run.
-const TRIES: usize = 3;
+/// What the kernel says when an emulated processor has lost a race that real ones cannot lose: it runs into the
+/// breakpoint that another one has set for a moment while the kernel patches itself. That is QEMU's, and none of ours.
+const LOST_RACE: &str = "Oops: int3";
+/// How often a machine is switched on that has lost that race, or dies before our init speaks.
+pub(crate) const TRIES: usize = 3;
 /// A word on the kernel's command line that no other machine has: tests that set the clock and the like look for it.
 /// With its dot it is a module's parameter to the kernel, and of no module.
 const OWN_MACHINE: &str = "joblet.machine=thrown-away";
@@ -58,6 +61,7 @@ pub(crate) struct Machine {
     qemu: Child,
     lines: Receiver<Vec<u8>>,
     on: Instant,
+    has_lost_race: Cell<bool>,
 }
 
 /// What comes next from a machine.
@@ -97,7 +101,13 @@ impl Machine {
             qemu,
             lines: read_lines(console),
             on: Instant::now(),
+            has_lost_race: Cell::new(false),
         })
+    }
+
+    /// Whether it has died of [`LOST_RACE`].
+    pub(crate) fn has_lost_race(&self) -> bool {
+        self.has_lost_race.get()
     }
 
     /// How long it has been on.
@@ -114,6 +124,9 @@ impl Machine {
                     let text = String::from_utf8_lossy(&line);
                     let text = text.trim_end_matches(['\r', '\n']);
                     let word = text.strip_prefix(MARK);
+                    if text.contains(LOST_RACE) {
+                        self.has_lost_race.set(true);
+                    }
                     if !word.is_some_and(|word| word.starts_with("keep ")) {
                         // A reader that has gone away is no reason to lose the result.
                         let _ = writeln!(io::stdout(), "{text}");
@@ -157,7 +170,7 @@ fn qemu(kernel: &Kernel, disks: &Disks, home: &Path, init: Init) -> Command {
     qemu.args(["-display", "none", "-serial", "stdio", "-nic", "none"]);
     qemu.arg("-kernel").arg(&kernel.image);
     qemu.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 root={SYSTEM_PARTITION} rootfstype=ext4 rootwait rw {} {OWN_MACHINE} \
+        "console=ttyS0 quiet panic=-1 oops=panic root={SYSTEM_PARTITION} rootfstype=ext4 rootwait rw {} {OWN_MACHINE} \
          PROGRAMS=\"{}\"",
         init.on_command_line(),
         home.display()
