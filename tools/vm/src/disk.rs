@@ -14,7 +14,7 @@ const INIT: &str = include_str!("../init");
 /// What runs it where systemd is PID 1.
 const UNIT: &str = include_str!("../joblet-vm.service");
 /// Changes whenever this file makes the system disk in another way.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 /// Where the first partition begins: the kernel finds it by its id, whatever number its disk gets.
 const PARTITION_OFFSET: &str = "1048576";
 /// The partition with the system, as `root=` wants it.

@@ -36,7 +36,7 @@ const DIRECTORIES: [&str; 11] = [
     "root",
     "home",
     "var/tmp",
-    "usr/local",
+    "usr/local/bin",
     "etc",
 ];
 
