@@ -1,14 +1,24 @@
 //! Where on a cgroup2 host the tree may stand so that its leaves have controllers.
 //!
 //! A cgroup with processes cannot hand controllers down ("no internal processes"), the root excepted. So:
-//! below our own cgroup when we are alone in it, as in a delegated unit or a container, and step down into a
-//! leaf beside the tree; else at the root of the hierarchy, when that is the real one; else below our own
-//! cgroup without controllers, and say why.
+//!
+//! ```text
+//! at the real root                            there
+//! in a subgroup of a service of systemd       in the service's cgroup, which is ours to divide
+//! in a unit of systemd itself, or not alone   at the real root, if we see it
+//! alone in any other cgroup, as in a          there; we step down into a leaf beside the tree
+//! container, or without a root to go to
+//! else                                        below our own cgroup without controllers, and we say why
+//! ```
+//! Below a unit we would stand in its way: systemd starts a service in the unit's own cgroup, which the kernel refuses
+//! once that hands controllers down to jobs that outlive a restart. It asks for a subgroup since 254
+//! (`DelegateSubgroup=`).
 //!
 //! # Source
 //! Linux `Documentation/admin-guide/cgroup-v2.rst`, "No Internal Process Constraint", "Delegation".
 
 use std::{
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
 };
@@ -33,43 +43,76 @@ pub(super) struct Standing {
 }
 
 impl Standing {
+    /// Where a tree stands already.
+    pub(super) fn at(parent: &Path) -> Self {
+        Self {
+            parent: parent.to_owned(),
+            trouble: None,
+        }
+    }
+
     /// Finds a place for the tree called `name` and readies it.
     pub(super) fn find(place: &Place, name: &str) -> Result<Self, CgroupError> {
         let own = Dir::open(place.own.clone())?;
-        let here = Self {
+        let here = |trouble| Self {
             parent: place.own.clone(),
-            trouble: None,
+            trouble,
         };
-        if wanted(&own)?.is_empty() || hand_down(&own).is_ok() {
-            return Ok(here);
+        if let Some(service) = service_of_subgroup(place)
+            && others_in(&service)? == 0
+            && hand_down(&service).is_ok()
+        {
+            prefer(&own)?;
+            return Ok(Self::at(service.path()));
+        }
+        // Not tried with processes in it: controllers of threads can be handed down then, and take all others away.
+        if wanted(&own)?.is_empty() || (is_real_root(&own) && hand_down(&own).is_ok()) {
+            return Ok(here(None));
         }
         let others = others_in(&own)?;
-        if others == 0 && !is_real_root(&own) {
-            let leaf = Dir::make(place.own.join(format!("{name}{DAEMON}")))?;
-            leaf.write("cgroup.procs", "0")?;
-            let trouble = hand_down(&own).err().map(|error| said(&error));
-            if leaf.has("cpu.weight") {
-                // Output is read and requests are answered however many jobs spin in the tree beside it.
-                leaf.write("cpu.weight", WEIGHT)?;
+        if others > 0 || is_unit(&place.own) {
+            let root = Dir::open(place.mount.clone())?;
+            if is_real_root(&root) && hand_down(&root).is_ok() {
+                return Ok(Self::at(&place.mount));
             }
-            return Ok(Self { trouble, ..here });
         }
-        let root = Dir::open(place.mount.clone())?;
-        if is_real_root(&root) && hand_down(&root).is_ok() {
-            return Ok(Self {
-                parent: place.mount.clone(),
-                ..here
-            });
-        }
-        Ok(Self {
-            trouble: Some(format!(
+        if others > 0 {
+            return Ok(here(Some(format!(
                 "{others} other processes live in {}: start joblet in a cgroup of its own, as a systemd \
                  unit with Delegate=yes or as the first process of a container",
                 place.own.display()
-            )),
-            ..here
-        })
+            ))));
+        }
+        let leaf = Dir::make(place.own.join(format!("{name}{DAEMON}")))?;
+        leaf.write("cgroup.procs", "0")?;
+        let trouble = hand_down(&own).err().map(|error| said(&error));
+        prefer(&leaf)?;
+        Ok(here(trouble))
     }
+}
+
+/// Has output read and requests answered however many jobs spin in the tree beside the daemon's cgroup.
+fn prefer(daemon: &Dir) -> Result<(), CgroupError> {
+    if daemon.has("cpu.weight") {
+        daemon.write("cpu.weight", WEIGHT)?;
+    }
+    Ok(())
+}
+
+/// Whether systemd has made a cgroup for a unit that has processes: units have such names, and nobody else should.
+fn is_unit(path: &Path) -> bool {
+    let kind = path.extension().and_then(OsStr::to_str);
+    matches!(kind, Some("service" | "scope"))
+}
+
+/// The service whose cgroup is divided, with us in a part of it.
+fn service_of_subgroup(place: &Place) -> Option<Dir> {
+    let parent = place.own.parent()?;
+    let is_service = parent.extension() == Some(OsStr::new("service"));
+    let is_below = parent.starts_with(&place.mount) && !is_unit(&place.own);
+    Dir::open(parent.to_owned())
+        .ok()
+        .filter(|_| is_service && is_below)
 }
 
 /// Gives the cgroups below `dir` all of our controllers that it has. One that the kernel will not hand down

@@ -60,7 +60,14 @@ impl Tree {
         if place.read_only {
             return Err(CgroupError::ReadOnly { path: place.mount });
         }
-        let standing = Standing::find(&place, &name)?;
+        let standing = match dir::find(&place.mount, &name)?
+            .first()
+            .and_then(|tree| tree.parent())
+        {
+            // A former daemon's jobs live there, wherever that was started from.
+            Some(parent) => Standing::at(parent),
+            None => Standing::find(&place, &name)?,
+        };
         let made = Dir::make(standing.parent.join(name));
         if let Err(CgroupError::Make { source, .. }) = &made
             && source.kind() == io::ErrorKind::ReadOnlyFilesystem

@@ -142,6 +142,7 @@ fn end_signals() -> Result<OwnedFd> {
         Signal::SIGINT,
         Signal::SIGHUP,
         Signal::SIGUSR1, // every job is to end: `joblet down`
+        Signal::SIGUSR2, // nothing more is admitted, as with `joblet serve --drain`
     ] {
         set.add(signal);
     }

@@ -51,6 +51,37 @@ impl JobFiles {
         index_path(&self.dir)
     }
 
+    /// Has the disk keep what was written, names and all; that there is nothing is fine.
+    ///
+    /// # Errors
+    /// [`LogError::Flush`], [`LogError::Blocking`].
+    pub async fn flush(&self) -> Result<(), LogError> {
+        let dir = self.dir.clone();
+        let flushed = rt::blocking("flush log", move || {
+            let files = [
+                stream_path(&dir, Stream::Stdout),
+                stream_path(&dir, Stream::Stderr),
+                index_path(&dir),
+            ];
+            for path in files
+                .iter()
+                .map(AsRef::as_ref)
+                .chain([&*dir])
+                .chain(dir.parent())
+            {
+                match fs::File::open(path).and_then(|file| file.sync_all()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            Ok(())
+        });
+        flushed.await?.map_err(|source| LogError::Flush {
+            path: self.dir.to_path_buf(),
+            source,
+        })
+    }
+
     /// Removes everything of this job; that there is nothing is fine.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ pub use disk::{DiskGuard, Grant};
 pub use files::JobFiles;
 pub use follow::Follower;
 pub use progress::{Progress, Snapshot, Watching};
-pub use recover::{Recovered, recover};
+pub use recover::{Recovered, cut_unwritten, recover};
 pub use source::{Found, Moved, Place};
 pub use whole::Whole;
 
@@ -80,6 +80,15 @@ pub enum LogError {
         path: PathBuf,
         /// The record that is wrong.
         record: u64,
+    },
+    /// What was written does not get to the disk.
+    #[error("flush {}", .path.display())]
+    Flush {
+        /// The job's directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// A job's directory cannot be removed.
     #[error("remove {}", .path.display())]

@@ -2,8 +2,9 @@
 //!
 //! The pipe forgets exactly the bytes that its file got, also when the daemon was killed in the middle, so
 //! the sizes of the files are the truth and the index follows: a torn record is cut off, bytes beyond the
-//! last record get one, and records beyond the files (a power cut) are cut back and counted as dropped. Call
-//! it only when no former daemon can still be writing: its lock is taken.
+//! last record get one, and records beyond the files (a power cut) are cut back and counted as dropped. After a
+//! power cut a file may also be longer than what was written: see [`cut_unwritten`]. Call either only when no former
+//! daemon can still be writing: its lock is taken.
 //!
 //! Stored bytes are exact. Dropped ones are as the index says, which is written behind the dropping: what was
 //! thrown away between its last write and the death of the daemon is known to nobody and missing from the
@@ -11,7 +12,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
@@ -23,6 +24,8 @@ use super::{
 };
 use crate::job::{LogTotals, Stream, Streams};
 
+/// Within so many bytes at the end of a file its length may say more than there is.
+const FILE_BLOCK_BYTES: u64 = 4_096;
 /// Longest record that recovery makes, bytes.
 const REST_BYTES_MAX: u64 = 1 << 30;
 
@@ -85,6 +88,45 @@ pub fn recover(dir: &Path, now_ns: u64) -> Result<Recovered, LogError> {
         source,
     })?;
     Index { file, path: &path }.agree_with(sizes, now_ns)
+}
+
+/// Cuts zero bytes off the ends of the streams in `dir`, within their last blocks, after the host has died with its
+/// memory; call it before [`recover`]. Returns how many.
+///
+/// A file system may have a length on the disk whose bytes never got there: ext4 has it when a file grew within a
+/// block. They read as zeros that no job has written, and nothing tells them from zeros that one has: what is cut was
+/// lost or cannot be told from it, and counts as dropped where the index knows of it.
+///
+/// # Errors
+/// [`LogError::Open`], [`LogError::Read`], [`LogError::Write`].
+pub fn cut_unwritten(dir: &Path) -> Result<u64, LogError> {
+    let mut cut = 0;
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        let length = size(dir, stream)?;
+        if length == 0 {
+            continue;
+        }
+        let path = stream_path(dir, stream);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(source) => return Err(LogError::Open { path, source }),
+        };
+        let from = (length - 1) / FILE_BLOCK_BYTES * FILE_BLOCK_BYTES;
+        let mut block = Vec::new();
+        let read = (&file)
+            .seek(SeekFrom::Start(from))
+            .and_then(|_| (&file).take(FILE_BLOCK_BYTES).read_to_end(&mut block));
+        if let Err(source) = read {
+            return Err(LogError::Read { path, source });
+        }
+        let zeros = block.iter().rev().take_while(|byte| **byte == 0).count() as u64;
+        if zeros > 0 {
+            let cut_to = file.set_len(length - zeros);
+            cut_to.map_err(|source| LogError::Write { path, source })?;
+            cut += zeros;
+        }
+    }
+    Ok(cut)
 }
 
 fn size(dir: &Path, stream: Stream) -> Result<u64, LogError> {
@@ -259,6 +301,28 @@ mod tests {
         records: &'a [Record],
         torn: usize,
         dropped: u64,
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test lays out files")]
+    #[test]
+    fn zeros_are_cut_off_the_ends_of_files_within_a_block() {
+        for (written, zeros, cut) in [
+            (0, 0, 0),
+            (7, 0, 0),
+            (7, 9, 9),
+            (4_096, 3, 3),
+            (100, 4_096, 100),
+            (4_095, 1, 1),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("stdout");
+            fs::write(&path, [vec![b'o'; written], vec![0; zeros]].concat()).unwrap();
+            assert_eq!(cut_unwritten(dir.path()).unwrap(), cut);
+            let left = fs::metadata(&path).unwrap().len();
+            assert_eq!(left, (written + zeros) as u64 - cut);
+        }
+        let nothing = tempfile::tempdir().unwrap();
+        assert_eq!(cut_unwritten(nothing.path()).unwrap(), 0);
     }
 
     #[expect(clippy::disallowed_methods, reason = "a test lays out files")]

@@ -14,9 +14,12 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{
-    time::TimeSpec,
-    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+use nix::{
+    errno::Errno,
+    sys::{
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    },
 };
 
 use super::{driver::Shard, effect::Event};
@@ -81,10 +84,15 @@ impl Bell {
     /// Waits until the wall clock has reached that, or has been set.
     async fn rings(&self, wall_ns: i64) -> io::Result<()> {
         let at = Duration::from_nanos(u64::try_from(wall_ns).unwrap_or(1).max(1));
-        self.timer.set(
+        let set = self.timer.set(
             Expiration::OneShot(TimeSpec::from_duration(at)),
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET,
-        )?;
+        );
+        match set {
+            // The clock was set while nobody waited here, and that was not read yet.
+            Err(Errno::ECANCELED) => return Ok(()),
+            other => other?,
+        }
         self.ready.readable().await?;
         // ECANCELED says that the clock was set; either way it is looked at again.
         let _ = self.timer.wait();

@@ -149,6 +149,9 @@ pub(super) fn take_over(
         let range = pid.and_then(identity::range_of);
         used.extend(range);
         let image = pid.and_then(|pid| adopt_image(base, id, pid));
+        if whereabouts == Whereabouts::Lost && trees.is_empty() {
+            cut_unwritten(base, id);
+        }
         let log = recover_log(base, id);
         let output = match whereabouts {
             Whereabouts::Lost => small_output(base, id, &log),
@@ -265,6 +268,17 @@ fn adopt_image(base: &Base, id: JobId, pid: u32) -> Option<WorkImage> {
         Err(error) => {
             tracing::error!(job_id = %id, error = chain(&error), "/work of a job cannot be reached");
             None
+        }
+    }
+}
+
+/// Takes away what a host that was started anew has put at the end of a job's output.
+fn cut_unwritten(base: &Base, id: JobId) {
+    match log::cut_unwritten(JobFiles::new(base.root(), id).dir()) {
+        Ok(0) => {}
+        Ok(bytes) => tracing::warn!(job_id = %id, bytes, "output never got to the disk"),
+        Err(error) => {
+            tracing::error!(job_id = %id, error = chain(&error), "the log of a job cannot be mended");
         }
     }
 }

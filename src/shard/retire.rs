@@ -5,8 +5,10 @@ use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::R
 use super::{desk::chain, driver::Shard, effect::Event, seats::MemoryCgroup};
 use crate::{
     cgroup::CgroupError,
+    config::Durability,
     job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
     limits,
+    log::JobFiles,
     rt::{self, Notify},
     volume::WorkImage,
 };
@@ -36,14 +38,29 @@ impl Shard {
             if let Some(body) = shard.bodies.borrow().get(&id) {
                 body.progress.end();
             }
-            if let Some(capture) = capture {
-                let output = shard.small_output(id, &capture).await;
-                if let Some(body) = shard.bodies.borrow_mut().get_mut(&id) {
-                    body.output = output;
-                }
+            let output = match capture {
+                Some(capture) => shard.small_output(id, &capture).await,
+                None => None,
+            };
+            if output.is_none() {
+                shard.flush_log(id, totals).await;
+            }
+            if let Some(body) = shard.bodies.borrow_mut().get_mut(&id) {
+                body.output = output;
             }
             shard.feed(Event::Drained(id, totals, shard.usage(id)));
         });
+    }
+
+    /// Has the disk keep the files of a job's output before the store says how much there is, where that is to survive
+    /// a loss of power.
+    async fn flush_log(&self, id: JobId, totals: LogTotals) {
+        if self.host.durability != Durability::Power || totals == LogTotals::default() {
+            return;
+        }
+        if let Err(error) = JobFiles::new(&self.host.base_dir, id).flush().await {
+            tracing::error!(job_id = %id, error = chain(&error), "a loss of power may cost output of a job");
+        }
     }
 
     /// What a job's cgroup has counted.

@@ -205,7 +205,8 @@ pub struct Setup<'a> {
 pub type FrontStart = Arc<dyn Fn(Handle, UdpSocket) -> Local<()> + Send + Sync>;
 
 /// Brings the shards up, with what a former daemon left, and returns when the daemon is to end: after SIGTERM,
-/// SIGINT or SIGHUP with its jobs running, after SIGUSR1 when each has ended. The threads of the shards are left
+/// SIGINT or SIGHUP with its jobs running, after SIGUSR1 when each was ended, after SIGUSR2 when each has ended by
+/// itself. The threads of the shards are left
 /// where they are: the caller ends the process.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use crate::harness::{
     Daemon, Host, LONG, Mute, Output, Process, Requests, SHORT, Waiting, in_private_mounts, now,
     wait_until,
 };
+use nix::sys::signal::Signal;
 
 const JOBS: usize = 200;
 
@@ -181,7 +182,7 @@ fn a_stuck_spawner_is_replaced_and_nobody_else_notices() {
     let spawners = spawners(&daemon);
     // A stopped process answers as little as one that waits in a path that hangs.
     for spawner in &spawners {
-        spawner.signal(nix::sys::signal::Signal::SIGSTOP);
+        spawner.signal(Signal::SIGSTOP);
     }
     let started: Vec<_> = (0..8)
         .map(|_| daemon.client().args(["job", "run", "true"]).spawn())
@@ -434,6 +435,22 @@ fn a_draining_daemon_admits_nothing_and_ends_with_its_last_job() {
     assert_eq!(daemon.ends(), Some(0));
     daemon.serve();
     assert_eq!(daemon.status(&id)["outcome"]["reason"], "stopped");
+}
+
+#[test]
+fn a_daemon_that_serves_is_told_to_drain_by_a_signal() {
+    let Some(daemon) = start() else { return };
+    let id = daemon.submit(&[], &["sleep", "600"]);
+    daemon.wait_state(&id, "RUNNING");
+    for _ in 0..2 {
+        daemon.process().signal(Signal::SIGUSR2);
+        wait_until(SHORT, "nothing is admitted", || {
+            let run = daemon.job(["true"]);
+            Waiting::when(run.stderr.contains("admits no jobs"), || format!("{run:?}"))
+        });
+    }
+    daemon.rnx(["job", "stop", &id]).assert_code(0);
+    assert_eq!(daemon.ends(), Some(0));
 }
 
 #[test]

@@ -6,8 +6,6 @@
 //! `JOBLET_TEST_ROUNDS` is how often the daemon is killed at random moments, `JOBLET_TEST_SEED` repeats the
 //! choices of a run, and with `JOBLET_TEST_EVERY_CALL=1` no system call is left out.
 
-/// Questions to a daemon that may die before it answers.
-mod ask;
 /// What was asked for and what has come of it.
 mod book;
 /// Killed at the n-th system call.
@@ -27,8 +25,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Client, Daemon, Dice, Host, Identity, SHORT, Waiting, Wire, Witness, block_on, now, patient,
-    wait_until,
+    Client, Daemon, Dice, Host, Identity, SHORT, Waiting, Wire, Witness, ask, block_on, now,
+    patient, wait_until,
 };
 use book::{Book, Next};
 use order::{Order, Sort, WITNESSED, is_end, shown};

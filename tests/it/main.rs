@@ -32,6 +32,8 @@ mod later;
 mod limits;
 /// Output: every byte, in order, once.
 mod log;
+/// A machine of its own, whose clock, power and init system may be played with.
+mod machine;
 /// What a job is seen to use.
 mod metrics;
 /// Running a command: arguments, environment, streams, exit codes.

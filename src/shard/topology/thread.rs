@@ -4,6 +4,7 @@ use std::{
     io,
     net::UdpSocket,
     os::fd::OwnedFd,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
@@ -119,14 +120,7 @@ impl ThreadParts {
         rt::spawn(Rc::clone(&shard).serve_pruning());
         rt::spawn(Rc::clone(&shard).remove_left());
         let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
-        let ending = match self.purpose {
-            Purpose::Serve => signals.next().await,
-            Purpose::Drain => match rt::or(signals.next(), shard.run_all_dry()).await {
-                Either::Left(ending) => ending,
-                Either::Right(()) => Ok(Ending::Drained),
-            },
-            Purpose::Down => Ok(Ending::Down),
-        };
+        let ending = until_the_end(&shard, &signals, self.purpose).await;
         let ending = ending.map_err(io("the signal descriptor"))?;
         match ending {
             Ending::Left => {
@@ -143,6 +137,43 @@ impl ThreadParts {
     }
 }
 
+/// Serves until the daemon is to end; how.
+async fn until_the_end(
+    shard: &Rc<Shard>,
+    signals: &Signals,
+    purpose: Purpose,
+) -> io::Result<Ending> {
+    match purpose {
+        Purpose::Serve => {
+            if let Asked::End(ending) = signals.next().await? {
+                return Ok(ending);
+            }
+            tracing::info!("nothing more is admitted; the daemon ends with the last job");
+        }
+        Purpose::Drain => {}
+        Purpose::Down => return Ok(Ending::Down),
+    }
+    let mut dry = pin!(shard.run_all_dry());
+    loop {
+        match rt::or(signals.next(), &mut dry).await {
+            Either::Left(asked) => {
+                if let Asked::End(ending) = asked? {
+                    return Ok(ending);
+                }
+            }
+            Either::Right(()) => return Ok(Ending::Drained),
+        }
+    }
+}
+
+/// What a signal asks for.
+enum Asked {
+    /// To end now.
+    End(Ending),
+    /// To admit nothing more and to end with the last job.
+    Drain,
+}
+
 /// The signals that end the daemon.
 struct Signals {
     fd: OwnedFd,
@@ -156,15 +187,16 @@ impl Signals {
     }
 
     /// Waits for the next one; what it asks for.
-    async fn next(&self) -> io::Result<Ending> {
+    async fn next(&self) -> io::Result<Asked> {
         self.ready.readable().await?;
         // struct signalfd_siginfo of signalfd(2): the signal is its first word.
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         nix::unistd::read(&self.fd, &mut info)?;
         let [a, b, c, d, ..] = info;
         Ok(match u32::from_ne_bytes([a, b, c, d]).cast_signed() {
-            libc::SIGUSR1 => Ending::Down,
-            _ => Ending::Left,
+            libc::SIGUSR1 => Asked::End(Ending::Down),
+            libc::SIGUSR2 => Asked::Drain,
+            _ => Asked::End(Ending::Left),
         })
     }
 }

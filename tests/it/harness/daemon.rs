@@ -60,43 +60,38 @@ impl Daemon {
             .tempdir_in(place)
             .unwrap()
             .keep();
+        let daemon = Self::set_up(base, edit);
+        daemon.serve();
+        daemon
+    }
+
+    /// One that is not served yet, with `base` as its directory: a new one, or what another life of this machine
+    /// has left there.
+    pub(crate) fn set_up(base: PathBuf, edit: impl FnOnce(String) -> String) -> Self {
         let config = base.join("client.yml");
         let guard = Guard::watch(&base);
-        let address = free_address();
-        let init = Command::new(joblet_binary())
-            .args([
-                OsStr::new("init"),
-                "--base".as_ref(),
-                base.as_os_str(),
-                "--listen".as_ref(),
-            ])
-            .arg(address.to_string())
-            .args([OsStr::new("--client-config"), config.as_os_str()])
-            .output()
-            .unwrap();
-        assert!(
-            init.status.success(),
-            "joblet init: {}",
-            String::from_utf8_lossy(&init.stderr)
-        );
         let path = daemon_config(&base);
-        let text = edit(fs::read_to_string(&path).unwrap());
-        fs::write(&path, text).unwrap();
+        if !path.exists() {
+            init(&base, &config);
+            let text = edit(fs::read_to_string(&path).unwrap());
+            fs::write(&path, text).unwrap();
+        }
+        // Whoever serves it may write somewhere else.
+        let log = base.with_extension("log");
+        File::options().create(true).append(true).open(log).unwrap();
         let instance = read_instance(&base);
         let served = Mutex::new(Served {
             child: None,
             seen: BTreeSet::new(),
         });
-        let daemon = Self {
+        Self {
+            address: listens_at(&path),
             base,
             config,
-            address,
             instance,
             served,
             guard,
-        };
-        daemon.serve();
-        daemon
+        }
     }
 
     /// Runs `joblet serve` and returns once it accepts.
@@ -499,6 +494,33 @@ fn free_address() -> SocketAddr {
         .unwrap()
         .local_addr()
         .unwrap()
+}
+
+/// `joblet init`, with an address that nobody uses.
+fn init(base: &Path, config: &Path) {
+    let init = Command::new(joblet_binary())
+        .args([
+            OsStr::new("init"),
+            "--base".as_ref(),
+            base.as_os_str(),
+            "--listen".as_ref(),
+        ])
+        .arg(free_address().to_string())
+        .args([OsStr::new("--client-config"), config.as_os_str()])
+        .output()
+        .unwrap();
+    assert!(
+        init.status.success(),
+        "joblet init: {}",
+        String::from_utf8_lossy(&init.stderr)
+    );
+}
+
+/// Where a daemon with this configuration listens.
+fn listens_at(config: &Path) -> SocketAddr {
+    let text = fs::read_to_string(config).unwrap();
+    let value: Value = serde_saphyr::from_str(&text).unwrap();
+    value["server"]["listen"].as_str().unwrap().parse().unwrap()
 }
 
 /// The configuration file that `joblet init` wrote.

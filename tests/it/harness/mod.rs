@@ -4,6 +4,7 @@
 //! host: `let Some(daemon) = DAEMON.get(Host::Any) else { return };`. A missing right is a line
 //! `skip: …`, and a failure under `JOBLET_TEST_REQUIRE=1`.
 
+pub(crate) mod ask;
 mod daemon;
 mod dice;
 mod killing;

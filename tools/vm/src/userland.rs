@@ -36,7 +36,7 @@ const DIRECTORIES: [&str; 11] = [
     "root",
     "home",
     "var/tmp",
-    "usr/local",
+    "usr/local/bin",
     "etc",
 ];
 
@@ -118,6 +118,8 @@ pub(crate) fn lay_out(packages: &[String], stage: &Path) -> Result<()> {
         "127.0.0.1 localhost\n::1 localhost\n",
     )?;
     fs::write(stage.join("etc/hostname"), "guest\n")?;
+    // Empty: a system that was set up, with a new id at each boot. systemd asks questions at a first one.
+    fs::write(stage.join("etc/machine-id"), "")?;
     let mut cache = command("ldconfig", ["-r"]);
     cache.arg(stage);
     output(cache)?;

@@ -29,7 +29,10 @@ usage: cargo xtask VERB
   deny             licences, sources and versions are the allowed ones
   test [FILTER…]   builds both binaries, then runs every test; JOBLET_TEST_REQUIRE=1 makes skips failures
   vm [--kernel 6.1|6.12|all] [FILTER…]
-                   integration tests (those of isolation and limits) on Debian kernels with cgroup v2 alone
+                   on Debian kernels with cgroup v2 alone: integration tests of isolation and limits, and those that
+                   need a machine of their own (clock, systemd, power)
+  vm [--kernel 6.1|6.12|all] power [--rounds N] [--seed N]
+                   losses of power only
   bench            the numbers of benches/PROMISES.md, and the peers beside them";
 
 fn main() -> Result<()> {
@@ -93,27 +96,30 @@ const BUILD: [&str; 5] = [
 /// The tests run the binaries of two packages, and cargo builds those of one: so both are built first.
 fn test(filter: &[OsString]) -> Result<()> {
     cargo(&BUILD)?;
-    let mut args: Vec<&OsStr> = ["test", "--release", "--workspace", "--locked"]
-        .map(OsStr::new)
-        .to_vec();
-    if !filter.is_empty() {
-        args.push(OsStr::new("--"));
-        args.extend(filter.iter().map(OsString::as_os_str));
-    }
+    let args = ["test", "--release", "--workspace", "--locked", "--"];
+    let mut args: Vec<&OsStr> = args.iter().chain(&NOT_HERE).map(OsStr::new).collect();
+    args.extend(filter.iter().map(OsString::as_os_str));
     cargo(&args)
 }
+
+/// Tests that set the clock and the like: `vm` gives them a machine.
+const NOT_HERE: [&str; 2] = ["--skip", "machine::"];
 
 /// Hands what was built to `tools/vm`, whose exit code is the tests'.
 fn vm(args: &[OsString]) -> Result<()> {
     run(Command::new(root()?.join("tools/packages")).arg("vm"))?;
     cargo(&BUILD)?;
     let tests = test_binary()?;
-    let (kernel, filter) = match args {
-        [flag, kernel, filter @ ..] if flag == "--kernel" => (kernel.as_os_str(), filter),
-        filter => (OsStr::new("all"), filter),
+    let (kernel, rest) = match args {
+        [flag, kernel, rest @ ..] if flag == "--kernel" => (kernel.as_os_str(), rest),
+        rest => (OsStr::new("all"), rest),
     };
     let mut vm = Command::new(root()?.join("target/release/vm"));
-    vm.arg("--kernel").arg(kernel).arg(tests).args(filter);
+    vm.arg("--kernel").arg(kernel);
+    match rest {
+        [verb, ..] if verb == "power" => vm.args(rest).arg(tests),
+        filter => vm.arg(tests).args(filter),
+    };
     run(&mut vm)
 }
 

@@ -3,15 +3,15 @@
 use proto_rkyv::{Id, Job, List, Log, Reply, Request, Stop, StopSignal, Streams};
 use uuid::Uuid;
 
-use crate::harness::{Heard, Wire, Written};
+use super::{Heard, Wire, Written};
 
 /// A job by its id, as requests name it.
-pub(super) fn name_of(id: Id) -> String {
+pub(crate) fn name_of(id: Id) -> String {
     Uuid::from_bytes(id).to_string()
 }
 
 /// One job; an error when the daemon says something else than what it is.
-pub(super) async fn status(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
+pub(crate) async fn status(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
     let mut stream = wire.ask(&Request::Status(name_of(id))).await?;
     let reply = stream.reply().await?;
     let Reply::Status(job) = reply else {
@@ -21,7 +21,7 @@ pub(super) async fn status(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
 }
 
 /// One job when it has ended.
-pub(super) async fn wait(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
+pub(crate) async fn wait(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
     let mut stream = wire.ask(&Request::Wait(name_of(id))).await?;
     let reply = stream.reply().await?;
     let Reply::Ended(job) = reply else {
@@ -31,7 +31,7 @@ pub(super) async fn wait(wire: &Wire, id: Id) -> Option<Result<Job, Reply>> {
 }
 
 /// Asks a job to stop.
-pub(super) async fn stop(wire: &Wire, id: Id) -> Option<Result<(), Reply>> {
+pub(crate) async fn stop(wire: &Wire, id: Id) -> Option<Result<(), Reply>> {
     let request = Request::Stop(Stop {
         job: name_of(id),
         signal: StopSignal::Term,
@@ -45,7 +45,7 @@ pub(super) async fn stop(wire: &Wire, id: Id) -> Option<Result<(), Reply>> {
 }
 
 /// Every job that there is a record of.
-pub(super) async fn list(wire: &Wire) -> Option<Vec<Job>> {
+pub(crate) async fn list(wire: &Wire) -> Option<Vec<Job>> {
     let mut jobs = Vec::new();
     let mut before = None;
     loop {
@@ -76,7 +76,7 @@ pub(super) async fn list(wire: &Wire) -> Option<Vec<Job>> {
 
 /// The output of a job up to now, or to its end when `follow`; `on_bytes` hears how many bytes came. `None` with what
 /// came until then when the connection was lost.
-pub(super) async fn log(
+pub(crate) async fn log(
     wire: &Wire,
     id: Id,
     follow: bool,
