@@ -16,8 +16,7 @@
 //! scratch   disk 3: /tmp, where daemons have their base directories
 //! ```
 //! `cargo xtask vm` builds what is needed and calls this. Exit code 0: every kernel passed. Any executable may stand
-//! in place of IT, with an argument that is no flag: a script, or the bench for its figures in there, as in
-//! `vm --kernel 6.12 target/release/deps/canonical-… figures --bench`.
+//! in place of IT, a script for example, with an argument that is no flag.
 #![expect(
     clippy::print_stderr,
     clippy::disallowed_methods,
