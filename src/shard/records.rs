@@ -68,6 +68,9 @@ impl Unkept {
                 | StoreError::TooMany { .. }
                 | StoreError::Row { .. }
                 | StoreError::RowId
+                | StoreError::VolumeExists { .. }
+                | StoreError::VolumeUnknown { .. }
+                | StoreError::VolumeRow { .. }
                 | StoreError::Seal { .. }
                 | StoreError::Unseal { .. } => false,
             },
