@@ -190,6 +190,7 @@ impl Shard {
             work_tree: work.as_ref().map(AsFd::as_fd),
             upload: upload.as_ref().map(AsFd::as_fd),
             joins: &leaf.joins,
+            volumes: &[],
         };
         match link.send_start(id, &fds).await {
             Ok(()) => {}
@@ -294,6 +295,7 @@ impl Shard {
             rlimits: &self.host.rlimits,
             has_uploads: spec.uploads.is_some(),
             joins: u16::try_from(joins).unwrap_or(u16::MAX),
+            volumes: &[],
         })
         .map_err(|error| StartFailure {
             step: format!("plan: {error}"),

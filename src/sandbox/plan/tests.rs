@@ -41,6 +41,7 @@ fn plan(change: impl FnOnce(&mut PlanSpec<'_>)) -> Result<Plan, PlanError> {
         rlimits: ALL,
         has_uploads: false,
         joins: 0,
+        volumes: &[],
     };
     change(&mut spec);
     Plan::new(&spec)
@@ -147,6 +148,7 @@ fn what_cannot_be_is_refused_by_name() {
         rlimits: &[],
         has_uploads: false,
         joins: 0,
+        volumes: &[],
     };
     assert_eq!(Plan::new(&spec), Err(PlanError::NoProcessor));
     let one = CpuMask::from_cpus([0]);
@@ -181,6 +183,7 @@ fn the_longest_argument_and_the_last_user_fit() {
         rlimits: &[ALL[0]; 16],
         has_uploads: false,
         joins: 0,
+        volumes: &[],
     };
     let plan = Plan::new(&spec).unwrap();
     let decoded = DecodedPlan::read(plan.bytes()).unwrap();
@@ -264,6 +267,7 @@ proptest! {
             rlimits: &[],
             has_uploads,
             joins,
+            volumes: &[],
         };
         let plan = Plan::new(&spec).unwrap();
         let decoded = DecodedPlan::read(plan.bytes()).unwrap();
