@@ -38,7 +38,7 @@ use crate::{
         wire::{GO, KeeperCommand},
     },
     sys::affinity::CpuMask,
-    volume::{WorkImage, WorkOptions},
+    volume::{HostOwner, WorkImage, WorkOptions},
 };
 
 /// Why a recipe did not go to a spawner.
@@ -109,7 +109,12 @@ impl Shard {
             body.link = Some(Rc::clone(&link));
         })?;
         self.feed_from_spool(id, &spec).await?;
+        let owner = HostOwner {
+            uid: namespaces.ids.base() + spec.user.uid,
+            gid: namespaces.ids.base() + spec.user.gid,
+        };
         let work = self.make_work(id, &spec, work, namespaces.ids).await?;
+        let volumes = self.attach_volumes(id, &spec, owner).await?;
         let leaf = self.make_leaf(id, &spec).await?;
         self.send(id, &spec, &link, &leaf, &namespaces, work).await
     }
@@ -448,6 +453,7 @@ impl Shard {
 
     /// Asks init to send the command a signal.
     pub(super) fn signal(&self, id: JobId, signo: i32) {
+        self.thaw(id);
         if let Some(link) = self
             .bodies
             .borrow()

@@ -366,6 +366,7 @@ impl Shard {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::error!(job_id = %id, %error, "an outcome waits for the store");
                 }
+                shard.give_volumes_back(&view).await;
                 // A full disk keeps nobody waiting, though a daemon that dies now may read the end otherwise.
                 shard.wake_waiters(&view);
                 shard.answer_submitter(id, Err(unrecorded(&error)));
@@ -375,6 +376,8 @@ impl Shard {
                     output: None,
                 });
             }
+            // Whoever hears of the end may remove what the job had.
+            shard.give_volumes_back(&view).await;
             shard.wake_waiters(&view);
             shard.feed(Event::EndRecorded(id));
             drop(waiting);

@@ -125,8 +125,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<(Connection, F
             connection
                 .execute_batch("PRAGMA journal_mode = WAL;")
                 .map_err(refuse("prepare"))?;
-            migrate(&connection, format, newest())
-                .map_err(refuse("bring to the newest format"))?;
+            migrate(&connection, format, newest()).map_err(refuse("bring to the newest format"))?;
         }
     }
     let synchronous = match durability {

@@ -30,6 +30,7 @@ use crate::{
         records::Records,
         remote::{Call, Local, Remote},
         seats::Seats,
+        volumes::Shelf,
     },
     store::{Reader, Writer},
 };
@@ -47,6 +48,7 @@ pub(super) struct ThreadParts {
     pub(super) host: Arc<Host>,
     pub(super) core: CoreLimits,
     pub(super) queue: Queue,
+    pub(super) shelf: Shelf,
     pub(super) cpu: usize,
     pub(super) mailbox: Mailbox,
     pub(super) ids: IdRanges,
@@ -87,6 +89,7 @@ impl ThreadParts {
             host: Arc::clone(&self.host),
             limits: self.core,
             queue: self.queue,
+            shelf: self.shelf,
             remote: Remote::new(self.mailbox.out),
             desk: Desk::new(self.ids),
             recorder,
@@ -116,6 +119,7 @@ impl ThreadParts {
             return std::future::pending().await;
         };
         rt::spawn(Rc::clone(&shard).serve_pruning());
+        rt::spawn(Rc::clone(&shard).guard_space());
         let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
         let ending = match self.purpose {
             Purpose::Serve => signals.next().await,
