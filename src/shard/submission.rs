@@ -235,11 +235,12 @@ async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
 fn start_failure(view: &JobView) -> Option<Refusal> {
     match &view.outcome.as_ref()?.reason {
         Reason::StartFailed { step, errno } => {
-            let error = std::io::Error::from_raw_os_error(*errno);
-            Some(Refusal::new(
-                RefusalCode::Failed,
-                format!("job {} could not be started: {step}: {error}", view.id),
-            ))
+            let mut message = format!("job {} could not be started: {step}", view.id);
+            if *errno != 0 {
+                let error = std::io::Error::from_raw_os_error(*errno);
+                message = format!("{message}: {error}");
+            }
+            Some(Refusal::new(RefusalCode::Failed, message))
         }
         Reason::Exited
         | Reason::Signaled

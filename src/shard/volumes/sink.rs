@@ -301,3 +301,141 @@ fn open_beneath(at: &impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedF
         );
     Ok(openat2(at, name, how)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+        path::Path,
+    };
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+    use crate::job::{VolumeName, VolumeSize};
+
+    fn writer(root: &Path, prefix: &str) -> Writer {
+        let facts = nix::sys::stat::stat(root).unwrap();
+        Writer {
+            spec: VolumeSpec {
+                name: VolumeName::parse("data").unwrap(),
+                size: VolumeSize::parse("1MB").unwrap(),
+                kind: VolumeKind::Filesystem,
+            },
+            root: File::open(root).unwrap().into(),
+            owner: (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid)),
+            disk: DiskGuard::new(root, 0).unwrap(),
+            prefix: prefix.into(),
+            file: None,
+            path: Vec::new(),
+        }
+    }
+
+    fn file(path: &str) -> TreeEntry {
+        TreeEntry::File {
+            path: path.into(),
+            mode: 0o640,
+            bytes: 0,
+        }
+    }
+
+    fn refused(writer: &mut Writer, entry: &TreeEntry) -> RefusalCode {
+        let refusal = writer.entry(entry).unwrap_err();
+        assert!(refusal.message.starts_with("volume data: /"), "{refusal}");
+        refusal.code
+    }
+
+    #[test]
+    fn entries_are_made_below_the_prefix_with_what_is_missing_on_the_way() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(root.path(), "pre");
+        writer.entry(&file("a/b/c")).unwrap();
+        writer.data(b"te").unwrap();
+        writer.data(b"xt").unwrap();
+        writer
+            .entry(&TreeEntry::Dir {
+                path: b"a".into(),
+                mode: 0o700,
+            })
+            .unwrap();
+        let target = b"../anywhere".to_vec();
+        let path = b"a/link".to_vec();
+        writer.entry(&TreeEntry::Symlink { path, target }).unwrap();
+        let path = |rest: &str| root.path().join("pre").join(rest);
+        let mode = |rest| fs::metadata(path(rest)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(fs::read(path("a/b/c")).unwrap(), b"text");
+        assert_eq!(
+            (mode("a"), mode("a/b"), mode("a/b/c")),
+            (0o700, 0o755, 0o640)
+        );
+        let link = fs::read_link(path("a/link")).unwrap();
+        assert_eq!(link, Path::new("../anywhere"));
+    }
+
+    #[test]
+    fn what_is_there_is_replaced_but_for_directories() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        let mut writer = writer(root.path(), "");
+        let path = root.path().join("name");
+        fs::copy("/proc/self/stat", &path).unwrap();
+        writer.entry(&file("name")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        fs::remove_file(&path).unwrap();
+        // A link is replaced and what it names is not touched.
+        symlink(outside.path(), &path).unwrap();
+        writer.entry(&file("name")).unwrap();
+        writer.data(b"inside").unwrap();
+        assert_eq!(fs::read(outside.path()).unwrap(), b"");
+        assert_eq!(fs::read(&path).unwrap(), b"inside");
+        let link = TreeEntry::Symlink {
+            path: b"name".into(),
+            target: b"x".into(),
+        };
+        writer.entry(&link).unwrap();
+        writer.entry(&link).unwrap();
+        fs::create_dir(root.path().join("dir")).unwrap();
+        assert_eq!(refused(&mut writer, &file("dir")), RefusalCode::Conflict);
+        assert_eq!(refused(&mut writer, &file("")), RefusalCode::Conflict);
+    }
+
+    #[test]
+    fn nothing_is_written_outside_and_nothing_waits() {
+        let outside = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(root.path(), "");
+        symlink(outside.path(), root.path().join("out")).unwrap();
+        symlink("loop", root.path().join("loop")).unwrap();
+        for path in ["out/evil", "out/deep/evil", "loop/evil"] {
+            let code = refused(&mut writer, &file(path));
+            assert!(
+                matches!(code, RefusalCode::Invalid | RefusalCode::Conflict),
+                "{path}: {code:?}"
+            );
+        }
+        for path in ["../evil", "a/../../evil"] {
+            refused(&mut writer, &file(path));
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+        let fifo = root.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        refused(&mut writer, &file("fifo"));
+        // With a reader it could be opened.
+        let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
+        assert_eq!(refused(&mut writer, &file("fifo")), RefusalCode::Conflict);
+    }
+
+    #[test]
+    fn the_hosts_reserve_is_not_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = writer(root.path(), "");
+        writer.entry(&file("x")).unwrap();
+        writer.disk = DiskGuard::new(root.path(), u64::MAX).unwrap();
+        let refusal = writer.data(b"x").unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Busy);
+        assert_eq!(fs::read(root.path().join("x")).unwrap(), b"");
+        writer.spec.kind = VolumeKind::Memory;
+        writer.data(b"x").unwrap();
+    }
+}
