@@ -4,10 +4,10 @@ use std::{os::fd::OwnedFd, rc::Rc, sync::Arc};
 
 use super::KEEPER;
 use crate::{
-    job::{JobId, Spec},
+    job::{JobId, Spec, VolumeName},
     rt,
     shard::{desk::chain, driver::Shard, effect::StartFailure},
-    volume::HostOwner,
+    volume::{HostOwner, VolumeError},
 };
 
 impl Shard {
@@ -34,22 +34,31 @@ impl Shard {
         let mut mounts = Vec::with_capacity(spec.volumes.len());
         for attachment in &spec.volumes {
             let name = &attachment.volume;
-            let Some(volume) = held.iter().find(|volume| volume.name == *name) else {
+            let Some((volume, is_damaged)) = held.iter().find(|(volume, _)| volume.name == *name)
+            else {
                 return Err(failure(format!("attach volume {name}: it is gone")));
             };
             let (host, volume) = (Arc::clone(&self.host), volume.clone());
             let is_read_only = attachment.is_read_only;
             let attach = move || host.volumes.attach(&volume, owner, is_read_only);
-            let attached = match rt::blocking("attach a volume", attach).await {
-                Ok(attached) => attached.map_err(|error| chain(&error)),
-                Err(error) => return Err(failure(format!("attach volume {name}: {error}"))),
-            };
-            self.note_damage(name, attached.as_ref().err().cloned());
+            let attached = rt::blocking("attach a volume", attach).await;
+            let attached =
+                attached.map_err(|error| failure(format!("attach volume {name}: {error}")))?;
             match attached {
-                Ok(mount) => mounts.push(mount),
-                Err(why) => {
+                Ok(mount) => {
+                    if *is_damaged {
+                        self.note_damage(name, None);
+                    }
+                    mounts.push(mount);
+                }
+                Err(error) => {
+                    let why = chain(&error);
                     tracing::warn!(job_id = %id, volume = %name, why, "a volume is not attached");
-                    return Err(failure(format!("attach volume {name}: {why}")));
+                    let step = format!("attach volume {name}: {why}");
+                    if let VolumeError::Damaged { .. } = error {
+                        self.note_damage(name, Some(why));
+                    }
+                    return Err(failure(step));
                 }
             }
         }
@@ -57,7 +66,7 @@ impl Shard {
     }
 
     /// Has the registry say what is wrong with a volume, or that nothing is.
-    fn note_damage(self: &Rc<Self>, name: &crate::job::VolumeName, damage: Option<String>) {
+    fn note_damage(self: &Rc<Self>, name: &VolumeName, damage: Option<String>) {
         let name = name.clone();
         self.post_or_run(KEEPER, move |there| {
             there.shelf.registry.borrow_mut().note_damage(&name, damage);

@@ -269,12 +269,15 @@ impl Registry {
         }
     }
 
-    /// What the volumes are that a job holds, in the order in which it named them.
+    /// What the volumes are that a job holds, in the order in which it named them, and whether each is known to be
+    /// damaged.
     #[must_use]
-    pub(crate) fn held_by(&self, job: JobId) -> Vec<VolumeSpec> {
+    pub(crate) fn held_by(&self, job: JobId) -> Vec<(VolumeSpec, bool)> {
         let volumes = self.holders.get(&job).map(|holder| &holder.volumes);
-        let spec =
-            |attachment: &Attachment| Some(self.volumes.get(&attachment.volume)?.spec.clone());
+        let spec = |attachment: &Attachment| {
+            let entry = self.volumes.get(&attachment.volume)?;
+            Some((entry.spec.clone(), entry.damage.is_some()))
+        };
         volumes.into_iter().flatten().filter_map(spec).collect()
     }
 

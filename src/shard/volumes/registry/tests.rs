@@ -55,7 +55,8 @@ fn all_of_a_jobs_volumes_are_held_or_none() {
     registry.hold(id(2), &of(&["a", "b"])).unwrap();
     registry.hold(id(1), &of(&["a"])).unwrap();
     assert_eq!(jobs(&registry, "a"), [id(2), id(1)]);
-    assert_eq!(registry.held_by(id(2)), [spec("a"), spec("b")]);
+    let held = [(spec("a"), false), (spec("b"), false)];
+    assert_eq!(registry.held_by(id(2)), held);
     registry.release(id(2));
     registry.release(id(2));
     assert_eq!(jobs(&registry, "a"), [id(1)]);
@@ -159,7 +160,7 @@ fn jobs_of_a_former_daemon_hold_what_is_left_of_what_they_name() {
     registry.restore_holder(id(1), &of(&["a", "gone"]));
     registry.restore_holder(id(2), &of(&["gone"]));
     assert_eq!(jobs(&registry, "a"), [id(1)]);
-    assert_eq!(registry.held_by(id(1)), [spec("a")]);
+    assert_eq!(registry.held_by(id(1)), [(spec("a"), false)]);
     assert!(matches!(
         registry.begin_remove(&name("a")),
         Err(Kept::InUse(_))
@@ -170,6 +171,7 @@ fn jobs_of_a_former_daemon_hold_what_is_left_of_what_they_name() {
     );
     // It may be whole by the time that a job has it.
     registry.hold(id(3), &of(&["b"])).unwrap();
+    assert_eq!(registry.held_by(id(3)), [(spec("b"), true)]);
     registry.note_damage(&name("b"), None);
     assert_eq!(registry.get(&name("b")).unwrap().damage, None);
 }
