@@ -55,6 +55,14 @@ impl From<StartFailure> for Unmade {
     }
 }
 
+/// Detached mounts that go with a recipe.
+struct Mounts {
+    /// For `/work`, when it is not in memory.
+    work: Option<OwnedFd>,
+    /// In the order of the spec.
+    volumes: Vec<OwnedFd>,
+}
+
 /// Both ends of the pipe of one of a job's streams.
 struct Pipe {
     read: OwnedFd,
@@ -113,10 +121,13 @@ impl Shard {
             uid: namespaces.ids.base() + spec.user.uid,
             gid: namespaces.ids.base() + spec.user.gid,
         };
-        let work = self.make_work(id, &spec, work, namespaces.ids).await?;
-        let volumes = self.attach_volumes(id, &spec, owner).await?;
+        let mounts = Mounts {
+            work: self.make_work(id, &spec, work, namespaces.ids).await?,
+            volumes: self.attach_volumes(id, &spec, owner).await?,
+        };
         let leaf = self.make_leaf(id, &spec).await?;
-        self.send(id, &spec, &link, &leaf, &namespaces, work).await
+        self.send(id, &spec, &link, &leaf, &namespaces, mounts)
+            .await
     }
 
     /// Has the uploads of a job that waited come from its spool. init reads them before it hears the go.
@@ -164,7 +175,7 @@ impl Shard {
         link: &Rc<Link>,
         leaf: &Leaf,
         namespaces: &Namespaces,
-        work: Option<OwnedFd>,
+        Mounts { work, volumes }: Mounts,
     ) -> Result<(), Unmade> {
         let plan = self.plan(id, spec, namespaces.ids, (work.is_some(), leaf.joins.len()))?;
         let gid = namespaces.ids.base() + spec.user.gid;
@@ -195,7 +206,7 @@ impl Shard {
             work_tree: work.as_ref().map(AsFd::as_fd),
             upload: upload.as_ref().map(AsFd::as_fd),
             joins: &leaf.joins,
-            volumes: &[],
+            volumes: &volumes,
         };
         match link.send_start(id, &fds).await {
             Ok(()) => {}
@@ -281,6 +292,8 @@ impl Shard {
             let cores = cores.iter().filter_map(|core| usize::try_from(*core).ok());
             CpuMask::from_cpus(cores)
         });
+        let names = spec.volumes.iter().map(|one| one.volume.as_str());
+        let names: Vec<&str> = names.collect();
         let plan = Plan::new(&PlanSpec {
             user: spec.user,
             ids_base: ids.base(),
@@ -300,7 +313,7 @@ impl Shard {
             rlimits: &self.host.rlimits,
             has_uploads: spec.uploads.is_some(),
             joins: u16::try_from(joins).unwrap_or(u16::MAX),
-            volumes: &[],
+            volumes: &names,
         })
         .map_err(|error| StartFailure {
             step: format!("plan: {error}"),
