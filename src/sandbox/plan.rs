@@ -548,11 +548,14 @@ const MANDATORY: [u16; 18] = [
 
 fn check_order(steps: &[Step<'_>]) -> Result<(), DecodeError> {
     for pair in steps.windows(2) {
-        let repeats = matches!(
-            pair,
-            [Step::Rlimit(_), Step::Rlimit(_)]
-                | [Step::AttachVolume { .. }, Step::AttachVolume { .. }]
-        );
+        let repeats = match pair {
+            [Step::Rlimit(_), Step::Rlimit(_)] => true,
+            [
+                Step::AttachVolume { target: one },
+                Step::AttachVolume { target: next },
+            ] => one != next,
+            _ => false,
+        };
         if pair[1].tag() < pair[0].tag() || (pair[1].tag() == pair[0].tag() && !repeats) {
             return Err(DecodeError::Order(pair[1].tag()));
         }

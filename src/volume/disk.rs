@@ -6,6 +6,10 @@
 //! ```
 //! It is never formatted again. A journal that has not been played back is the kernel's business; e2fsck is asked
 //! when there is none and the machine stopped while it was mounted, and when the kernel has noted an error.
+//!
+//! It is not mounted with `discard`: when a journal is given up, as on a host disk that is full, the kernel discards also
+//! what a transaction that never became whole had freed, and files that are still there are zeros. [`trim`] is told
+//! when to give space back, and does so for what is free on the disk.
 
 use std::{
     ffi::CString,
@@ -33,6 +37,7 @@ use super::{
 use crate::sys::{
     detached::{MountOption, mount_detached},
     loopdev::{self, LoopDevice},
+    trim,
 };
 
 /// Who owns the root directory of a volume, on the disk: the one id that jobs' users are mapped to.
@@ -71,9 +76,12 @@ pub(super) fn make(
     let open = open.map_err(file("make", image))?;
     open.set_len(geometry.image_bytes)
         .map_err(file("give its size to", image))?;
-    mkfs::make(image, &geometry.arguments(DISK_OWNER)).map_err(|source| VolumeError::Format {
-        name: place.name.clone(),
-        source,
+    let blocks = geometry.image_bytes / geometry.block_bytes;
+    mkfs::make(image, &geometry.arguments(DISK_OWNER), Some(blocks)).map_err(|source| {
+        VolumeError::Format {
+            name: place.name.clone(),
+            source,
+        }
     })?;
     // What is told to be there must be there after a power cut.
     open.sync_all().map_err(file("write", image))?;
@@ -157,6 +165,13 @@ pub(super) fn is_failing(number: u64) -> bool {
     fs::read_to_string(noted).is_ok_and(|count| count.trim() != "0")
 }
 
+/// Gives the host what is free in a file system, and what was deleted before is. Returns how many bytes that were.
+pub(super) fn trim(root: &OwnedFd) -> io::Result<u64> {
+    // What is free on the disk, not only in memory, or a power cut would find files without their bytes.
+    nix::unistd::syncfs(root)?;
+    trim::free_blocks(root.as_fd())
+}
+
 /// Keeps a loop device from going with the last mount of it.
 pub(super) fn hold(number: u64) -> io::Result<File> {
     File::open(loops::node_of(number)?)
@@ -196,7 +211,6 @@ fn mount(place: &Place, device: &Path) -> Result<OwnedFd, VolumeError> {
     let source = CString::new(device.as_os_str().as_bytes()).expect("a path of ours without NUL");
     let options = [
         MountOption::Flag(c"noinit_itable"), // a sparse image is zeros already: writing them uses space
-        MountOption::Flag(c"discard"),       // what is deleted inside is free again outside
         MountOption::Pair(c"errors", c"remount-ro"),
     ];
     mount_detached(c"ext4", &source, &options)

@@ -119,11 +119,11 @@ impl Geometry {
     /// host's `mke2fs.conf`; the root directory belongs to `owner` and `owner`'s group.
     pub(super) fn arguments(&self, owner: u32) -> Vec<String> {
         let mut features = String::from(
-            "none,ext_attr,dir_index,filetype,sparse_super,large_file,huge_file,dir_nlink,extra_isize,64bit,metadata_csum",
+            "none,ext_attr,dir_index,filetype,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",
         );
         // Of a file system with extents the kernel holds a part back, which is a third of a tiny one.
         if self.group_blocks.is_none() {
-            features.push_str(",extent,flex_bg");
+            features.push_str(",extent,64bit,flex_bg");
         }
         if self.journal_bytes > 0 {
             features.push_str(",has_journal");

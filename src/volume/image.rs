@@ -277,7 +277,7 @@ fn format(path: &Path, uid: u32, gid: u32) -> Result<(), WorkError> {
         "-E",
         &extended,
     ];
-    mkfs::make(path, &arguments).map_err(|source| WorkError::Mkfs {
+    mkfs::make(path, &arguments, None).map_err(|source| WorkError::Mkfs {
         path: path.to_owned(),
         source,
     })

@@ -41,17 +41,23 @@ pub enum ToolError {
     },
 }
 
-/// Makes an ext4 file system on the whole of `image`, as `arguments` say. Blocks for some milliseconds.
-pub(super) fn make<S: AsRef<str>>(image: &Path, arguments: &[S]) -> Result<(), ToolError> {
+/// Makes an ext4 file system on `image`, as `arguments` say, of the blocks said: else it is the whole, to the last
+/// page. Blocks for some milliseconds.
+pub(super) fn make<S: AsRef<str>>(
+    image: &Path,
+    arguments: &[S],
+    blocks: Option<u64>,
+) -> Result<(), ToolError> {
     const PROGRAM: &str = "mkfs.ext4";
-    let arguments = ["-q", "-F"]
-        .into_iter()
-        .chain(arguments.iter().map(AsRef::as_ref));
-    let output = run(PROGRAM, arguments, image)?;
+    let mut command = command(PROGRAM)?;
+    command.args(["-q", "-F"]);
+    command.args(arguments.iter().map(AsRef::as_ref)).arg(image);
+    command.args(blocks.map(|blocks| blocks.to_string()));
+    let output = run(PROGRAM, &mut command)?;
     if output.status.success() {
         Ok(())
     } else {
-        Err(failed(PROGRAM, &output, &output.stderr))
+        Err(failed(PROGRAM, &output))
     }
 }
 
@@ -68,20 +74,16 @@ pub(super) enum Mended {
 /// anything. Blocks, for seconds when the file system is large and full.
 pub(super) fn mend(device: &Path) -> Result<Mended, ToolError> {
     const PROGRAM: &str = "e2fsck";
-    let output = run(PROGRAM, ["-p"], device)?;
+    let output = run(PROGRAM, command(PROGRAM)?.arg("-p").arg(device))?;
     match output.status.code() {
         Some(0) => Ok(Mended::Clean),
         // Bit 1 asks for a reboot, which is for file systems that are mounted.
         Some(1..=3) => Ok(Mended::Repaired),
-        _ => Err(failed(PROGRAM, &output, &output.stdout)),
+        _ => Err(failed(PROGRAM, &output)),
     }
 }
 
-fn run<'a>(
-    program: &'static str,
-    arguments: impl IntoIterator<Item = &'a str>,
-    target: &Path,
-) -> Result<Output, ToolError> {
+fn command(program: &'static str) -> Result<Command, ToolError> {
     let path = DIRECTORIES
         .into_iter()
         .map(|directory| Path::new(directory).join(program))
@@ -91,21 +93,27 @@ fn run<'a>(
         clippy::disallowed_methods,
         reason = "a short-lived program, waited for on the blocking pool"
     )]
-    Command::new(path)
-        .env_clear()
-        .args(arguments)
-        .arg(target)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| ToolError::Start { program, source })
+    let mut command = Command::new(path);
+    command.env_clear().stdin(Stdio::null());
+    Ok(command)
 }
 
-fn failed(program: &'static str, output: &Output, words: &[u8]) -> ToolError {
-    let words = String::from_utf8_lossy(words);
-    let last = words.lines().rev().find(|line| !line.trim().is_empty());
+fn run(program: &'static str, command: &mut Command) -> Result<Output, ToolError> {
+    let output = command.output();
+    output.map_err(|source| ToolError::Start { program, source })
+}
+
+/// What it said last, on the stream that has something: mkfs.ext4 complains on either, e2fsck on its output.
+fn failed(program: &'static str, output: &Output) -> ToolError {
+    let last = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        let line = text.lines().rev().find(|line| !line.trim().is_empty());
+        line.map(|line| line.trim().to_owned())
+    };
+    let words = last(&output.stderr).or_else(|| last(&output.stdout));
     ToolError::Failed {
         program,
         status: output.status,
-        words: last.unwrap_or("it said nothing").trim().to_owned(),
+        words: words.unwrap_or_else(|| "it said nothing".to_owned()),
     }
 }

@@ -10,6 +10,8 @@ mod loops;
 mod memory;
 mod mkfs;
 mod place;
+#[cfg(test)]
+mod testing;
 mod volumes;
 
 pub use disk::DISK_OWNER;

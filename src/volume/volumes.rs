@@ -269,6 +269,22 @@ impl Volumes {
         })
     }
 
+    /// Gives space on the host's disk back that files had which are deleted; returns how many bytes. To be called when
+    /// a job that had the volume has ended, and when the disk is short of space: a fifth of a second for a gibibyte, a
+    /// few milliseconds when there is nothing to do. A tmpfs needs none of it.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; one that is not mounted is damaged.
+    pub fn trim(&self, spec: &VolumeSpec) -> Result<u64, VolumeError> {
+        let place = self.place(&spec.name);
+        let root = self.root(spec)?;
+        let is_disk = spec.kind == VolumeKind::Filesystem || place.memory.exists();
+        if !is_disk {
+            return Ok(0);
+        }
+        disk::trim(&root).map_err(file("trim", &place.data))
+    }
+
     /// The root directory of a volume, for the daemon itself: owners are those on the disk, [`DISK_OWNER`].
     ///
     /// # Errors
@@ -386,3 +402,6 @@ fn meta(spec: &VolumeSpec, created_ns: i64) -> Vec<u8> {
     });
     format!("{meta:#}\n").into_bytes()
 }
+
+#[cfg(test)]
+mod tests;
