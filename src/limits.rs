@@ -393,6 +393,8 @@ pub const DISK_FILLED_PER_MS: u64 = 4 << 20;
 pub const SPACE_LOOK_SHORTEST: Duration = Duration::from_millis(5);
 /// And so often at least.
 pub const SPACE_LOOK_LONGEST: Duration = Duration::from_secs(1);
+/// Deleted files of volumes are asked to give their space back so often while the disk is full.
+pub const SPACE_TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// Space above the reserve before a frozen job goes on, bytes; less where the reserve is small.
 pub const DISK_THAW_MARGIN: u64 = 64 << 20;
 /// What one splice may cost the disk beyond its bytes: a block of its stream and one of the index.

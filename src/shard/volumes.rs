@@ -7,6 +7,7 @@
 //! hold       a job has its volumes, and gives them back
 //! attach     their mounts, for one start
 //! guard      looks at the disk, freezes and thaws
+//! trim       gives the host back what deleted files had
 //! restore    what a former daemon left of them
 //! door       what a front may ask; sink takes what is copied in
 //! ```
@@ -21,12 +22,16 @@ mod registry;
 mod restore;
 mod sink;
 mod space;
+mod trim;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::BTreeSet};
 
 pub use self::sink::VolumeSink;
 pub(super) use self::{registry::Registry, restore::restore};
-use crate::{job::ShardIndex, rt::Notify};
+use crate::{
+    job::{ShardIndex, VolumeName},
+    rt::Notify,
+};
 
 /// The shard that keeps the registry.
 const KEEPER: ShardIndex = 0;
@@ -37,13 +42,16 @@ pub(super) struct Shelf {
     registry: RefCell<Registry>,
     /// A job has got volumes.
     held: Notify,
+    /// Volumes in which files may have been deleted.
+    untrimmed: RefCell<BTreeSet<VolumeName>>,
+    has_untrimmed: Notify,
 }
 
 impl Shelf {
     pub(super) fn new(registry: Registry) -> Self {
         Self {
             registry: RefCell::new(registry),
-            held: Notify::default(),
+            ..Self::default()
         }
     }
 }

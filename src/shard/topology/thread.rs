@@ -120,6 +120,7 @@ impl ThreadParts {
         };
         rt::spawn(Rc::clone(&shard).serve_pruning());
         rt::spawn(Rc::clone(&shard).guard_space());
+        rt::spawn(Rc::clone(&shard).serve_trims());
         let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
         let ending = match self.purpose {
             Purpose::Serve => signals.next().await,

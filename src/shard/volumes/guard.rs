@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -32,7 +32,14 @@ struct Watch {
     /// Jobs that may take space of the host, when the volumes were looked at last.
     takers: BTreeSet<JobId>,
     looked: Option<Instant>,
+    /// When deleted files were last asked to give their space back.
+    trimmed: Option<Instant>,
     frozen: BTreeSet<JobId>,
+}
+
+/// Whether something was so long ago, or never.
+fn is_over(last: Option<Instant>, interval: Duration) -> bool {
+    last.is_none_or(|last| rt::now().duration_since(last) >= interval)
 }
 
 impl Shard {
@@ -62,12 +69,14 @@ impl Shard {
                     continue;
                 }
             };
-            let is_stale = watch
-                .looked
-                .is_none_or(|at| rt::now().duration_since(at) >= limits::SPACE_LOOK_LONGEST);
+            let is_stale = is_over(watch.looked, limits::SPACE_LOOK_LONGEST);
             if is_stale || free_bytes < reserve_bytes {
                 watch.takers = self.space_takers(written).await;
                 watch.looked = Some(rt::now());
+            }
+            if free_bytes < reserve_bytes && is_over(watch.trimmed, limits::SPACE_TRIM_INTERVAL) {
+                self.trim_all_volumes();
+                watch.trimmed = Some(rt::now());
             }
             let decision = decide(Seen {
                 free_bytes,

@@ -65,9 +65,12 @@ impl Shard {
 
     /// Takes back the volumes of a job, soon. Twice is as good as once.
     pub(in crate::shard) fn release_volumes(self: &Rc<Self>, job: JobId) {
-        self.post_or_run(KEEPER, move |there| {
-            there.shelf.registry.borrow_mut().release(job);
-        });
+        self.post_or_run(KEEPER, move |there| there.release_here(job));
+    }
+
+    fn release_here(&self, job: JobId) {
+        let written = self.shelf.registry.borrow_mut().release(job);
+        self.trim_volumes(written);
     }
 
     /// Takes back the volumes of a job that has ended, and waits until they can be removed.
@@ -77,7 +80,7 @@ impl Shard {
         }
         let job = ended.id;
         let released = self.on(KEEPER, move |there| {
-            there.shelf.registry.borrow_mut().release(job);
+            there.release_here(job);
             Box::pin(async {})
         });
         if released.await.is_err() {

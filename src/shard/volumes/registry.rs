@@ -167,16 +167,18 @@ impl Registry {
         self.holders.insert(job, Holder { number, volumes });
     }
 
-    /// Nothing of a job is left, or it never came to be. Releasing twice changes nothing.
-    pub(crate) fn release(&mut self, job: JobId) {
+    /// Nothing of a job is left, or it never came to be. Releasing twice changes nothing. What it could write to.
+    pub(crate) fn release(&mut self, job: JobId) -> Vec<VolumeName> {
         let Some(holder) = self.holders.remove(&job) else {
-            return;
+            return Vec::new();
         };
         for Attachment { volume, .. } in &holder.volumes {
             if let Some(entry) = self.volumes.get_mut(volume) {
                 entry.jobs.remove(&holder.number);
             }
         }
+        let written = holder.volumes.into_iter().filter(|one| !one.is_read_only);
+        written.map(|one| one.volume).collect()
     }
 
     /// A volume is to be made; [`Registry::settle`] says what came of it.

@@ -189,6 +189,9 @@ fn only_who_may_write_to_a_disk_image_is_its_writer() {
     reads[0].is_read_only = true;
     registry.hold(id(2), &reads).unwrap();
     assert_eq!(registry.written(), [(spec("data"), vec![id(1)])]);
+    assert_eq!(registry.release(id(2)), []);
+    assert_eq!(registry.release(id(1)), [name("data"), name("cache")]);
+    assert_eq!(registry.release(id(1)), []);
 }
 
 #[test]
