@@ -187,10 +187,19 @@ pub(super) fn without_rights(act: impl FnOnce() -> i32) -> i32 {
 }
 
 fn exit_code(child: Pid) -> i32 {
-    match waitpid(child, None).unwrap() {
-        WaitStatus::Exited(_, code) => code,
-        other => panic!("{other:?}"),
-    }
+    let status = waitpid(child, None).unwrap();
+    let WaitStatus::Exited(_, code) = status else {
+        panic!("{status:?}")
+    };
+    code
+}
+
+/// Makes or replaces a file.
+pub(super) fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) {
+    File::create(path)
+        .unwrap()
+        .write_all(contents.as_ref())
+        .unwrap();
 }
 
 /// Overwrites `bytes` at `at` of a file.
