@@ -10,8 +10,9 @@ use std::{
 use nix::{
     fcntl::{OFlag, openat},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
     sys::{
-        stat::Mode,
+        stat::{Mode, SFlag, makedev, mknod},
         wait::{WaitStatus, waitpid},
     },
     unistd::{Gid, Pid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid},
@@ -181,6 +182,24 @@ pub(super) fn as_user(id: u32, act: impl FnOnce() -> i32) -> i32 {
 pub(super) fn without_rights(act: impl FnOnce() -> i32) -> i32 {
     let child = process::fork_child(|| {
         capability::keep_only(Capabilities::NONE).expect("root");
+        process::exit_now(act())
+    });
+    exit_code(child.unwrap())
+}
+
+/// Runs `act` in a process that sees nothing below `hidden` but a null device, and returns what it returns.
+pub(super) fn without(hidden: &[&str], act: impl FnOnce() -> i32) -> i32 {
+    let none = None::<&str>;
+    let child = process::fork_child(|| {
+        unshare(CloneFlags::CLONE_NEWNS).expect("root");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).expect("root");
+        let null = makedev(1, 3);
+        for path in hidden.iter().filter(|path| Path::new(path).exists()) {
+            mount(Some("test"), *path, Some("tmpfs"), MsFlags::empty(), none).expect("root");
+            let node = Path::new(path).join("null");
+            mknod(&node, SFlag::S_IFCHR, Mode::from_bits_retain(0o666), null).expect("root");
+        }
         process::exit_now(act())
     });
     exit_code(child.unwrap())

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::volume::{
     DISK_OWNER, loops,
-    testing::{overwrite, without_rights},
+    testing::{overwrite, without, without_rights},
 };
 
 /// Where the super block has its state, and that of one that was unmounted.
@@ -313,4 +313,35 @@ fn without_the_right_to_mount_the_guides_words_are_said_and_nothing_is_left() {
     };
     check(&disk("denied", "1MB"));
     check(&spec("denied", "1MB", VolumeKind::Memory));
+}
+
+#[test]
+fn a_host_without_mkfs_or_without_loop_devices_is_told_what_it_lacks_and_nothing_is_left() {
+    let base = TestBase::new();
+    let check = |hidden: &[&str], message: &str, hint: &str| {
+        let code = without(hidden, || {
+            let refused = base.volumes.create(&disk("lacking", "1MB"), CREATED_NS);
+            let refusal = refused.unwrap_err().refusal();
+            let is_told = refusal.message.contains(message)
+                && refusal
+                    .hint
+                    .as_ref()
+                    .is_some_and(|said| said.contains(hint));
+            if !is_told {
+                // Past the capture of the test's output, which has a lock.
+                let _ = nix::unistd::write(std::io::stderr(), format!("{refusal:?}\n").as_bytes());
+            }
+            i32::from(!is_told)
+        });
+        assert_eq!(code, 0, "{hidden:?}");
+        assert_eq!(base.names(&base.directory()), [""; 0]);
+        base.until_no_device();
+    };
+    let programs = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+    check(&programs, "mkfs.ext4 is not installed", "install e2fsprogs");
+    check(
+        &["/dev"],
+        "find a loop device for volume lacking",
+        "kernel module loop",
+    );
 }
