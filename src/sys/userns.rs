@@ -9,7 +9,10 @@ use std::{
 use nix::{
     errno::Errno,
     sched::{CloneCb, CloneFlags},
-    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    sys::{
+        signal::{SigSet, SigmaskHow},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 
@@ -44,13 +47,21 @@ pub fn clone_sealed() -> io::Result<Pid> {
 /// # Errors
 /// What clone(2) says, or writing to `/proc/PID/uid_map` and its like.
 pub fn with_one_id(inside: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
-    let pid = clone_sealed()?;
+    // The child has our handlers and our memory for as long as it lives.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let cloned = clone_sealed();
+    before.thread_set_mask()?;
+    let pid = cloned?;
     let opened = map_one(pid, inside, uid, gid);
     // The child has ended; as a zombie it held its namespace until here.
-    match waitpid(pid, Some(WaitPidFlag::__WALL))? {
-        WaitStatus::Exited(_, 0) => opened,
-        WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
-        _ => Err(Errno::EIO.into()),
+    let status = waitpid(pid, Some(WaitPidFlag::__WALL))?;
+    let WaitStatus::Exited(_, errno) = status else {
+        return Err(Errno::EIO.into());
+    };
+    if errno == 0 {
+        opened
+    } else {
+        Err(io::Error::from_raw_os_error(errno))
     }
 }
 

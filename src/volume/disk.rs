@@ -249,6 +249,7 @@ fn no_loop(place: &Place) -> impl FnOnce(io::Error) -> VolumeError {
     move |source| {
         if is_right_missing(&source) {
             VolumeError::NotPermitted {
+                name,
                 action: "use loop devices",
                 source,
             }
@@ -267,6 +268,7 @@ pub(super) fn not_done(
 ) -> VolumeError {
     if is_right_missing(&source) {
         VolumeError::NotPermitted {
+            name: place.name.clone(),
             action: needed,
             source,
         }

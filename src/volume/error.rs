@@ -20,9 +20,20 @@ pub enum VolumeError {
         /// Which.
         name: VolumeName,
     },
-    /// The daemon lacks a right.
+    /// The daemon lacks a right to make a volume.
     #[error("failed to create volume: operation not permitted")]
+    CreationNotPermitted {
+        /// What it was not allowed to do.
+        action: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon lacks a right.
+    #[error("volume {name}: operation not permitted")]
     NotPermitted {
+        /// Which.
+        name: VolumeName,
         /// What it was not allowed to do.
         action: &'static str,
         /// What the kernel said.
@@ -129,20 +140,20 @@ impl VolumeError {
             Self::Exists { name } => {
                 format!("choose another name, or remove it: rnx volume remove {name}")
             }
-            Self::NotPermitted { action, .. } => format!(
-                "joblet may not {action}: it needs root with CAP_SYS_ADMIN, /dev/loop-control and the loop devices"
-            ),
+            Self::CreationNotPermitted { action, .. } | Self::NotPermitted { action, .. } => {
+                format!(
+                    "joblet may not {action}: it needs root with CAP_SYS_ADMIN, /dev/loop-control and the loop devices"
+                )
+            }
             Self::Memory { .. } => "choose a smaller size, or --type filesystem".to_owned(),
             Self::Format {
                 source: ToolError::Missing { .. },
                 ..
             } => "install e2fsprogs on the daemon's host".to_owned(),
-            Self::Loop { source, .. } => match source.kind() {
-                ErrorKind::NotFound => {
-                    "the daemon's host has no loop devices: load the kernel module loop".to_owned()
-                }
-                _ => "remove volumes, or end jobs with a /work on disk".to_owned(),
-            },
+            Self::Loop { source, .. } if source.kind() == ErrorKind::NotFound => {
+                "the daemon's host has no loop devices: load the kernel module loop".to_owned()
+            }
+            Self::Loop { .. } => "remove volumes, or end jobs with a /work on disk".to_owned(),
             Self::Damaged { name, damage } => match damage {
                 Damage::ImageGone(_) => {
                     format!("put its image back, or remove it: rnx volume remove {name}")
@@ -167,7 +178,8 @@ impl VolumeError {
         let code = match self {
             Self::Exists { .. } => RefusalCode::Conflict,
             Self::Memory { .. } => RefusalCode::TooLarge,
-            Self::NotPermitted { .. }
+            Self::CreationNotPermitted { .. }
+            | Self::NotPermitted { .. }
             | Self::Format { .. }
             | Self::Loop { .. }
             | Self::Mount { .. }
@@ -176,7 +188,10 @@ impl VolumeError {
         };
         let mut message = self.to_string();
         // The guide's words end there; what was not permitted is in the hint.
-        if !matches!(self, Self::NotPermitted { .. }) {
+        if !matches!(
+            self,
+            Self::CreationNotPermitted { .. } | Self::NotPermitted { .. }
+        ) {
             let mut cause = self.source();
             while let Some(error) = cause {
                 message = format!("{message}: {error}");
@@ -190,16 +205,22 @@ impl VolumeError {
         }
     }
 
+    /// The same of a volume that is being made: the guide's words where a right is missing.
+    pub(super) fn of_creation(self) -> Self {
+        if let Self::NotPermitted { action, source, .. } = self {
+            Self::CreationNotPermitted { action, source }
+        } else {
+            self
+        }
+    }
+
     fn is_disk_full(&self) -> bool {
-        match self {
-            Self::File { source, .. } | Self::Mount { source, .. } => {
-                source.kind() == ErrorKind::StorageFull
-            }
-            Self::Format {
-                source: ToolError::Failed { words, .. },
-                ..
-            } => words.contains("No space left"),
-            _ => false,
+        if let Self::File { source, .. } | Self::Mount { source, .. } = self {
+            source.kind() == ErrorKind::StorageFull
+        } else if let Self::Format { source, .. } = self {
+            matches!(source, ToolError::Failed { words, .. } if words.contains("No space left"))
+        } else {
+            false
         }
     }
 }

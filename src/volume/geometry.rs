@@ -263,3 +263,6 @@ fn has_super_block(group: u64) -> bool {
     };
     group <= 1 || [3, 5, 7].into_iter().any(is_power)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,9 @@ use std::{
 use nix::{
     fcntl::{OFlag, openat},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
     sys::{
-        stat::Mode,
+        stat::{Mode, SFlag, makedev, mknod},
         wait::{WaitStatus, waitpid},
     },
     unistd::{Gid, Pid, Uid, setfsgid, setfsuid, setgroups, setresgid, setresuid},
@@ -186,11 +187,38 @@ pub(super) fn without_rights(act: impl FnOnce() -> i32) -> i32 {
     exit_code(child.unwrap())
 }
 
+/// Runs `act` in a process that sees nothing below `hidden` but a null device, and returns what it returns.
+pub(super) fn without(hidden: &[&str], act: impl FnOnce() -> i32) -> i32 {
+    let none = None::<&str>;
+    let child = process::fork_child(|| {
+        unshare(CloneFlags::CLONE_NEWNS).expect("root");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none).expect("root");
+        let null = makedev(1, 3);
+        for path in hidden.iter().filter(|path| Path::new(path).exists()) {
+            mount(Some("test"), *path, Some("tmpfs"), MsFlags::empty(), none).expect("root");
+            let node = Path::new(path).join("null");
+            mknod(&node, SFlag::S_IFCHR, Mode::from_bits_retain(0o666), null).expect("root");
+        }
+        process::exit_now(act())
+    });
+    exit_code(child.unwrap())
+}
+
 fn exit_code(child: Pid) -> i32 {
-    match waitpid(child, None).unwrap() {
-        WaitStatus::Exited(_, code) => code,
-        other => panic!("{other:?}"),
-    }
+    let status = waitpid(child, None).unwrap();
+    let WaitStatus::Exited(_, code) = status else {
+        panic!("{status:?}")
+    };
+    code
+}
+
+/// Makes or replaces a file.
+pub(super) fn write(path: impl AsRef<Path>, contents: impl AsRef<[u8]>) {
+    File::create(path)
+        .unwrap()
+        .write_all(contents.as_ref())
+        .unwrap();
 }
 
 /// Overwrites `bytes` at `at` of a file.

@@ -129,16 +129,18 @@ impl Volumes {
         DirBuilder::new()
             .mode(0o700)
             .create(&place.directory)
-            .map_err(|source| match source.kind() {
-                ErrorKind::AlreadyExists => VolumeError::Exists {
-                    name: spec.name.clone(),
-                },
-                _ => file("make", &place.directory)(source),
+            .map_err(|source| {
+                if source.kind() == ErrorKind::AlreadyExists {
+                    let name = spec.name.clone();
+                    return VolumeError::Exists { name };
+                }
+                file("make", &place.directory)(source)
             })?;
         let _lock = place.lock()?;
-        self.fill(&place, spec, created_ns).inspect_err(|_| {
+        self.fill(&place, spec, created_ns).map_err(|error| {
             // What this cannot undo is undone by the next remove of it; the first error is the one to tell.
             let _ = place.erase();
+            error.of_creation()
         })
     }
 

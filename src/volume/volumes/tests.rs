@@ -14,7 +14,9 @@ use nix::{
 };
 
 use super::*;
-use crate::volume::testing::{TestBase, as_user, disk, open_in, owner, path_of, spec, words};
+use crate::volume::testing::{
+    TestBase, as_user, disk, open_in, owner, path_of, spec, words, write,
+};
 
 mod damage;
 
@@ -217,8 +219,8 @@ fn locks_of_both_kinds_exclude_across_attachments() {
         assert!(Flock::lock(taken, FlockArg::LockExclusiveNonblock).is_ok());
         // POSIX locks are between processes.
         let whole = libc::flock {
-            l_type: libc::F_WRLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
+            l_type: i16::try_from(libc::F_WRLCK).unwrap(),
+            l_whence: i16::try_from(libc::SEEK_SET).unwrap(),
             l_start: 0,
             l_len: 0,
             l_pid: 0,
@@ -270,7 +272,7 @@ fn an_existing_name_is_refused_and_nothing_of_it_is_touched() {
     each_kind(|base, kind| {
         let old = spec("mydata", "4MB", kind);
         base.volumes.create(&old, CREATED_NS).unwrap();
-        fs::write(base.path("mydata", "data/kept"), "kept").unwrap();
+        write(base.path("mydata", "data/kept"), "kept");
         let new = spec("mydata", "8MB", VolumeKind::Filesystem);
         let refused = base.volumes.create(&new, CREATED_NS + 1).unwrap_err();
         assert_eq!(words(&refused), "volume mydata already exists");
@@ -314,7 +316,7 @@ fn files_that_are_not_ours_are_not_removed_with_a_volume() {
     let base = TestBase::new();
     let spec = disk("mixed", "1MB");
     base.volumes.create(&spec, CREATED_NS).unwrap();
-    fs::write(base.path("mixed", "notes.txt"), "somebody's").unwrap();
+    write(base.path("mixed", "notes.txt"), "somebody's");
     let refused = words(&base.volumes.remove(&spec.name).unwrap_err());
     assert!(
         refused.contains("remove") && refused.contains("/volumes/mixed: "),
@@ -337,7 +339,7 @@ fn what_is_deleted_inside_is_free_again_on_the_host_after_a_trim() {
         image.blocks() * 512
     };
     let before = on_host();
-    fs::write(&path, vec![7; 32 << 20]).unwrap();
+    write(&path, vec![7; 32 << 20]);
     nix::unistd::syncfs(File::open(&path).unwrap()).unwrap();
     assert!(on_host() >= before + (32 << 20));
     let unallocated = base.volumes.usage(&spec).unwrap().unallocated_bytes;
@@ -408,7 +410,7 @@ fn a_volume_whose_image_lies_in_memory_is_made_like_any_other() {
     let base = TestBase::on_tmpfs(64 << 20);
     let spec = disk("buffered", "16MB");
     base.volumes.create(&spec, CREATED_NS).unwrap();
-    fs::write(base.path("buffered", "data/file"), "kept").unwrap();
+    write(base.path("buffered", "data/file"), "kept");
     assert_eq!(base.volumes.unmount_all().unwrap(), 1);
     base.until_no_device();
     assert_eq!(base.volumes.restore(&spec).unwrap(), Restored::Mounted);

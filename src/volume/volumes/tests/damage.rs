@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::volume::{
     DISK_OWNER, loops,
-    testing::{open_in, overwrite, without_rights},
+    testing::{overwrite, without, without_rights},
 };
 
 /// Where the super block has its state, and that of one that was unmounted.
@@ -17,7 +17,7 @@ fn made(size: &str) -> (TestBase, VolumeSpec) {
     let spec = disk("vol", size);
     base.volumes.create(&spec, CREATED_NS).unwrap();
     let kept = base.path("vol", "data/kept");
-    fs::write(&kept, "kept").unwrap();
+    write(&kept, "kept");
     nix::unistd::syncfs(File::open(&kept).unwrap()).unwrap();
     (base, spec)
 }
@@ -72,7 +72,7 @@ fn a_volume_is_whole_after_the_machine_stopped_in_the_middle_of_writing() {
         let data = base.path("vol", "data");
         for index in 0..500 {
             let path = data.join(format!("file-{index}"));
-            fs::write(&path, vec![7; 1000]).unwrap();
+            write(&path, vec![7; 1000]);
             if index % 2 == 0 {
                 fs::remove_file(&path).unwrap();
             }
@@ -109,7 +109,7 @@ fn what_was_whole_on_the_disk_survives_that_a_journal_is_given_up() {
     let sync = || nix::unistd::syncfs(File::open(&data).unwrap()).unwrap();
     sync();
     // Replaced, but not yet for good: the old one is what is left.
-    fs::write(data.join("new"), "new").unwrap();
+    write(data.join("new"), "new");
     sync();
     fs::rename(data.join("new"), data.join("kept")).unwrap();
     let root = base.volumes.root(&spec).unwrap();
@@ -124,7 +124,7 @@ fn what_was_whole_on_the_disk_survives_that_a_journal_is_given_up() {
 fn note_error(root: &OwnedFd) {
     let node = loops::node_of(fstat(root).unwrap().st_dev).unwrap();
     let noted = Path::new("/sys/fs/ext4").join(node.file_name().unwrap());
-    fs::write(noted.join("trigger_fs_error"), "a test").unwrap();
+    write(noted.join("trigger_fs_error"), "a test");
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_memory_volume_is_empty_after_the_machine_was_started_anew_and_stays_otherwi
     for mut base in [TestBase::new(), without_mapped_tmpfs()] {
         let spec = spec("vol", "4MB", VolumeKind::Memory);
         base.volumes.create(&spec, CREATED_NS).unwrap();
-        fs::write(base.path("vol", "data/file"), "lost").unwrap();
+        write(base.path("vol", "data/file"), "lost");
         assert_eq!(base.volumes.restore(&spec).unwrap(), Restored::Kept);
         base.volumes.unmount_all().unwrap();
         base.until_no_device();
@@ -265,7 +265,7 @@ fn what_nobody_knows_is_cleaned_and_what_is_known_or_no_volume_stays() {
     let lost = disk("lost", "1MB");
     base.volumes.create(&lost, CREATED_NS).unwrap();
     fs::create_dir(base.path("halfmade", "")).unwrap();
-    fs::write(base.path("halfmade", "disk.img"), "").unwrap();
+    write(base.path("halfmade", "disk.img"), "");
     fs::create_dir(base.path("no volume", "")).unwrap();
     let known = HashSet::from([spec.name.clone()]);
     let cleaned = base.volumes.clean(&known).unwrap();
@@ -313,4 +313,35 @@ fn without_the_right_to_mount_the_guides_words_are_said_and_nothing_is_left() {
     };
     check(&disk("denied", "1MB"));
     check(&spec("denied", "1MB", VolumeKind::Memory));
+}
+
+#[test]
+fn a_host_without_mkfs_or_without_loop_devices_is_told_what_it_lacks_and_nothing_is_left() {
+    let base = TestBase::new();
+    let check = |hidden: &[&str], message: &str, hint: &str| {
+        let code = without(hidden, || {
+            let refused = base.volumes.create(&disk("lacking", "1MB"), CREATED_NS);
+            let refusal = refused.unwrap_err().refusal();
+            let is_told = refusal.message.contains(message)
+                && refusal
+                    .hint
+                    .as_ref()
+                    .is_some_and(|said| said.contains(hint));
+            if !is_told {
+                // Past the capture of the test's output, which has a lock.
+                let _ = nix::unistd::write(std::io::stderr(), format!("{refusal:?}\n").as_bytes());
+            }
+            i32::from(!is_told)
+        });
+        assert_eq!(code, 0, "{hidden:?}");
+        assert_eq!(base.names(&base.directory()), [""; 0]);
+        base.until_no_device();
+    };
+    let programs = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
+    check(&programs, "mkfs.ext4 is not installed", "install e2fsprogs");
+    check(
+        &["/dev"],
+        "find a loop device for volume lacking",
+        "kernel module loop",
+    );
 }
