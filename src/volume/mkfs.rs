@@ -1,6 +1,7 @@
 //! The two programs of e2fsprogs that are used: mkfs.ext4 makes a file system, e2fsck mends one.
 
 use std::{
+    fs::File,
     io,
     path::Path,
     process::{Command, ExitStatus, Output, Stdio},
@@ -49,9 +50,17 @@ pub(super) fn make<S: AsRef<str>>(
     blocks: Option<u64>,
 ) -> Result<(), ToolError> {
     const PROGRAM: &str = "mkfs.ext4";
+    let start = |source| ToolError::Start {
+        program: PROGRAM,
+        source,
+    };
+    let open = File::options().read(true).write(true).open(image);
     let mut command = command(PROGRAM)?;
     command.args(["-q", "-F"]);
-    command.args(arguments.iter().map(AsRef::as_ref)).arg(image);
+    command.args(arguments.iter().map(AsRef::as_ref));
+    // Not by its name: it may outlive a daemon that is killed, and would make the image anew that the next one has
+    // removed.
+    command.stdin(open.map_err(start)?).arg("/proc/self/fd/0");
     command.args(blocks.map(|blocks| blocks.to_string()));
     let output = run(PROGRAM, &mut command)?;
     if output.status.success() {

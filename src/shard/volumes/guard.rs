@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cgroup::CgroupError,
-    job::{JobId, State, VolumeSpec},
+    job::{JobId, State, VolumeName, VolumeSpec},
     limits, rt,
     shard::driver::Shard,
 };
@@ -34,6 +34,8 @@ struct Watch {
     looked: Option<Instant>,
     /// When deleted files were last asked to give their space back.
     trimmed: Option<Instant>,
+    /// Volumes whose file system was seen to have stopped.
+    failing: BTreeSet<VolumeName>,
     frozen: BTreeSet<JobId>,
 }
 
@@ -71,7 +73,7 @@ impl Shard {
             };
             let is_stale = is_over(watch.looked, limits::SPACE_LOOK_LONGEST);
             if is_stale || free_bytes < reserve_bytes {
-                watch.takers = self.space_takers(written).await;
+                watch.takers = self.space_takers(written, &mut watch.failing).await;
                 watch.looked = Some(rt::now());
             }
             if free_bytes < reserve_bytes && is_over(watch.trimmed, limits::SPACE_TRIM_INTERVAL) {
@@ -89,10 +91,11 @@ impl Shard {
         }
     }
 
-    /// Jobs that may write to a volume that does not have all of its space. A volume that has failed is noted.
+    /// Jobs that may write to a volume that does not have all of its space. Says which have failed.
     async fn space_takers(
         self: &Rc<Self>,
         written: Vec<(VolumeSpec, Vec<JobId>)>,
+        failing: &mut BTreeSet<VolumeName>,
     ) -> BTreeSet<JobId> {
         let host = Arc::clone(&self.host);
         let look = move || -> Vec<_> {
@@ -118,15 +121,11 @@ impl Shard {
             if takes {
                 takers.extend(jobs);
             }
-            if usage.is_ok_and(|usage| usage.is_failing) {
-                let mut registry = self.shelf.registry.borrow_mut();
-                let is_known = registry
-                    .get(&spec.name)
-                    .is_ok_and(|known| known.damage.is_some());
-                if !is_known {
-                    tracing::error!(volume = %spec.name, "{FAILING}");
-                    registry.note_damage(&spec.name, Some(FAILING.to_owned()));
-                }
+            let is_failing = usage.is_ok_and(|usage| usage.is_failing);
+            if !is_failing {
+                failing.remove(&spec.name);
+            } else if failing.insert(spec.name.clone()) {
+                tracing::error!(volume = %spec.name, "{FAILING}");
             }
         }
         takers
