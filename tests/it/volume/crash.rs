@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::harness::{
     Daemon, Dice, Host, LONG, Output, SHORT, Tracer, Waiting, loop_devices, now, wait_until,
 };
@@ -92,6 +94,13 @@ fn killed_at(daemon: &Daemon, call: u64, args: &[&str]) -> (Option<Output>, bool
     let told = (!client.is_alive()).then(|| running.finish());
     let killed = tracer.finish();
     daemon.was_killed();
+    // A program that it was just starting has its descriptors for a moment longer.
+    let lock = daemon.base.join("lock");
+    wait_until(SHORT, "nobody has the lock", || {
+        let file = fs::File::open(&lock).unwrap();
+        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+        Waiting::when(locked.is_ok(), || format!("{locked:?}"))
+    });
     daemon.serve();
     (told, killed.is_some())
 }
