@@ -7,9 +7,13 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
+use proto_rkyv::{Attachment, Submit};
 use serde_json::Value;
 
-use crate::harness::{Daemon, Host, LONG, Output, SHORT, Waiting, loop_devices, wait_until};
+use crate::harness::{
+    Client, Daemon, Host, Identity, LONG, Output, SHORT, Waiting, block_on, loop_devices,
+    wait_until,
+};
 
 #[test]
 fn what_a_job_leaves_the_next_one_finds_whoever_was_killed_meanwhile() {
@@ -242,6 +246,36 @@ fn the_moment_a_job_has_ended_its_volume_can_be_removed() {
         "{refused:?}"
     );
     daemon.remove("data").assert_code(0);
+}
+
+#[test]
+fn a_job_whose_client_vanishes_before_it_is_accepted_has_no_volume() {
+    let Some(daemon) = start() else { return };
+    daemon.create("data", "1MB");
+    block_on(async {
+        let client = Client::of(&Identity::read(&daemon.config));
+        let wire = client.connect(daemon.address).await.unwrap();
+        let submit = Submit {
+            uploads: Some(1),
+            volumes: vec![Attachment {
+                volume: "data".into(),
+                is_read_only: false,
+            }],
+            ..Submit::default()
+        };
+        // It is held while there are uploads to come.
+        let _uploading = wire.submit(submit, &["true"]).await;
+        wait_until(SHORT, "it has the volume", || {
+            let jobs = daemon.volume("data")["jobs"].clone();
+            Waiting::when(jobs.as_array().unwrap().len() == 1, || jobs.to_string())
+        });
+        assert_ne!(daemon.remove("data").code, 0);
+        wire.connection.close(0u32.into(), b"gone");
+    });
+    wait_until(SHORT, "nobody has it", || {
+        let remove = daemon.remove("data");
+        Waiting::when(remove.code == 0, || format!("{remove:?}"))
+    });
 }
 
 #[test]
