@@ -118,6 +118,9 @@ pub const VOLUME_NAME_MAX: usize = 63;
 pub const VOLUMES_MAX: usize = 4_096;
 /// Volumes of one job: each is a descriptor in the message that starts it, which holds 253.
 pub const JOB_VOLUMES_MAX: usize = 64;
+/// How long a volume that has failed and is to be checked waits for its last user. Whoever holds it longer is a job, and
+/// then it is not checked.
+pub const VOLUME_RELEASE_MAX: Duration = Duration::from_secs(2);
 /// How long the `/work` of an ended job can still be read, unless configured.
 pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
 /// Longest time that the `/work` of an ended job may be kept.

@@ -23,6 +23,7 @@ use std::{
 };
 
 use nix::{
+    poll::poll,
     sys::stat::fstatat,
     unistd::{UnlinkatFlags, unlinkat},
 };
@@ -34,10 +35,13 @@ use super::{
     mkfs::{self, Mended},
     place::{Place, file},
 };
-use crate::sys::{
-    detached::{MountOption, mount_detached},
-    loopdev::{self, LoopDevice},
-    trim,
+use crate::{
+    limits::VOLUME_RELEASE_MAX,
+    sys::{
+        detached::{MountOption, mount_detached},
+        loopdev::{self, LoopDevice},
+        trim,
+    },
 };
 
 /// Who owns the root directory of a volume, on the disk: the one id that jobs' users are mapped to.
@@ -175,6 +179,20 @@ pub(super) fn trim(root: &OwnedFd) -> io::Result<u64> {
 /// Keeps a loop device from going with the last mount of it.
 pub(super) fn hold(number: u64) -> io::Result<File> {
     File::open(loops::node_of(number)?)
+}
+
+/// Waits until nobody has a device mounted, or for as long as [`VOLUME_RELEASE_MAX`]. A job keeps it; a process that was
+/// just forked, or given mounts of its own, lets go of what it has inherited in a moment.
+pub(super) fn until_unused(number: u64) -> io::Result<()> {
+    const LOOK_MS: u16 = 10;
+    let node = loops::node_of(number)?;
+    for _ in 0..VOLUME_RELEASE_MAX.as_millis() / u128::from(LOOK_MS) {
+        if !is_mounted(&node)? {
+            break;
+        }
+        poll(&mut [], LOOK_MS)?;
+    }
+    Ok(())
 }
 
 /// The loop device that has the image already: while a job holds what is mounted there, another would be the same

@@ -19,7 +19,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::{HostOwner, VolumeError, Volumes, loops};
+use super::{Damage, HostOwner, VolumeError, Volumes, loops};
 use crate::{
     job::{VolumeKind, VolumeName, VolumeSize, VolumeSpec},
     sys::{
@@ -67,6 +67,20 @@ impl TestBase {
         }
     }
 
+    /// Gives one on a file system of its own another size.
+    pub(super) fn resize(&self, bytes: u64) {
+        let (path, options) = (self.base.path(), format!("size={bytes}"));
+        let none = None::<&str>;
+        mount(
+            none,
+            path,
+            none,
+            MsFlags::MS_REMOUNT,
+            Some(options.as_str()),
+        )
+        .unwrap();
+    }
+
     /// As the next daemon would open it.
     pub(super) fn reopen(&mut self) {
         self.volumes = Volumes::open(self.base.path()).unwrap();
@@ -88,13 +102,28 @@ impl TestBase {
 
     /// Waits for the kernel to give the devices back: right after the last close, not always before that returns.
     pub(super) fn until_no_device(&self) {
-        for _ in 0..1_000 {
+        for _ in 0..6_000 {
             if self.devices().is_empty() {
                 return;
             }
             nix::poll::poll(&mut [], 10_u16).unwrap();
         }
         panic!("left: {:?}", self.devices());
+    }
+
+    /// Attaches a volume that has failed and that no job holds any more. A test beside this one may have forked a
+    /// process that holds everything of ours for a moment.
+    pub(super) fn attach_when_checked(&self, spec: &VolumeSpec, owner: HostOwner) -> OwnedFd {
+        for _ in 0..30 {
+            match self.volumes.attach(spec, owner, false) {
+                Err(VolumeError::Damaged {
+                    damage: Damage::Failing,
+                    ..
+                }) => {}
+                done => return done.unwrap(),
+            }
+        }
+        panic!("somebody holds {}", spec.name)
     }
 
     /// Mounts at the base directory and below.

@@ -194,32 +194,27 @@ impl Volumes {
     /// # Errors
     /// [`VolumeError::File`].
     pub fn clean(&self, known: &HashSet<VolumeName>) -> Result<CleanedVolumes, VolumeError> {
-        let mut cleaned = CleanedVolumes::default();
-        let entries = fs::read_dir(&self.directory).map_err(file("read", &self.directory))?;
-        for entry in entries {
-            let entry = entry.map_err(file("read", &self.directory))?;
+        let is_unknown = |image: &Path| {
+            let name = image.strip_prefix(&self.directory).ok();
+            let name = name.and_then(|name| name.iter().next()?.to_str());
+            let name = name.and_then(|name| VolumeName::parse(name).ok());
+            name.is_none_or(|name| !known.contains(&name))
+        };
+        // Also those whose image has lost its name to a remove that did not get further.
+        let devices = place::detach_loops(&self.directory, is_unknown)?;
+        let mut volumes = 0;
+        let read = || file("read", &self.directory);
+        for entry in fs::read_dir(&self.directory).map_err(read())? {
+            let entry = entry.map_err(read())?;
             let name = entry.file_name();
             let name = name.to_str().and_then(|name| VolumeName::parse(name).ok());
             let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if let Some(name) = name.filter(|name| is_directory && !known.contains(name)) {
-                cleaned.devices += self.devices_of(&name)?;
                 self.remove(&name)?;
-                cleaned.volumes += 1;
+                volumes += 1;
             }
         }
-        // Images that have lost their name to a remove that did not get further.
-        let is_known = |image: &Path| {
-            let name = image.strip_prefix(&self.directory).ok();
-            let name = name.and_then(|name| name.iter().next()?.to_str());
-            name.and_then(|name| VolumeName::parse(name).ok())
-                .is_some_and(|name| known.contains(&name))
-        };
-        cleaned.devices += place::detach_loops(&self.directory, |image| !is_known(image))?;
-        Ok(cleaned)
-    }
-
-    fn devices_of(&self, name: &VolumeName) -> Result<usize, VolumeError> {
-        place::detach_loops(&self.place(name).directory, |_| true)
+        Ok(CleanedVolumes { volumes, devices })
     }
 
     /// A copy of the volume's mount for one job, attached nowhere: what is the volume's owner's on the disk is
@@ -338,11 +333,13 @@ impl Volumes {
                 return Ok((root, Restored::Kept));
             }
             // Out of sight, so that its last user here is gone and it can be checked; its device must not go with it.
-            let device = disk::hold(root.device).map_err(file("hold", &place.data))?;
+            let device_number = root.device;
+            let device = disk::hold(device_number).map_err(file("hold", &place.data))?;
             held = Some(device);
             drop(root);
             umount2(&place.data, MntFlags::MNT_DETACH)
                 .map_err(|errno| file("unmount", &place.data)(errno.into()))?;
+            disk::until_unused(device_number).map_err(file("look at", &place.data))?;
         }
         let restored = match spec.kind {
             VolumeKind::Filesystem => self.open_disk(place, &place.image)?,

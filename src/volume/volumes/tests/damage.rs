@@ -115,7 +115,7 @@ fn what_was_whole_on_the_disk_survives_that_a_journal_is_given_up() {
     let root = base.volumes.root(&spec).unwrap();
     note_error(&root);
     drop(root);
-    base.volumes.attach(&spec, owner(ONE), false).unwrap();
+    base.attach_when_checked(&spec, owner(ONE));
     let kept = fs::read_to_string(data.join("kept")).unwrap();
     assert_eq!(kept, "kept");
 }
@@ -144,7 +144,7 @@ fn a_noted_error_is_repaired_before_the_next_attachment() {
         assert!(matches!(damage, Damage::Failing), "{damage:?}");
         assert_kept(&base);
         drop(job);
-        let job = base.volumes.attach(&spec, owner(TWO), false).unwrap();
+        let job = base.attach_when_checked(&spec, owner(TWO));
         assert!(open_in(&job, TWO, "new", create).is_ok());
         assert!(!base.volumes.usage(&spec).unwrap().is_failing);
         assert_eq!(base.devices().len(), 1);
@@ -344,4 +344,37 @@ fn a_host_without_mkfs_or_without_loop_devices_is_told_what_it_lacks_and_nothing
         "find a loop device for volume lacking",
         "kernel module loop",
     );
+}
+
+#[test]
+fn a_host_disk_that_is_full_all_the_same_costs_what_was_not_written_and_nothing_else() {
+    let base = TestBase::on_tmpfs(24 << 20);
+    let spec = disk("vol", "64MB");
+    base.volumes.create(&spec, CREATED_NS).unwrap();
+    let job = base.volumes.attach(&spec, owner(ONE), false).unwrap();
+    let create = OFlag::O_CREAT | OFlag::O_RDWR;
+    let mut kept = open_in(&job, ONE, "kept", create).unwrap();
+    kept.write_all(b"kept").unwrap();
+    kept.sync_all().unwrap();
+    let mut failed = false;
+    for index in 0..48 {
+        let Ok(mut file) = open_in(&job, ONE, &format!("f{index}"), create) else {
+            failed = true;
+            break;
+        };
+        failed |= file.write_all(&[7; 1 << 20]).is_err() || file.sync_all().is_err();
+    }
+    assert!(failed, "48 MiB in 24");
+    drop((kept, job));
+    // Space is back.
+    base.resize(128 << 20);
+    let job = base.attach_when_checked(&spec, owner(TWO));
+    assert!(!base.volumes.usage(&spec).unwrap().is_failing);
+    let mut text = String::new();
+    let mut kept = open_in(&job, TWO, "kept", OFlag::O_RDWR).unwrap();
+    kept.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "kept");
+    let mut more = open_in(&job, TWO, "more", create).unwrap();
+    more.write_all(&[7; 16 << 20]).unwrap();
+    more.sync_all().unwrap();
 }
