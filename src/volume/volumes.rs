@@ -11,11 +11,11 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder},
-    io::ErrorKind,
+    fs::{self, DirBuilder, File},
+    io::{self, ErrorKind, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{DirBuilderExt, MetadataExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -154,8 +154,7 @@ impl Volumes {
             VolumeKind::Memory => memory::make(place, spec, self.maps_tmpfs(place)?)?,
         };
         memory::attach(place, &tree, &place.data)?;
-        durable::replace(&place.meta, &meta(spec, created_ns))
-            .map_err(file("write", &place.meta))?;
+        write_new(&place.meta, &meta(spec, created_ns)).map_err(file("write", &place.meta))?;
         for path in [&place.directory, &self.directory] {
             durable::sync_dir(path).map_err(file("write", path))?;
         }
@@ -387,6 +386,18 @@ impl Volumes {
 /// Whether the kernel has stopped writing to it.
 fn is_failing(root: &Root, flags: FsFlags) -> bool {
     flags.contains(FsFlags::ST_RDONLY) || disk::is_failing(root.device)
+}
+
+/// Writes a file under its own name: half of it goes with a half-made volume, as one of another name would not.
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut options = File::options();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
 }
 
 /// What lies beside a volume for people to read.
