@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
-use proto_rkyv::{Attachment, Submit};
+use proto_rkyv::{Attachment, Submit, Upload, encode};
 use serde_json::Value;
 
 use crate::harness::{
@@ -252,6 +252,7 @@ fn the_moment_a_job_has_ended_its_volume_can_be_removed() {
 fn a_job_whose_client_vanishes_before_it_is_accepted_has_no_volume() {
     let Some(daemon) = start() else { return };
     daemon.create("data", "1MB");
+    let a_while = std::time::Duration::from_millis(10);
     block_on(async {
         let client = Client::of(&Identity::read(&daemon.config));
         let wire = client.connect(daemon.address).await.unwrap();
@@ -264,19 +265,30 @@ fn a_job_whose_client_vanishes_before_it_is_accepted_has_no_volume() {
             ..Submit::default()
         };
         // It is held while there are uploads to come.
-        let _uploading = wire.submit(submit, &["true"]).await;
+        let mut uploading = wire.submit(submit, &["true"]).await;
+        let entry = Upload::Dir {
+            path: b"d".to_vec(),
+            mode: 0o755,
+        };
+        uploading
+            .send
+            .write_all(&encode(&entry).unwrap())
+            .await
+            .unwrap();
         let begin = now();
         while daemon.volume("data")["jobs"].as_array().unwrap().is_empty() {
             assert!(begin.elapsed() < patient(SHORT), "it never had the volume");
-            // Its own end of the connection needs a turn, too.
-            tokio::task::yield_now().await;
+            let told = tokio::time::timeout(a_while, uploading.reply()).await;
+            assert!(told.is_err(), "it was answered: {told:?}");
         }
         assert_ne!(daemon.remove("data").code, 0);
         wire.connection.close(0u32.into(), b"gone");
-    });
-    wait_until(SHORT, "nobody has it", || {
-        let remove = daemon.remove("data");
-        Waiting::when(remove.code == 0, || format!("{remove:?}"))
+        let begin = now();
+        while daemon.remove("data").code != 0 {
+            assert!(begin.elapsed() < patient(SHORT), "it keeps the volume");
+            // That the connection is closed is still to be sent.
+            tokio::time::sleep(a_while).await;
+        }
     });
 }
 
