@@ -159,7 +159,8 @@ fn open_device(
     Ok(Disk { tree, is_repaired })
 }
 
-/// Whether the kernel has noted an error in the file system on device `number`: it takes no more writes then.
+/// Whether the kernel has noted an error in the file system on device `number`. Since 6.12, and where that was ported
+/// back, its mount is not read-only then, so its flags do not tell.
 pub(super) fn is_failing(number: u64) -> bool {
     let Ok(node) = loops::node_of(number) else {
         return false;

@@ -98,7 +98,7 @@ pub struct VolumeUsage {
     pub used_bytes: u64,
     /// Bytes of its image that have no space on the host's disk yet; 0 in memory.
     pub unallocated_bytes: u64,
-    /// The kernel has noted an error, as when the host's disk is full, and takes no more writes.
+    /// The kernel has noted an error, as when the host's disk is full. Where there is a journal it takes no more writes.
     pub is_failing: bool,
 }
 
@@ -383,7 +383,7 @@ impl Volumes {
     }
 }
 
-/// Whether the kernel has stopped writing to it.
+/// Whether it has to be checked before it is used on.
 fn is_failing(root: &Root, flags: FsFlags) -> bool {
     flags.contains(FsFlags::ST_RDONLY) || disk::is_failing(root.device)
 }

