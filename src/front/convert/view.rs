@@ -267,7 +267,7 @@ pub(in crate::front) mod tests {
         let attachment = |n: usize| Attachment {
             volume: VolumeName::parse(&format!("v{n:0>w$}", w = limits::VOLUME_NAME_MAX - 1))
                 .unwrap(),
-            is_read_only: n % 2 == 0,
+            is_read_only: n.is_multiple_of(2),
         };
         let spec = Spec {
             name: Some("n".repeat(limits::NAME_BYTES_MAX)),

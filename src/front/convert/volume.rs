@@ -184,10 +184,12 @@ mod tests {
     }
 
     fn sent(replies: &[Reply]) -> Vec<&[Volume]> {
-        let one = |reply| match reply {
-            &Reply::Volumes(ref some) => some.as_slice(),
-            other => panic!("{other:?}"),
-        };
+        fn one(reply: &Reply) -> &[Volume] {
+            let Reply::Volumes(some) = reply else {
+                panic!("{reply:?}")
+            };
+            some
+        }
         replies.iter().map(one).collect()
     }
 

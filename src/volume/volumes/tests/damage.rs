@@ -332,7 +332,7 @@ fn a_host_without_mkfs_or_without_loop_devices_is_told_what_it_lacks_and_nothing
                     .is_some_and(|said| said.contains(hint));
             if !is_told {
                 // Past the capture of the test's output, which has a lock.
-                let _ = nix::unistd::write(std::io::stderr(), format!("{refusal:?}\n").as_bytes());
+                let _ = nix::unistd::write(io::stderr(), format!("{refusal:?}\n").as_bytes());
             }
             i32::from(!is_told)
         });
