@@ -1,6 +1,15 @@
 //! What a job sees of the volumes it was given, and what it cannot do about them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    ffi::CString,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+use nix::mount::{MntFlags, umount2};
+use tempfile::TempDir;
 
 use super::bench::{Bench, Report, Request};
 use crate::{
@@ -16,27 +25,50 @@ use crate::{
 /// Who owns the root of a volume on its disk.
 const DISK_OWNER: u32 = 1000;
 
-/// A file system of its own, as a volume is.
-fn file_system() -> OwnedFd {
-    let options = [
-        MountOption::Pair(c"size", c"1048576"),
-        MountOption::Pair(c"uid", c"1000"),
-        MountOption::Pair(c"gid", c"1000"),
-        MountOption::Pair(c"mode", c"0755"),
-    ];
-    mount_detached(c"tmpfs", c"volume", &options).unwrap()
+/// A file system of its own, mounted somewhere as a volume is: only such a mount can be copied everywhere.
+struct FileSystem {
+    root: OwnedFd,
+    point: TempDir,
+}
+
+impl FileSystem {
+    fn new() -> Self {
+        let options = [
+            MountOption::Pair(c"size", c"1048576"),
+            MountOption::Pair(c"uid", c"1000"),
+            MountOption::Pair(c"gid", c"1000"),
+            MountOption::Pair(c"mode", c"0755"),
+        ];
+        let root = mount_detached(c"tmpfs", c"volume", &options).unwrap();
+        let point = TempDir::new().unwrap();
+        let target = CString::new(point.path().as_os_str().as_bytes()).unwrap();
+        trees::attach(root.as_fd(), &target).unwrap();
+        Self { root, point }
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        // Best effort: a test that failed has said why.
+        let _ = umount2(self.point.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 /// What of it a job gets whose command is user `id` and whose first host id is `ids_base`.
-fn attachment(volume: &OwnedFd, ids_base: u32, id: u32, attributes: Option<Attributes>) -> OwnedFd {
-    let tree = trees::clone_mount(volume.as_fd()).unwrap();
+fn attachment(
+    volume: &FileSystem,
+    ids_base: u32,
+    id: u32,
+    attributes: Option<Attributes>,
+) -> OwnedFd {
+    let tree = trees::clone_mount(volume.root.as_fd()).unwrap();
     let users = userns::with_one_id(DISK_OWNER, ids_base + id, ids_base + id).unwrap();
     trees::map_owners(tree.as_fd(), users.as_fd(), attributes).unwrap();
     tree
 }
 
 /// A job of user `id` with one volume, `data`.
-fn request(script: &str, volume: &OwnedFd, id: u32) -> Request {
+fn request(script: &str, volume: &FileSystem, id: u32) -> Request {
     let mut request = Request::shell(script);
     request.user = User { uid: id, gid: id };
     let tree = attachment(volume, request.ids_base, id, None);
@@ -56,9 +88,9 @@ fn output(report: &Report) -> &str {
 #[test]
 fn a_job_sees_its_volumes_and_no_other_and_one_without_sees_none() {
     let bench = Bench::new();
-    let volume = file_system();
+    let volume = FileSystem::new();
     let mut two = request("ls /volumes; ls /volumes/data", &volume, 1000);
-    let second = attachment(&file_system(), two.ids_base, 1000, None);
+    let second = attachment(&FileSystem::new(), two.ids_base, 1000, None);
     two.volumes.insert(0, ("second", second));
     assert_eq!(output(&bench.run(&two)), "data\nsecond\n");
     let none = Request::shell("ls -A /volumes; grep -c volumes /proc/self/mountinfo");
@@ -72,7 +104,7 @@ fn a_job_sees_its_volumes_and_no_other_and_one_without_sees_none() {
 #[test]
 fn what_jobs_of_different_users_write_is_each_ones_own() {
     let bench = Bench::new();
-    let volume = file_system();
+    let volume = FileSystem::new();
     let script = "cd /volumes/data; for f in *; do [ -e $f ] && echo more >> $f && cat $f; done
         touch $(id -u); chmod 600 *; stat -c '%n %u:%g' . *";
     for (id, expected) in [
@@ -88,7 +120,7 @@ fn what_jobs_of_different_users_write_is_each_ones_own() {
 fn programs_that_walk_a_fresh_volume_find_nothing_they_may_not() {
     let script = "cd /volumes; chmod -R 755 data && tar -C data -cf /work/backup.tar . && find data -type f \
         && du -s data >/dev/null && mkdir -p data/a/b && rm -r data/a && ls -A data && echo done";
-    let report = Bench::new().run(&request(script, &file_system(), 1000));
+    let report = Bench::new().run(&request(script, &FileSystem::new(), 1000));
     assert_eq!(output(&report), "done\n");
 }
 
@@ -100,7 +132,7 @@ fn nothing_can_be_made_beside_a_volume_and_no_volume_taken_away_or_changed() {
             'umount /volumes/data' 'umount -l /volumes/data' 'umount -l /volumes' 'mount -o remount,rw /volumes' \
             'mount -o remount,bind,suid,dev /volumes/data' 'mount -t tmpfs x /volumes/data' 'mknod /volumes/data/d c 1 3' \
             'chown 1:1 /volumes/data'; do $c >/dev/null 2>&1 && echo \"$c\"; done; true";
-        let report = Bench::new().run(&request(script, &file_system(), id));
+        let report = Bench::new().run(&request(script, &FileSystem::new(), id));
         assert_eq!(output(&report), "", "as user {id}");
     }
 }
@@ -109,11 +141,11 @@ fn nothing_can_be_made_beside_a_volume_and_no_volume_taken_away_or_changed() {
 fn mounts_of_volumes_are_nosuid_nodev_and_what_they_lie_in_is_read_only() {
     let mut request = request(
         "grep ' /volumes' /proc/self/mountinfo",
-        &file_system(),
+        &FileSystem::new(),
         1000,
     );
     let tree = attachment(
-        &file_system(),
+        &FileSystem::new(),
         request.ids_base,
         1000,
         Some(Attributes::READ_ONLY),
@@ -145,9 +177,9 @@ fn mounts_of_volumes_are_nosuid_nodev_and_what_they_lie_in_is_read_only() {
 #[test]
 fn a_read_only_volume_cannot_be_written_to() {
     let script = "touch /volumes/data/x || chmod 777 /volumes/data || echo refused";
-    let mut request = request(script, &file_system(), 1000);
+    let mut request = request(script, &FileSystem::new(), 1000);
     let read_only = Some(Attributes::READ_ONLY);
-    let tree = attachment(&file_system(), request.ids_base, 1000, read_only);
+    let tree = attachment(&FileSystem::new(), request.ids_base, 1000, read_only);
     request.volumes = vec![("data", tree)];
     let report = Bench::new().run(&request);
     assert_eq!(report.stdout, "refused\n");
@@ -165,7 +197,7 @@ fn as_many_volumes_as_a_job_may_have_are_attached() {
         .map(|name| {
             (
                 name,
-                attachment(&file_system(), request.ids_base, 1000, None),
+                attachment(&FileSystem::new(), request.ids_base, 1000, None),
             )
         })
         .collect();
@@ -176,11 +208,11 @@ fn as_many_volumes_as_a_job_may_have_are_attached() {
 #[test]
 fn a_mount_that_does_not_fit_the_plan_is_a_failed_start_and_the_next_job_runs() {
     let bench = Bench::new();
-    let mut bad = request("true", &file_system(), 1000);
+    let mut bad = request("true", &FileSystem::new(), 1000);
     bad.plan = Some(Request::shell("true").plan().bytes().to_vec());
     let job = bench.start(&bad);
     assert!(job.birth.failure.is_some());
     drop(job);
-    let report = bench.run(&request("ls /volumes", &file_system(), 1000));
+    let report = bench.run(&request("ls /volumes", &FileSystem::new(), 1000));
     assert_eq!(output(&report), "data\n");
 }
