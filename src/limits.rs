@@ -114,8 +114,13 @@ pub const VOLUME_BYTES_MAX: u64 = 8 << 40;
 pub const VOLUME_BYTES_RANGE: RangeInclusive<u64> = VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX;
 /// Name of a volume, characters.
 pub const VOLUME_NAME_MAX: usize = 63;
+/// Volumes of one daemon: each is a mount and a loop device of the host, and all are looked at before it is ready.
+pub const VOLUMES_MAX: usize = 4_096;
 /// Volumes of one job: each is a descriptor in the message that starts it, which holds 253.
 pub const JOB_VOLUMES_MAX: usize = 64;
+/// How long a volume that has failed and is to be checked waits for its last user. Whoever holds it longer is a job, and
+/// then it is not checked.
+pub const VOLUME_RELEASE_MAX: Duration = Duration::from_secs(2);
 /// How long the `/work` of an ended job can still be read, unless configured.
 pub const WORK_KEEP_DEFAULT: Duration = Duration::from_secs(600);
 /// Longest time that the `/work` of an ended job may be kept.
@@ -391,6 +396,16 @@ const _: () = assert!(DISK_RESERVE_DEFAULT <= *DISK_RESERVE_RANGE.end());
 pub const DISK_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Free space is looked at again after so many bytes.
 pub const DISK_CHECK_BYTES: u64 = 64 << 20;
+/// Bytes that a fast disk takes in a millisecond: how soon the space above the reserve can be gone.
+pub const DISK_FILLED_PER_MS: u64 = 4 << 20;
+/// Free space is looked at so often at most while a job may fill a volume.
+pub const SPACE_LOOK_SHORTEST: Duration = Duration::from_millis(5);
+/// And so often at least.
+pub const SPACE_LOOK_LONGEST: Duration = Duration::from_secs(1);
+/// Deleted files of volumes are asked to give their space back so often while the disk is full.
+pub const SPACE_TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// Space above the reserve before a frozen job goes on, bytes; less where the reserve is small.
+pub const DISK_THAW_MARGIN: u64 = 64 << 20;
 /// What one splice may cost the disk beyond its bytes: a block of its stream and one of the index.
 pub const DISK_ROUNDING_BYTES: u64 = 8 << 10;
 /// Index records that wait for a disk that takes none; output is dropped when there are more.

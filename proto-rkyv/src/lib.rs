@@ -19,10 +19,10 @@ pub use bulk::{BulkError, count, join, split};
 pub use frame::{FrameError, HEADER_BYTES, Header, Kind, Piece, Reader, encode, header_bytes};
 // By name: the derives also make `Archived*` and `*Resolver` types, which are nobody's business.
 pub use message::{
-    After, Caveat, Copy, Cursor, Finding, Id, Job, JobRef, LimitKind, Limits, List, Log, LogTotals,
-    Metrics, Node, Outcome, Pressure, Reason, Refusal, RefusalCode, Reply, Request, Sample,
-    Schedule, Stall, State, Stop, StopSignal, Streams, Submit, Transition, Upload, Usage, Verdict,
-    Work,
+    After, Attachment, Caveat, Copy, Cursor, Finding, Id, Job, JobRef, LimitKind, Limits, List,
+    Log, LogTotals, Metrics, Node, Outcome, Pressure, Reason, Refusal, RefusalCode, Reply, Request,
+    Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit, Transition, Upload, Usage,
+    Verdict, Volume, VolumeCreate, VolumeKind, VolumeRead, VolumeWrite, Work,
 };
 
 /// ALPN of version 1, the only one there is.

@@ -49,6 +49,22 @@ pub enum Request {
     /// What the server's machine keeps of the promises, tried out. Answered by any number of
     /// [`Reply::Findings`], then the stream ends.
     Doctor,
+    /// Make a volume. Answered by one [`Reply::Volumes`] with it.
+    VolumeCreate(VolumeCreate),
+    /// All volumes, by name. Answered by any number of [`Reply::Volumes`], at least one, then the stream ends.
+    Volumes,
+    /// One volume. Answered like [`Request::Volumes`].
+    Volume(String),
+    /// Remove a volume that no job has. Answered by [`Reply::Finished`].
+    VolumeRemove(String),
+    /// Read a file or directory of a volume. Answered as [`Request::Copy`] is, with paths relative to the
+    /// volume's root.
+    VolumeRead(VolumeRead),
+    /// Write files into a volume. Followed by [`Upload`] control frames with their `File` frames, closed by
+    /// [`Upload::End`], with paths relative to the volume's root. Files and links that are there already are
+    /// replaced, directories stay. Answered by [`Reply::Finished`] when all of it is written; what was written
+    /// before a refusal stays.
+    VolumeWrite(VolumeWrite),
 }
 
 /// A job by its id or a unique prefix of at least four characters (hex digits and dashes, lower case).
@@ -90,8 +106,19 @@ pub struct Submit {
     /// Submits with the same key and the same content make one job, within 24 hours and one owner; the same key
     /// with other content is refused. At most 128 printable ASCII characters.
     pub idempotency_key: Option<String>,
+    /// Volumes that it has below `/volumes`, each once.
+    pub volumes: Vec<Attachment>,
     /// What the stream carries once the job is accepted.
     pub after: After,
+}
+
+/// A volume that a job has.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Name of the volume.
+    pub volume: String,
+    /// The job may only read it.
+    pub is_read_only: bool,
 }
 
 /// When a job runs.
@@ -133,19 +160,20 @@ pub enum After {
     Follow,
 }
 
-/// One entry of an upload or of a copied tree. Paths are relative, `/`-separated and have no `..`.
+/// One entry of an upload or of a copied tree. Paths are relative, `/`-separated and have no `..`; they begin at the
+/// job's `/work` or at the volume's root.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum Upload {
     /// A directory, made if it is not there.
     Dir {
-        /// Where, relative to `/work`.
+        /// Where.
         path: Vec<u8>,
         /// Permission bits (0o777).
         mode: u32,
     },
     /// A file of exactly `bytes` bytes, which follow as `File` frames.
     File {
-        /// Where, relative to `/work`.
+        /// Where.
         path: Vec<u8>,
         /// Permission bits (0o777).
         mode: u32,
@@ -154,7 +182,7 @@ pub enum Upload {
     },
     /// A symbolic link, stored as it is and never followed by the server.
     Symlink {
-        /// Where, relative to `/work`.
+        /// Where.
         path: Vec<u8>,
         /// What it says.
         target: Vec<u8>,
@@ -253,6 +281,67 @@ pub struct Copy {
     pub path: Vec<u8>,
 }
 
+/// A volume that is to be made.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct VolumeCreate {
+    /// What it is called.
+    pub name: String,
+    /// How large it is, as a person writes it: `50GB`. The server reads it, and shows it like that.
+    pub size: String,
+    /// What it is made of.
+    pub kind: VolumeKind,
+}
+
+/// What a volume is made of.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VolumeKind {
+    /// A disk image: it survives everything.
+    #[default]
+    Filesystem,
+    /// A tmpfs: empty after the server's machine was started anew.
+    Memory,
+}
+
+/// A path in a volume that is read.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRead {
+    /// Name of the volume.
+    pub volume: String,
+    /// Relative to its root; empty for all of it.
+    pub path: Vec<u8>,
+}
+
+/// Files for a volume, which follow.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct VolumeWrite {
+    /// Name of the volume.
+    pub volume: String,
+    /// Sum of the sizes of all files that follow, when it is known.
+    pub bytes: Option<u64>,
+}
+
+/// A volume as it is shown.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// How large it is, as it was asked for.
+    pub size: String,
+    /// What that means.
+    pub size_bytes: u64,
+    /// What it is made of.
+    pub kind: VolumeKind,
+    /// When it was made, wall clock.
+    pub created_ns: i64,
+    /// Bytes of files in it; absent when it cannot be looked at now.
+    pub used_bytes: Option<u64>,
+    /// Jobs that have not ended and name it, oldest first. When they do not fit one frame, the volume is sent again
+    /// right behind with the next ones, as often as it takes.
+    pub jobs: Vec<Id>,
+    /// What is wrong with it, in one line.
+    pub damage: Option<String>,
+}
+
 /// Control frames, server to client.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
@@ -293,6 +382,10 @@ pub enum Reply {
     Sample(Box<Sample>),
     /// Some promises and what stands behind them.
     Findings(Vec<Finding>),
+    /// Some volumes.
+    Volumes(Vec<Volume>),
+    /// What was asked for is done, and there is nothing to tell about it.
+    Finished,
 }
 
 /// Why a request was refused, for people and for programs.
@@ -375,6 +468,8 @@ pub struct Job {
     pub work_bytes: u64,
     /// What `/work` is made of.
     pub work: Work,
+    /// Volumes that it has below `/volumes`.
+    pub volumes: Vec<Attachment>,
     /// Wall-clock limit.
     pub timeout_ms: Option<u64>,
     /// Time between SIGTERM and SIGKILL.

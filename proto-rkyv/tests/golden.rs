@@ -3,10 +3,11 @@
 //! `golden/v1.txt` holds a line per frame, `name hex`. A frame that differs prints the line it would be.
 
 use proto_rkyv::{
-    After, Caveat, Copy, Cursor, Finding, HEADER_BYTES, Header, Job, Kind, LimitKind, Limits, List,
-    Log, LogTotals, Metrics, Node, Outcome, Piece, Pressure, Reader, Reason, Refusal, RefusalCode,
-    Reply, Request, Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit, Transition,
-    Upload, Usage, Verdict, Work, encode, header_bytes,
+    After, Attachment, Caveat, Copy, Cursor, Finding, HEADER_BYTES, Header, Job, Kind, LimitKind,
+    Limits, List, Log, LogTotals, Metrics, Node, Outcome, Piece, Pressure, Reader, Reason, Refusal,
+    RefusalCode, Reply, Request, Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit,
+    Transition, Upload, Usage, Verdict, Volume, VolumeCreate, VolumeKind, VolumeRead, VolumeWrite,
+    Work, encode, header_bytes,
 };
 
 const GOLDEN: &str = include_str!("golden/v1.txt");
@@ -39,6 +40,7 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
         user: (1000, 1000),
         work_bytes: 64 << 20,
         work: Work::Memory,
+        volumes: attachments(),
         timeout_ms: Some(5_000),
         grace_ms: 10_000,
         limits: Limits {
@@ -74,6 +76,14 @@ fn job(outcome: Option<Outcome>) -> Box<Job> {
         priority: -100,
         waits_for: Some("memory: 512 MB of 256 MB".into()),
     })
+}
+
+fn attachments() -> Vec<Attachment> {
+    let attachment = |volume: &str, is_read_only| Attachment {
+        volume: volume.into(),
+        is_read_only,
+    };
+    vec![attachment("dataset2024", true), attachment("out", false)]
 }
 
 fn cron() -> Schedule {
@@ -167,6 +177,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         schedule: Some(cron()),
         priority: Some(100),
         idempotency_key: Some("0b1d5d0e-nightly".into()),
+        volumes: attachments(),
         after: After::Follow,
     };
     let scheduled = |schedule| {
@@ -243,7 +254,58 @@ fn requests() -> Vec<(&'static str, Request)> {
             }),
         ),
         ("doctor", Request::Doctor),
+        ("volume-create", volume_create(VolumeKind::Filesystem)),
+        ("volume-create-memory", volume_create(VolumeKind::Memory)),
+        ("volumes", Request::Volumes),
+        ("volume", Request::Volume("ml-checkpoints".into())),
+        ("volume-remove", Request::VolumeRemove("cache".into())),
+        (
+            "volume-read",
+            Request::VolumeRead(VolumeRead {
+                volume: "cache".into(),
+                path: b"out/a file \xff".to_vec(),
+            }),
+        ),
+        ("volume-write", volume_write(Some(1 << 40))),
+        ("volume-write-unknown", volume_write(None)),
     ]
+}
+
+fn volume_create(kind: VolumeKind) -> Request {
+    Request::VolumeCreate(VolumeCreate {
+        name: "ml-checkpoints".into(),
+        size: "1.5GB".into(),
+        kind,
+    })
+}
+
+fn volume_write(bytes: Option<u64>) -> Request {
+    Request::VolumeWrite(VolumeWrite {
+        volume: "ml-checkpoints".into(),
+        bytes,
+    })
+}
+
+fn volumes() -> Vec<Volume> {
+    let whole = Volume {
+        name: "ml-checkpoints".into(),
+        size: "1.5GB".into(),
+        size_bytes: 3 << 29,
+        kind: VolumeKind::Filesystem,
+        created_ns: 1 << 60,
+        used_bytes: Some(4_096),
+        jobs: vec![ID, ID],
+        damage: None,
+    };
+    let damaged = Volume {
+        name: "cache".into(),
+        kind: VolumeKind::Memory,
+        used_bytes: None,
+        jobs: Vec::new(),
+        damage: Some("host disk full".into()),
+        ..whole.clone()
+    };
+    vec![whole, damaged]
 }
 
 fn replies() -> Vec<(&'static str, Reply)> {
@@ -313,6 +375,9 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 finding(Verdict::NotEnforced, Some("load the module")),
             ]),
         ),
+        ("volumes-reply", Reply::Volumes(volumes())),
+        ("volumes-none", Reply::Volumes(Vec::new())),
+        ("finished", Reply::Finished),
         ("ended-exited", ended(Reason::Exited)),
         ("ended-signaled", ended(Reason::Signaled)),
         ("ended-out-of-memory", ended(Reason::OutOfMemory)),

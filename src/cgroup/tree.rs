@@ -348,6 +348,33 @@ impl Tree {
             .map_err(|error| missing(job, error))
     }
 
+    /// Has the processes of a job stand still, or go on. They can be killed all the same; the kernel may take a
+    /// moment until the last of them stands.
+    ///
+    /// # Errors
+    /// [`CgroupError::Missing`], [`CgroupError::Write`].
+    ///
+    /// # Source
+    /// Linux `Documentation/admin-guide/cgroup-v2.rst`, "cgroup.freeze".
+    pub fn freeze(&self, job: JobId, is_frozen: bool) -> Result<(), CgroupError> {
+        let text = if is_frozen { "1" } else { "0" };
+        self.dir
+            .write(&format!("{job}/cgroup.freeze"), text)
+            .map_err(|error| missing(job, error))
+    }
+
+    /// Whether the processes of a job were told to stand still.
+    ///
+    /// # Errors
+    /// [`CgroupError::Missing`], [`CgroupError::Read`].
+    pub fn is_frozen(&self, job: JobId) -> Result<bool, CgroupError> {
+        let text = self
+            .dir
+            .read(&format!("{job}/cgroup.freeze"))
+            .map_err(|error| missing(job, error))?;
+        Ok(text.trim() == "1")
+    }
+
     /// Whether a process of a job is left. Zombies do not count.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use joblet::{
         Handle,
         topology::{self, Ending, Purpose},
     },
+    volume::Volumes,
 };
 use nix::{
     sched::{CpuSet, sched_getaffinity},
@@ -165,6 +166,10 @@ pub(super) fn clear(base: &Base) -> Result<()> {
     let instance = base.instance().to_string();
     let report = host::recover(base.root(), &instance, &nothing.0, &nothing.1)
         .context("remove what an earlier daemon left")?;
-    tracing::debug!(?report, "cleared");
+    let volumes = Volumes::open(base.root()).context("open the directory of volumes")?;
+    let mounts = volumes
+        .unmount_all()
+        .context("unmount volumes; what is in them is left")?;
+    tracing::debug!(?report, mounts, "cleared");
     Ok(())
 }

@@ -29,8 +29,12 @@ pub enum Operation {
     Delete,
     /// Read files below a job's `/work`.
     Copy,
+    /// See which volumes there are.
+    VolumeList,
     /// Create and remove volumes.
     Volumes,
+    /// Read and write files of volumes.
+    VolumeFiles,
     /// Create and remove networks.
     Networks,
     /// Install and remove runtimes.
@@ -66,14 +70,19 @@ impl Operation {
     /// The least role, for own objects and for others'.
     const fn needs(self) -> (Role, Role) {
         match self {
-            Self::List | Self::Status | Self::Log | Self::Node | Self::Metrics => {
-                (Role::Reader, Role::Reader)
-            }
+            Self::List
+            | Self::Status
+            | Self::Log
+            | Self::Node
+            | Self::Metrics
+            | Self::VolumeList => (Role::Reader, Role::Reader),
             Self::Doctor => (Role::Developer, Role::Developer),
             Self::Run | Self::Stop | Self::Cancel | Self::Wait | Self::Delete | Self::Copy => {
                 (Role::Developer, Role::Admin)
             }
-            Self::Volumes | Self::Networks | Self::Runtimes => (Role::Maintainer, Role::Maintainer),
+            Self::Volumes | Self::VolumeFiles | Self::Networks | Self::Runtimes => {
+                (Role::Maintainer, Role::Maintainer)
+            }
             Self::Certificates | Self::Configuration => (Role::Admin, Role::Admin),
         }
     }
@@ -92,7 +101,9 @@ impl Operation {
             Self::Wait => "wait for jobs",
             Self::Delete => "delete jobs",
             Self::Copy => "copy files out of jobs",
-            Self::Volumes => "manage volumes",
+            Self::VolumeList => "list volumes",
+            Self::Volumes => "create or remove volumes",
+            Self::VolumeFiles => "copy files into or out of volumes",
             Self::Networks => "manage networks",
             Self::Runtimes => "manage runtimes",
             Self::Certificates => "manage certificates",
@@ -131,7 +142,7 @@ mod tests {
     const ROLES: [Role; 4] = [Role::Reader, Role::Developer, Role::Maintainer, Role::Admin];
 
     /// One letter a role that may, in the order of `ROLES`: own objects, then others'.
-    const TABLE: [(Operation, &str, &str); 17] = [
+    const TABLE: [(Operation, &str, &str); 19] = [
         (Operation::List, "rdma", "rdma"),
         (Operation::Status, "rdma", "rdma"),
         (Operation::Log, "rdma", "rdma"),
@@ -144,7 +155,9 @@ mod tests {
         (Operation::Wait, "-dma", "---a"),
         (Operation::Delete, "-dma", "---a"),
         (Operation::Copy, "-dma", "---a"),
+        (Operation::VolumeList, "rdma", "rdma"),
         (Operation::Volumes, "--ma", "--ma"),
+        (Operation::VolumeFiles, "--ma", "--ma"),
         (Operation::Networks, "--ma", "--ma"),
         (Operation::Runtimes, "--ma", "--ma"),
         (Operation::Certificates, "---a", "---a"),

@@ -11,6 +11,7 @@
 //!   pki/           authority, server certificate, keys
 //!   store.db       jobs, as a SQLite database; store.db-wal and store.db-shm belong to it
 //!   work/          disk images of `/work`
+//!   volumes/       a directory a volume: its image and, mounted, what is in it
 //!   spool/         uploads of jobs that run later, a file a job
 //! ```
 //! Nobody else may be able to change what is here: a path that others own or may write is refused.

@@ -33,7 +33,7 @@ pub struct JobView {
     pub next_run_ns: Option<i64>,
     /// When its schedule last made it run, nanoseconds since the epoch.
     pub last_run_ns: Option<i64>,
-    /// What it waits for, in one line; only while `Queued`.
+    /// What it waits for, in one line: while `Queued`, or while it stands still because the host's disk is full.
     pub waits_for: Option<String>,
 }
 

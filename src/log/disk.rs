@@ -78,6 +78,18 @@ impl DiskGuard {
         self.reserve_bytes
     }
 
+    /// Free space now, bytes.
+    ///
+    /// # Errors
+    /// [`LogError::FreeSpace`].
+    pub fn free_bytes(&self) -> Result<u64, LogError> {
+        let seen = fstatvfs(&self.dir).map_err(|e| LogError::FreeSpace {
+            path: self.path.clone(),
+            source: e.into(),
+        })?;
+        Ok(seen.blocks_available().saturating_mul(seen.fragment_size()))
+    }
+
     /// Free space above the reserve as far as it has been handed out for use, bytes.
     #[must_use]
     pub fn headroom(&self) -> u64 {
@@ -147,12 +159,7 @@ impl DiskGuard {
 
     fn look(&self) -> Result<(), LogError> {
         let settled = self.settled.load(SeqCst); // Before the look: see above.
-        let seen = fstatvfs(&self.dir).map_err(|e| LogError::FreeSpace {
-            path: self.path.clone(),
-            source: e.into(),
-        })?;
-        let free = seen.blocks_available().saturating_mul(seen.fragment_size());
-        let above_reserve = free.saturating_sub(self.reserve_bytes);
+        let above_reserve = self.free_bytes()?.saturating_sub(self.reserve_bytes);
         let end = settled.saturating_add(above_reserve);
         let next_look = self
             .granted

@@ -19,13 +19,14 @@ use thiserror::Error;
 
 use super::init;
 use crate::{
-    job::User,
+    job::{User, VolumeName},
     limits,
     sys::{affinity::CpuMask, capability::Capabilities, memfd},
 };
 
 mod step;
 
+use step::VOLUMES;
 pub use step::{Rlimit, Step, StepError, tag};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"jbpl");
@@ -82,6 +83,8 @@ pub struct PlanSpec<'a> {
     pub has_uploads: bool,
     /// How many cgroups of version 1 come with the start.
     pub joins: u16,
+    /// Names of the volumes below `/volumes`, in the order in which their mounts come with the start.
+    pub volumes: &'a [&'a str],
 }
 
 /// Why there is no plan for a request.
@@ -134,6 +137,18 @@ pub enum PlanError {
     /// No processor to run on.
     #[error("the set of processors is empty")]
     NoProcessor,
+    /// More volumes than come with one start.
+    #[error("{count} volumes; at most {} are possible", limits::JOB_VOLUMES_MAX)]
+    Volumes {
+        /// How many.
+        count: usize,
+    },
+    /// A name that no volume has.
+    #[error("{name:?} is no name of a volume")]
+    VolumeName {
+        /// Which.
+        name: String,
+    },
     /// Numbers beyond all reason.
     #[error("{count} resource limits; there are 16 kinds")]
     Rlimits {
@@ -214,7 +229,18 @@ impl Plan {
             .flat_map(|word| word.to_ne_bytes())
             .collect();
 
-        let mut steps = Vec::with_capacity(32);
+        // A directory each; they take no space, but without a size a tmpfs has half of the memory.
+        let directory = c_string(format!(
+            "size=4096,nr_inodes={},mode=0755",
+            spec.volumes.len() + 1
+        ));
+        let targets: Vec<CString> = spec
+            .volumes
+            .iter()
+            .map(|name| volume_target(name))
+            .collect();
+
+        let mut steps = Vec::with_capacity(32 + targets.len());
         steps.extend((spec.joins > 0).then_some(Step::JoinCgroups(spec.joins)));
         steps.extend([
             Step::CgroupNamespace, // after the cgroups are joined, or the job would see their paths
@@ -224,8 +250,15 @@ impl Plan {
             Step::MountPts { options: pts },
             work.as_deref()
                 .map_or(Step::AttachWork, |options| Step::MountWork { options }),
-            Step::EnterNet,
         ]);
+        if !targets.is_empty() {
+            steps.push(Step::MountVolumes {
+                options: &directory,
+            });
+            steps.extend(targets.iter().map(|target| Step::AttachVolume { target }));
+            steps.push(Step::SealVolumes);
+        }
+        steps.push(Step::EnterNet);
         steps.extend(spec.rlimits.iter().copied().map(Step::Rlimit));
         steps.extend([
             Step::Affinity { mask: &mask },
@@ -334,6 +367,20 @@ fn check(spec: &PlanSpec<'_>) -> Result<(), PlanError> {
     if spec.cpus.cpus().next().is_none() {
         return Err(PlanError::NoProcessor);
     }
+    if spec.volumes.len() > limits::JOB_VOLUMES_MAX {
+        return Err(PlanError::Volumes {
+            count: spec.volumes.len(),
+        });
+    }
+    if let Some(name) = spec
+        .volumes
+        .iter()
+        .find(|name| VolumeName::parse(name).is_err())
+    {
+        return Err(PlanError::VolumeName {
+            name: (*name).to_owned(),
+        });
+    }
     if spec.rlimits.len() > 16 {
         return Err(PlanError::Rlimits {
             count: spec.rlimits.len(),
@@ -349,8 +396,13 @@ fn tmpfs_options(bytes: u64, rest: &str) -> CString {
     ))
 }
 
+/// Where the volume of a checked name is attached.
+fn volume_target(name: &str) -> CString {
+    c_string(format!("{VOLUMES}{name}"))
+}
+
 fn c_string(text: String) -> CString {
-    CString::new(text).expect("digits and option names have no NUL")
+    CString::new(text).expect("what is put together here has no NUL")
 }
 
 fn encode<'a>(
@@ -379,7 +431,7 @@ fn encode<'a>(
     bytes.extend(VERSION.to_le_bytes());
     bytes.extend(
         u16::try_from(steps.len())
-            .expect("at most 16 limits and 22 others")
+            .expect("at most 16 limits, 64 volumes and 24 others")
             .to_le_bytes(),
     );
     bytes.extend(argument_count.to_le_bytes());
@@ -471,6 +523,13 @@ impl<'a> DecodedPlan<'a> {
         }
     }
 
+    /// How many mounts of volumes have to come with the start.
+    #[must_use]
+    pub fn wants_volumes(&self) -> usize {
+        let is_volume = |step: &&Step<'_>| matches!(step, Step::AttachVolume { .. });
+        self.steps.iter().filter(is_volume).count()
+    }
+
     /// Whether an upload socket has to come with the start.
     #[must_use]
     pub fn wants_upload(&self) -> bool {
@@ -478,20 +537,37 @@ impl<'a> DecodedPlan<'a> {
     }
 }
 
-/// Tags that every plan has, in order. Beside them: cgroups to join, `/work` one way or the other, limits, the upload socket.
+/// Tags of the steps that give a job its volumes.
+const VOLUME_STEPS: [u16; 3] = [32, 34, 36];
+
+/// Tags that every plan has, in order. Beside them: cgroups to join, `/work` one way or the other, volumes, limits, the
+/// upload socket.
 const MANDATORY: [u16; 18] = [
     10, 20, 22, 24, 26, 40, 52, 60, 62, 64, 66, 80, 82, 84, 86, 88, 90, 100,
 ];
 
 fn check_order(steps: &[Step<'_>]) -> Result<(), DecodeError> {
     for pair in steps.windows(2) {
-        let repeats = matches!(pair, [Step::Rlimit(_), Step::Rlimit(_)]);
+        let repeats = match pair {
+            [Step::Rlimit(_), Step::Rlimit(_)] => true,
+            [
+                Step::AttachVolume { target: one },
+                Step::AttachVolume { target: next },
+            ] => one != next,
+            _ => false,
+        };
         if pair[1].tag() < pair[0].tag() || (pair[1].tag() == pair[0].tag() && !repeats) {
             return Err(DecodeError::Order(pair[1].tag()));
         }
     }
     let has = |tag: u16| steps.iter().any(|step| step.tag() == tag);
     if let Some(tag) = MANDATORY.into_iter().find(|tag| !has(*tag)) {
+        return Err(DecodeError::Missing(tag));
+    }
+    // All of them or none: what a job's volumes lie in is sealed, and is there for volumes alone.
+    if VOLUME_STEPS.into_iter().any(has)
+        && let Some(tag) = VOLUME_STEPS.into_iter().find(|tag| !has(*tag))
+    {
         return Err(DecodeError::Missing(tag));
     }
     match (has(28), has(30)) {

@@ -16,6 +16,7 @@ use crate::{
 };
 
 pub(super) mod bench;
+mod volumes;
 
 use bench::{Bench, Report, Request};
 

@@ -1,7 +1,7 @@
 //! The message that starts a job: daemon → spawner, one SEQPACKET message with the job's descriptors.
 //!
 //! ```text
-//! version u16 · flags u16 (1: mount for /work, 2: upload socket) · joins u16 · job id 16 bytes
+//! version u16 · flags u16 (1: mount for /work, 2: upload socket) · joins u16 · volumes u16 · job id 16 bytes
 //! descriptors: see StartFds
 //! ```
 
@@ -12,10 +12,10 @@ use std::{
 
 use thiserror::Error;
 
-use crate::{job::JobId, sys::scm};
+use crate::{job::JobId, limits::JOB_VOLUMES_MAX, sys::scm};
 
-const VERSION: u16 = 1;
-const MESSAGE_BYTES: usize = 22;
+const VERSION: u16 = 2;
+const MESSAGE_BYTES: usize = 24;
 const FLAG_TREE: u16 = 1;
 const FLAG_UPLOAD: u16 = 2;
 /// Descriptors that every start carries.
@@ -24,7 +24,7 @@ const FDS: usize = 10;
 /// Cgroups of version 1 that a start can carry: one for each controller that bounds a job.
 pub const JOINS_MAX: usize = 5;
 /// The most descriptors of one start.
-const FDS_MOST: usize = FDS + 2 + JOINS_MAX;
+const FDS_MOST: usize = FDS + 2 + JOINS_MAX + JOB_VOLUMES_MAX;
 
 const _: () = assert!(FDS_MOST <= scm::FDS_MAX);
 
@@ -57,6 +57,8 @@ pub struct StartFds<'a> {
     pub upload: Option<BorrowedFd<'a>>,
     /// `tasks` files of the job's cgroups of version 1, open for writing, exactly as many as the plan says.
     pub joins: &'a [OwnedFd],
+    /// Detached mounts of the job's volumes, in the order of their names in the plan.
+    pub volumes: &'a [OwnedFd],
 }
 
 /// A start as the spawner has received it; fields as in [`StartFds`].
@@ -77,6 +79,7 @@ pub struct Start {
     pub work_tree: Option<OwnedFd>,
     pub upload: Option<OwnedFd>,
     pub joins: Vec<OwnedFd>,
+    pub volumes: Vec<OwnedFd>,
 }
 
 /// Why there is no start.
@@ -99,7 +102,7 @@ pub enum StartError {
 ///
 /// # Errors
 /// As [`scm::send`]: `EAGAIN` when the spawner is that far behind, `EPIPE` when it has gone. `InvalidInput` for
-/// more than [`JOINS_MAX`] cgroups.
+/// more than [`JOINS_MAX`] cgroups or [`JOB_VOLUMES_MAX`] volumes.
 pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result<()> {
     let mut all = [fds.plan; FDS_MOST];
     let fixed = [
@@ -114,16 +117,14 @@ pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result
         fds.stderr_read,
         fds.control_keeper,
     ];
-    let joins = u16::try_from(fds.joins.len())
-        .ok()
-        .filter(|_| fds.joins.len() <= JOINS_MAX)
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let joins = count_of(fds.joins, JOINS_MAX)?;
+    let volumes = count_of(fds.volumes, JOB_VOLUMES_MAX)?;
     let optional = [fds.work_tree, fds.upload].into_iter().flatten();
-    let joined = fds.joins.iter().map(AsFd::as_fd);
+    let counted = fds.joins.iter().chain(fds.volumes).map(AsFd::as_fd);
     let mut count = 0;
     for (slot, fd) in all
         .iter_mut()
-        .zip(fixed.into_iter().chain(optional).chain(joined))
+        .zip(fixed.into_iter().chain(optional).chain(counted))
     {
         *slot = fd;
         count += 1;
@@ -138,8 +139,15 @@ pub fn send(socket: BorrowedFd<'_>, id: JobId, fds: &StartFds<'_>) -> io::Result
     message[..2].copy_from_slice(&VERSION.to_le_bytes());
     message[2..4].copy_from_slice(&(tree | upload).to_le_bytes());
     message[4..6].copy_from_slice(&joins.to_le_bytes());
-    message[6..].copy_from_slice(&id.to_bytes());
+    message[6..8].copy_from_slice(&volumes.to_le_bytes());
+    message[8..].copy_from_slice(&id.to_bytes());
     scm::send(socket, &message, &all[..count])
+}
+
+fn count_of(fds: &[OwnedFd], most: usize) -> io::Result<u16> {
+    let count = u16::try_from(fds.len()).ok();
+    let count = count.filter(|_| fds.len() <= most);
+    count.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// Receives the next start; `None` when the daemon's end is closed.
@@ -157,11 +165,12 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Start>, StartError> {
         bytes,
         fds: fds.len(),
     };
-    let [v0, v1, f0, f1, j0, j1, id @ ..] = message;
+    let [v0, v1, f0, f1, j0, j1, n0, n1, id @ ..] = message;
     let flags = u16::from_le_bytes([f0, f1]);
     let joins = usize::from(u16::from_le_bytes([j0, j1]));
+    let volumes = usize::from(u16::from_le_bytes([n0, n1]));
     let (tree, upload) = (flags & FLAG_TREE != 0, flags & FLAG_UPLOAD != 0);
-    let expected = FDS + usize::from(tree) + usize::from(upload) + joins;
+    let expected = FDS + usize::from(tree) + usize::from(upload) + joins + volumes;
     let known = flags & !(FLAG_TREE | FLAG_UPLOAD) == 0;
     if bytes != MESSAGE_BYTES
         || u16::from_le_bytes([v0, v1]) != VERSION
@@ -186,7 +195,8 @@ pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Start>, StartError> {
         control_keeper: next(),
         work_tree: tree.then(&mut next),
         upload: upload.then(&mut next),
-        joins: fds.collect(),
+        joins: fds.by_ref().take(joins).collect(),
+        volumes: fds.collect(),
     }))
 }
 
@@ -239,6 +249,7 @@ mod tests {
             work_tree: None,
             upload: Some(at(11)),
             joins: &fds[..2],
+            volumes: &fds[2..5],
         };
         send(daemon.as_fd(), id, &start).unwrap();
         let got = receive(spawner.as_fd()).unwrap().unwrap();
@@ -248,6 +259,10 @@ mod tests {
         assert_eq!(
             got.joins.iter().map(inode).collect::<Vec<_>>(),
             [inode(&fds[0]), inode(&fds[1])]
+        );
+        assert_eq!(
+            got.volumes.iter().map(inode).collect::<Vec<_>>(),
+            fds[2..5].iter().map(inode).collect::<Vec<_>>()
         );
         assert_eq!(inode(&got.control_keeper), inode(&fds[9]));
         start.work_tree = Some(at(10));
@@ -263,7 +278,7 @@ mod tests {
         scm::send(daemon.as_fd(), &[1; MESSAGE_BYTES], &[]).unwrap();
         assert!(matches!(
             receive(spawner.as_fd()),
-            Err(StartError::Malformed { bytes: 22, fds: 0 })
+            Err(StartError::Malformed { bytes: 24, fds: 0 })
         ));
         scm::send(daemon.as_fd(), &[0; 1], &[daemon.as_fd()]).unwrap();
         assert!(matches!(

@@ -33,6 +33,10 @@ pub(super) struct Body {
     pub(super) control: Option<OwnedFd>,
     /// init's end of the upload socket, until init exists: a recipe may have to be sent twice.
     pub(super) upload: Option<OwnedFd>,
+    /// It has volumes, which its shard gives back.
+    pub(super) has_volumes: bool,
+    /// Its processes stand still: the host's disk is full.
+    pub(super) is_frozen: bool,
     /// The idempotency key it was submitted with, until the store has its record.
     pub(super) key: Option<Key>,
     /// The crew that makes, or made, the job.
@@ -63,6 +67,8 @@ impl Body {
             output: None,
             control: None,
             upload: None,
+            has_volumes: false,
+            is_frozen: false,
             key: None,
             link: None,
             pid: None,

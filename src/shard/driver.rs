@@ -36,6 +36,7 @@ use super::{
     spool::{SPOOL, Spool},
     timers::Timers,
     topology::Host,
+    volumes::Shelf,
 };
 use crate::{
     job::{Accepted, JobId, JobView, LogTotals, NodeView, Refusal, RefusalCode, ShardIndex},
@@ -81,6 +82,8 @@ pub(crate) struct Shard {
     pub(super) spooled: RefCell<HashSet<JobId>>,
     pub(super) seats: Seats,
     pub(super) front: FrontDoor,
+    /// All volumes, on the shard that keeps them; empty on the others.
+    pub(super) shelf: Shelf,
 }
 
 /// What a shard is made from.
@@ -96,6 +99,7 @@ pub(super) struct ShardParts {
     pub(super) archive: Archive,
     pub(super) seats: Seats,
     pub(super) queue: Queue,
+    pub(super) shelf: Shelf,
 }
 
 impl Shard {
@@ -135,6 +139,7 @@ impl Shard {
             spooled: RefCell::default(),
             seats: parts.seats,
             front: FrontDoor::default(),
+            shelf: parts.shelf,
         })
     }
 
@@ -150,6 +155,7 @@ impl Shard {
     /// The reactor's refusal.
     pub(super) fn submit(self: &Rc<Self>, new: NewJob, key: Option<Key>) -> Result<(), Refusal> {
         let id = new.id;
+        let has_volumes = !new.spec.volumes.is_empty();
         let mut effects = Vec::new();
         let event = Event::Submit(Box::new(new));
         reactor::on(
@@ -159,11 +165,11 @@ impl Shard {
             &mut effects,
         )?;
         // From here on it can be followed.
-        self.bodies
-            .borrow_mut()
-            .entry(id)
-            .or_insert_with(Body::new)
-            .key = key;
+        {
+            let mut bodies = self.bodies.borrow_mut();
+            let body = bodies.entry(id).or_insert_with(Body::new);
+            (body.key, body.has_volumes) = (key, has_volumes);
+        }
         self.perform_all(effects);
         Ok(())
     }
@@ -310,6 +316,7 @@ impl Shard {
         let mut view = self.core.borrow().view(id)?;
         if view.outcome.is_none() {
             view.log = self.live_log(id);
+            view.waits_for = view.waits_for.or_else(|| self.why_frozen(id));
         }
         Some(view)
     }
@@ -335,6 +342,7 @@ impl Shard {
         for view in &mut views {
             if view.outcome.is_none() {
                 view.log = self.live_log(view.id);
+                view.waits_for = view.waits_for.take().or_else(|| self.why_frozen(view.id));
             }
         }
         views

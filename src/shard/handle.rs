@@ -379,7 +379,7 @@ impl Handle {
                 Box::pin(async move { shard.open_work(id).await })
             })
             .await??;
-        Tree::open(root, path.to_vec()).await
+        Tree::open(root, path.to_vec(), "/work/").await
     }
 
     /// What a job uses now, or, when it has ended, used in all.

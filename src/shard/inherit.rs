@@ -30,7 +30,7 @@ use super::{
 use crate::{
     cgroup::{Spared, Tree},
     host::{self, Base},
-    job::{JobId, JobView, Reason, ShardIndex},
+    job::{Attachment, JobId, JobView, Reason, ShardIndex},
     limits,
     log::{self, JobFiles, Pipes, Recovered, Whole},
     rt,
@@ -338,6 +338,15 @@ impl Inheritance {
         queue
     }
 
+    /// Jobs that have volumes, and which.
+    pub(super) fn volumes(&self) -> impl Iterator<Item = (JobId, &[Attachment])> {
+        let views = self.jobs.iter().map(|job| &job.found.view);
+        let has_ended = |view: &&JobView| view.outcome.is_some();
+        views
+            .filter(move |view| !has_ended(view))
+            .map(|view| (view.id, &view.spec.volumes[..]))
+    }
+
     /// Deals everything out: a job to the shard that owns it, a keeper to the next in turn.
     ///
     /// # Errors
@@ -405,8 +414,11 @@ impl Shard {
         body.ids = job.ids;
         body.image = job.image;
         body.output = job.output;
+        body.has_volumes = !spec.volumes.is_empty();
         let pipes = job.held.map(|(keeper, held)| {
             body.has_leaf = true;
+            // It is thawed, or stays so, as the disk now is.
+            body.is_frozen = body.has_volumes && self.host.cgroups.is_frozen(id).unwrap_or(false);
             body.has_memory_limit = spec.limits.memory_bytes.is_some();
             body.link = links.get(&keeper).map(Rc::clone);
             body.pid = Some(held.pid).filter(|pid| *pid > 0);

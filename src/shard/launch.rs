@@ -38,7 +38,7 @@ use crate::{
         wire::{GO, KeeperCommand},
     },
     sys::affinity::CpuMask,
-    volume::{WorkImage, WorkOptions},
+    volume::{HostOwner, WorkImage, WorkOptions},
 };
 
 /// Why a recipe did not go to a spawner.
@@ -53,6 +53,14 @@ impl From<StartFailure> for Unmade {
     fn from(failure: StartFailure) -> Self {
         Self::Failed(failure)
     }
+}
+
+/// Detached mounts that go with a recipe.
+struct Mounts {
+    /// For `/work`, when it is not in memory.
+    work: Option<OwnedFd>,
+    /// In the order of the spec.
+    volumes: Vec<OwnedFd>,
 }
 
 /// Both ends of the pipe of one of a job's streams.
@@ -109,9 +117,17 @@ impl Shard {
             body.link = Some(Rc::clone(&link));
         })?;
         self.feed_from_spool(id, &spec).await?;
-        let work = self.make_work(id, &spec, work, namespaces.ids).await?;
+        let owner = HostOwner {
+            uid: namespaces.ids.base() + spec.user.uid,
+            gid: namespaces.ids.base() + spec.user.gid,
+        };
+        let mounts = Mounts {
+            work: self.make_work(id, &spec, work, namespaces.ids).await?,
+            volumes: self.attach_volumes(id, &spec, owner).await?,
+        };
         let leaf = self.make_leaf(id, &spec).await?;
-        self.send(id, &spec, &link, &leaf, &namespaces, work).await
+        self.send(id, &spec, &link, &leaf, &namespaces, mounts)
+            .await
     }
 
     /// Has the uploads of a job that waited come from its spool. init reads them before it hears the go.
@@ -159,7 +175,7 @@ impl Shard {
         link: &Rc<Link>,
         leaf: &Leaf,
         namespaces: &Namespaces,
-        work: Option<OwnedFd>,
+        Mounts { work, volumes }: Mounts,
     ) -> Result<(), Unmade> {
         let plan = self.plan(id, spec, namespaces.ids, (work.is_some(), leaf.joins.len()))?;
         let gid = namespaces.ids.base() + spec.user.gid;
@@ -190,6 +206,7 @@ impl Shard {
             work_tree: work.as_ref().map(AsFd::as_fd),
             upload: upload.as_ref().map(AsFd::as_fd),
             joins: &leaf.joins,
+            volumes: &volumes,
         };
         match link.send_start(id, &fds).await {
             Ok(()) => {}
@@ -275,6 +292,8 @@ impl Shard {
             let cores = cores.iter().filter_map(|core| usize::try_from(*core).ok());
             CpuMask::from_cpus(cores)
         });
+        let names = spec.volumes.iter().map(|one| one.volume.as_str());
+        let names: Vec<&str> = names.collect();
         let plan = Plan::new(&PlanSpec {
             user: spec.user,
             ids_base: ids.base(),
@@ -294,6 +313,7 @@ impl Shard {
             rlimits: &self.host.rlimits,
             has_uploads: spec.uploads.is_some(),
             joins: u16::try_from(joins).unwrap_or(u16::MAX),
+            volumes: &names,
         })
         .map_err(|error| StartFailure {
             step: format!("plan: {error}"),
@@ -446,6 +466,7 @@ impl Shard {
 
     /// Asks init to send the command a signal.
     pub(super) fn signal(&self, id: JobId, signo: i32) {
+        self.thaw(id);
         if let Some(link) = self
             .bodies
             .borrow()

@@ -13,6 +13,7 @@
 //!        ├─ small      little output, from its files into the store
 //!        ├─ metrics    what live jobs use, for those who ask
 //!        ├─ records    what the store is asked to keep; history reads it
+//!        ├─ volumes    which there are, who has them, and their mounts for each start
 //!        └─ timers
 //!   queue              who may run, where what runs at once is bounded (pure)
 //!   topology           how shards come up and go down together
@@ -53,9 +54,11 @@ mod timers;
 pub mod topology;
 mod tree;
 mod upload;
+mod volumes;
 
 pub use handle::{Handle, Settings};
 pub use output::Output;
 pub use submission::Submission;
 pub use tree::{Tree, TreeItem};
 pub use upload::UploadSink;
+pub use volumes::VolumeSink;

@@ -68,6 +68,9 @@ impl Unkept {
                 | StoreError::TooMany { .. }
                 | StoreError::Row { .. }
                 | StoreError::RowId
+                | StoreError::VolumeExists { .. }
+                | StoreError::VolumeUnknown { .. }
+                | StoreError::VolumeRow { .. }
                 | StoreError::Seal { .. }
                 | StoreError::Unseal { .. } => false,
             },
@@ -378,12 +381,15 @@ impl Shard {
                 if !std::mem::replace(&mut is_told, true) {
                     tracing::error!(job_id = %id, %error, "an outcome waits for the store");
                 }
+                shard.give_volumes_back(&view).await;
                 // A full disk keeps nobody waiting, though a daemon that dies now may read the end otherwise.
                 shard.wake_waiters(&view);
                 shard.answer_submitter(id, Err(unrecorded(&error)));
                 rt::sleep(limits::STORE_RETRY).await;
                 kept = shard.records.submit(end(&view));
             }
+            // Whoever hears of the end may remove what the job had.
+            shard.give_volumes_back(&view).await;
             shard.wake_waiters(&view);
             shard.feed(Event::EndRecorded(id));
             if has_output {

@@ -110,6 +110,9 @@ impl Shard {
             return;
         };
         body.progress.end();
+        if body.has_volumes {
+            self.release_volumes(id);
+        }
         if let Some(link) = body.link {
             link.forget(id);
             // Its keeper holds the end until the store has it.

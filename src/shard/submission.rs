@@ -48,7 +48,9 @@ impl Submission {
         }
         room.settle(0);
         let spec = asked.spec;
-        let work = if spec.work_bytes <= host.settings.work_memory_bytes {
+        // Work with volumes is work with much data, which memory is too small for.
+        let is_small = spec.work_bytes <= host.settings.work_memory_bytes;
+        let work = if is_small && spec.volumes.is_empty() {
             WorkKind::Memory
         } else {
             WorkKind::Disk
@@ -58,6 +60,8 @@ impl Submission {
         let caveats = admit(&spec.limits, default, host.best_effort, enforcement)?;
         let target = shard.place();
         let id = JobId::random_owned_by(target, shard.shards);
+        // Before anything of it exists: what it names cannot be removed any more.
+        let hold = shard.hold_volumes(id, &spec.volumes).await?;
         let start = match spec.schedule.as_ref() {
             Some(schedule) => Start::At(first_run(schedule, shard.moment().wall_ns)?),
             None if host.has_queue => {
@@ -94,22 +98,20 @@ impl Submission {
             has_place,
         };
         let key = asked.key;
+        let has_volumes = !new.spec.volumes.is_empty();
         let submit = move |there: Rc<Shard>| async move {
-            let upload = match there.open_upload(&new) {
-                Ok(upload) => upload,
-                Err(refusal) => {
-                    if new.has_place {
-                        there.give_back(new.id);
-                    }
-                    return Err(refusal);
-                }
-            };
-            let (id, has_place) = (new.id, new.has_place);
-            if let Err(refusal) = there.submit(new, key) {
-                there.forget_upload(id);
+            let give_back = || {
                 if has_place {
                     there.give_back(id);
                 }
+                if has_volumes {
+                    there.release_volumes(id);
+                }
+            };
+            let upload = there.open_upload(&new).inspect_err(|_| give_back())?;
+            if let Err(refusal) = there.submit(new, key) {
+                there.forget_upload(id);
+                give_back();
                 return Err(refusal);
             }
             if is_spooled {
@@ -122,7 +124,15 @@ impl Submission {
             };
             Ok::<_, Refusal>((upload, accepted))
         };
-        let (upload, accepted) = shard.on(target, |there| Box::pin(submit(there))).await??;
+        let taken = shard.on(target, |there| Box::pin(submit(there)));
+        // It is asked at once, and answers for what the job has whether or not we wait for it.
+        hold.pass_on();
+        let taken = taken.await.inspect_err(|_| {
+            if has_volumes {
+                shard.release_volumes(id);
+            }
+        });
+        let (upload, accepted) = taken??;
         let upload = match spool {
             Some(spool) => Some(spool.into()),
             None => upload.map(UploadSink::new).transpose()?,
@@ -225,11 +235,12 @@ async fn end_soon(shard: &Rc<Shard>, id: JobId) -> Option<JobView> {
 fn start_failure(view: &JobView) -> Option<Refusal> {
     match &view.outcome.as_ref()?.reason {
         Reason::StartFailed { step, errno } => {
-            let error = std::io::Error::from_raw_os_error(*errno);
-            Some(Refusal::new(
-                RefusalCode::Failed,
-                format!("job {} could not be started: {step}: {error}", view.id),
-            ))
+            let mut message = format!("job {} could not be started: {step}", view.id);
+            if *errno != 0 {
+                let error = std::io::Error::from_raw_os_error(*errno);
+                message = format!("{message}: {error}");
+            }
+            Some(Refusal::new(RefusalCode::Failed, message))
         }
         Reason::Exited
         | Reason::Signaled

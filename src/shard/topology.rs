@@ -28,6 +28,7 @@ use super::{
     inherit::{self, Inheritance},
     queue::{Budget, Queue},
     remote::Local,
+    volumes::{self, Registry, Shelf},
 };
 use crate::{
     cgroup::{self, CgroupError},
@@ -48,6 +49,7 @@ use crate::{
     },
     store::{self, OpenError, Reader, SealKey, Store, StoreError, Writer},
     sys::affinity::CpuMask,
+    volume::{VolumeError, Volumes},
 };
 
 /// What all shards share, read-only but for its counters.
@@ -82,6 +84,8 @@ pub(super) struct Host {
     /// Disks that an I/O limit is set on: those of the host's programs and of our own files.
     pub(super) devices: Vec<cgroup::Device>,
     pub(super) loads: Loads,
+    /// Volumes as files, mounts and devices; which there are the first shard knows.
+    pub(super) volumes: Volumes,
     helpers_procs: OwnedFd,
     scratch_dir: PathBuf,
     /// Shards that accept.
@@ -144,6 +148,8 @@ pub enum StartError {
         #[source]
         source: LogError,
     },
+    #[error("open the directory of volumes")]
+    Volumes(#[from] VolumeError),
     #[error("make {what}")]
     Kernel {
         what: &'static str,
@@ -220,6 +226,14 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
     let reader = Reader::open(&setup.base.store(), &seal_key)?;
     let inheritance = inherit::take_over(setup.base, &reader, &writer)?;
     let host = Arc::new(host(&setup, shards)?);
+    // Before any job is gone on with or made.
+    let mut shelf = Some(Shelf::new(match setup.purpose {
+        Purpose::Serve | Purpose::Drain => {
+            volumes::restore(&host.volumes, &reader, &writer, inheritance.volumes())?
+        }
+        // What runs has its volumes, and nothing is begun any more.
+        Purpose::Down => Registry::default(),
+    }));
     let ids = lease_ids(&setup, shards, &inheritance)?;
     let crews = start_crews(&host, shards)?;
     // Before anybody may ask: what runs has its place.
@@ -246,6 +260,7 @@ pub fn run(setup: Setup<'_>, front: FrontStart) -> Result<Ending, StartError> {
             host: Arc::clone(&host),
             core,
             queue: queue.take().unwrap_or_else(|| Queue::new(budget)),
+            shelf: shelf.take().unwrap_or_default(),
             cpu: setup.cpus[index % setup.cpus.len()],
             mailbox,
             ids,
@@ -335,6 +350,7 @@ fn host(setup: &Setup<'_>, shards: usize) -> Result<Host, StartError> {
         },
         best_effort: config.best_effort,
         devices: devices(base.root()),
+        volumes: Volumes::open(base.root())?,
         helpers_procs: cgroups.helpers_procs()?,
         scratch_dir: base.run(),
         cgroups,

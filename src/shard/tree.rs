@@ -1,4 +1,4 @@
-//! Reading a tree out of a job's `/work`, hostile as its contents may be.
+//! Reading a tree out of a job's `/work` or a volume, hostile as its contents may be.
 //!
 //! Every name is opened beneath a directory that is already open, without following a symbolic link, so
 //! nothing outside the tree can be reached however it changes meanwhile. The walk runs on the blocking pool,
@@ -12,6 +12,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -27,7 +28,7 @@ use crate::{
     rt::{self, BlockingError},
 };
 
-/// A tree that is read out of a job's `/work`.
+/// A tree that is read out of a job's `/work` or a volume.
 #[derive(Debug)]
 pub struct Tree {
     walk: Option<Walk>,
@@ -42,19 +43,30 @@ pub enum TreeItem {
     Data(Bytes),
 }
 
+/// What is put before the path in everything that is said of it.
+#[derive(Debug, Clone)]
+struct Place(Arc<str>);
+
+impl Place {
+    fn shown(&self, path: &[u8]) -> String {
+        format!("{}{}", self.0, String::from_utf8_lossy(path))
+    }
+}
+
 /// Where a walk is: open directories from the top, and the file being read.
 #[derive(Debug)]
 struct Walk {
+    place: Place,
     levels: Vec<Level>,
     file: Option<Reading>,
-    /// The very first entry: what was asked for itself, unless that is all of `/work`.
+    /// The very first entry: what was asked for itself, unless that is the whole root.
     first: Option<TreeEntry>,
 }
 
 #[derive(Debug)]
 struct Level {
     fd: OwnedFd,
-    /// Path of this directory relative to `/work`, as clients see it.
+    /// Path of this directory relative to the root, as clients see it.
     path: Vec<u8>,
     /// Names that are still to be visited, sorted so that the last is next.
     names: Vec<CString>,
@@ -63,14 +75,16 @@ struct Level {
 #[derive(Debug)]
 struct Reading {
     file: File,
-    path: Vec<u8>,
+    /// What it is called, for people.
+    shown: String,
     left: u64,
 }
 
 impl Tree {
-    /// Opens `path` below `work`.
-    pub(super) async fn open(work: OwnedFd, path: Vec<u8>) -> Result<Self, Refusal> {
-        let walk = rt::blocking("read a tree", move || Walk::open(&work, &path))
+    /// Opens `path` below `root`, which people know as `place`.
+    pub(super) async fn open(root: OwnedFd, path: Vec<u8>, place: &str) -> Result<Self, Refusal> {
+        let place = Place(place.into());
+        let walk = rt::blocking("read a tree", move || Walk::open(&root, &path, place))
             .await
             .map_err(busy)??;
         Ok(Self { walk: Some(walk) })
@@ -98,17 +112,18 @@ impl Tree {
 }
 
 impl Walk {
-    fn open(work: &OwnedFd, path: &[u8]) -> Result<Self, Refusal> {
-        let shown = String::from_utf8_lossy(path).into_owned();
+    fn open(root: &OwnedFd, path: &[u8], place: Place) -> Result<Self, Refusal> {
+        let shown = place.shown(path);
         let trimmed: &[u8] = if path.is_empty() { b"." } else { path };
         let fd = open_beneath(
-            work,
+            root,
             OsStr::from_bytes(trimmed),
             OFlag::O_PATH | OFlag::O_NOFOLLOW,
         )
         .map_err(|error| refused(&shown, &error))?;
         let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
         let mut walk = Self {
+            place,
             levels: Vec::new(),
             file: None,
             first: None,
@@ -121,7 +136,7 @@ impl Walk {
                 walk.first = (!path.is_empty()).then_some(TreeEntry::Dir { path, mode });
             }
             SFlag::S_IFREG => {
-                walk.first = Some(walk.begin_file(work, trimmed, path.to_vec(), &stat)?);
+                walk.first = Some(walk.begin_file(root, trimmed, path.to_vec(), &stat)?);
             }
             SFlag::S_IFLNK => {
                 let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
@@ -133,7 +148,7 @@ impl Walk {
             _ => {
                 return Err(Refusal::new(
                     RefusalCode::Invalid,
-                    format!("/work/{shown} is neither a file, a directory nor a symbolic link"),
+                    format!("{shown} is neither a file, a directory nor a symbolic link"),
                 ));
             }
         }
@@ -142,10 +157,10 @@ impl Walk {
 
     /// Pushes a directory; its names are read at once and bounded.
     fn enter(&mut self, fd: &impl AsFd, path: Vec<u8>) -> Result<(), Refusal> {
-        let shown = String::from_utf8_lossy(&path).into_owned();
+        let shown = self.place.shown(&path);
         if self.levels.len() >= limits::TREE_DEPTH_MAX {
             let message = format!(
-                "/work/{shown} lies more than {} levels deep",
+                "{shown} lies more than {} levels deep",
                 limits::TREE_DEPTH_MAX
             );
             return Err(Refusal::new(RefusalCode::TooLarge, message));
@@ -201,7 +216,7 @@ impl Walk {
             path.push(b'/');
         }
         path.extend_from_slice(name.as_bytes());
-        let shown = String::from_utf8_lossy(&path).into_owned();
+        let shown = self.place.shown(&path);
         let os_name = OsStr::from_bytes(name.as_bytes());
         let fd = match open_beneath(&level.fd, os_name, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Ok(fd) => fd,
@@ -241,7 +256,7 @@ impl Walk {
         path: Vec<u8>,
         seen: &FileStat,
     ) -> Result<TreeEntry, Refusal> {
-        let shown = String::from_utf8_lossy(&path).into_owned();
+        let shown = self.place.shown(&path);
         // O_NONBLOCK: it was a plain file a moment ago, but a FIFO may be there by now.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let fd = open_beneath(at, OsStr::from_bytes(name), flags)
@@ -251,13 +266,13 @@ impl Walk {
         {
             return Err(Refusal::new(
                 RefusalCode::Conflict,
-                format!("/work/{shown} was replaced while it was opened"),
+                format!("{shown} was replaced while it was opened"),
             ));
         }
         let bytes = u64::try_from(stat.st_size).unwrap_or(0);
         self.file = Some(Reading {
             file: File::from(fd),
-            path: path.clone(),
+            shown,
             left: bytes,
         });
         Ok(TreeEntry::File {
@@ -270,7 +285,6 @@ impl Walk {
 
 impl Reading {
     fn chunk(&mut self) -> Result<Bytes, Refusal> {
-        let shown = || String::from_utf8_lossy(&self.path).into_owned();
         let want = usize::try_from(self.left)
             .unwrap_or(usize::MAX)
             .min(limits::COPY_CHUNK_BYTES);
@@ -278,9 +292,9 @@ impl Reading {
         let have = self
             .file
             .read(&mut buffer)
-            .map_err(|error| refused(&shown(), &error))?;
+            .map_err(|error| refused(&self.shown, &error))?;
         if have == 0 {
-            let message = format!("/work/{} became shorter while it was read", shown());
+            let message = format!("{} became shorter while it was read", self.shown);
             return Err(Refusal::new(RefusalCode::Conflict, message));
         }
         buffer.truncate(have);
@@ -320,10 +334,10 @@ fn refused(path: &str, error: &io::Error) -> Refusal {
         _ => RefusalCode::Failed,
     };
     let message = match error.raw_os_error() {
-        Some(libc::ENOENT) => format!("/work/{path} not found"),
-        Some(libc::ELOOP) => format!("/work/{path} leads through a symbolic link"),
-        Some(libc::EXDEV) => format!("/work/{path} leads out of /work"),
-        _ => format!("/work/{path}: {error}"),
+        Some(libc::ENOENT) => format!("{path} not found"),
+        Some(libc::ELOOP) => format!("{path} leads through a symbolic link"),
+        Some(libc::EXDEV) => format!("{path} leads out of its root"),
+        _ => format!("{path}: {error}"),
     };
     Refusal::new(code, message)
 }

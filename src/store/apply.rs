@@ -8,6 +8,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, params};
 use super::{
     Change, Done, Key, SealKey, SmallOutput, StoreError,
     row::{Progress, created_ns, encode_progress, encode_spec, to_integer},
+    volumes::VolumeStatements,
 };
 use crate::{
     job::{JobId, JobView},
@@ -62,6 +63,7 @@ pub(super) struct Statements<'c> {
     delete_output: Statement<'c>,
     delete_keys: Statement<'c>,
     forget_keys: Statement<'c>,
+    volumes: VolumeStatements<'c>,
 }
 
 /// What is known of a job.
@@ -104,6 +106,7 @@ impl<'c> Statements<'c> {
                 "DELETE FROM idempotency_keys WHERE (owner, key) IN (SELECT owner, key \
                  FROM idempotency_keys WHERE expires_ns <= ?1 ORDER BY expires_ns LIMIT ?2)",
             )?,
+            volumes: VolumeStatements::prepare(connection)?,
         })
     }
 
@@ -152,6 +155,9 @@ impl<'c> Statements<'c> {
                     .map_err(StoreError::from_sqlite("delete from"))?;
                 Ok((Done::Forgotten { count }, 0))
             }
+            Change::PutVolume { volume } => self.volumes.put(volume),
+            Change::SetVolume { name, state } => self.volumes.set(name, *state),
+            Change::DeleteVolume { name } => self.volumes.delete(name),
         }
     }
 

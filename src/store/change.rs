@@ -1,7 +1,8 @@
 //! What may be asked of the store, and what it answers.
 
+use super::{StoredVolume, VolumeState};
 use crate::{
-    job::{JobId, JobView},
+    job::{JobId, JobView, VolumeName},
     limits,
 };
 
@@ -51,6 +52,23 @@ pub enum Change {
         /// Now, nanoseconds since the epoch.
         now_ns: i64,
     },
+    /// Writes down a volume that is about to be made.
+    PutVolume {
+        /// The volume; its name is free.
+        volume: Box<StoredVolume>,
+    },
+    /// Overwrites how far a volume is.
+    SetVolume {
+        /// Which.
+        name: VolumeName,
+        /// How far it is.
+        state: VolumeState,
+    },
+    /// Forgets a volume, of which nothing is left. One that is unknown is skipped.
+    DeleteVolume {
+        /// Which.
+        name: VolumeName,
+    },
 }
 
 /// That a change was made. It is on its way to the disk as far as `store.durability` says.
@@ -85,6 +103,8 @@ pub enum Done {
         /// How many there were.
         count: usize,
     },
+    /// The volume is written down, overwritten or forgotten.
+    VolumeNoted,
 }
 
 /// What makes a repeated submit the same one.

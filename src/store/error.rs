@@ -9,7 +9,7 @@ use std::{
 use rusqlite::ErrorCode;
 use thiserror::Error;
 
-use crate::job::JobId;
+use crate::job::{JobId, VolumeName};
 
 /// Why a database cannot be used. Nothing of it was changed, moved or mended.
 #[derive(Debug, Error)]
@@ -191,6 +191,26 @@ pub enum StoreError {
     /// A row without a job's id.
     #[error("a row of the store has no job id")]
     RowId,
+    /// A volume with this name is there.
+    #[error("volume {name} is in the store already")]
+    VolumeExists {
+        /// Which.
+        name: VolumeName,
+    },
+    /// There is no such volume.
+    #[error("volume {name} is not in the store")]
+    VolumeUnknown {
+        /// Which.
+        name: VolumeName,
+    },
+    /// A volume that is there but says what it cannot say.
+    #[error("{column} of volume {name:?} cannot be read")]
+    VolumeRow {
+        /// Which, as it stands there.
+        name: String,
+        /// The column.
+        column: &'static str,
+    },
     /// The value of a secret cannot be sealed.
     #[error("seal {name} of job {id}")]
     Seal {
@@ -238,6 +258,9 @@ impl StoreError {
             | Self::TooMany { .. }
             | Self::Row { .. }
             | Self::RowId
+            | Self::VolumeExists { .. }
+            | Self::VolumeUnknown { .. }
+            | Self::VolumeRow { .. }
             | Self::Seal { .. }
             | Self::Unseal { .. } => false,
         }

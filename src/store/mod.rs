@@ -1,4 +1,4 @@
-//! What outlives the daemon: jobs, in a SQLite database that one thread writes.
+//! What outlives the daemon: jobs and volumes, in a SQLite database that one thread writes.
 //!
 //! [`Store::open`] starts that thread; a [`Writer`] hands it a [`Change`] and hears of it after the commit; a
 //! [`Reader`] answers questions about all jobs there ever were, so that nobody keeps them in memory. What an answered
@@ -15,12 +15,14 @@ mod record;
 mod row;
 mod schema;
 mod seal;
+mod volumes;
 mod writer;
 
 pub use change::{Change, Done, Key, SmallOutput};
 pub use error::{OpenError, StoreError};
 pub use reader::{Cursor, ListQuery, Live, Reader};
 pub use seal::SealKey;
+pub use volumes::{StoredVolume, StoredVolumes, VolumeState};
 pub use writer::{Answer, Options, Rejected, Store, Writer};
 
 /// What an answered change survives.

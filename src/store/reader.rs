@@ -8,10 +8,10 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Params, ToSql, params};
 
 use super::{
-    OpenError, SealKey, SmallOutput, StoreError,
+    OpenError, SealKey, SmallOutput, StoreError, StoredVolumes,
     apply::HAS_OUTPUT,
     row::{COLUMNS, decode, place_of, state_text, to_integer},
-    schema,
+    schema, volumes,
 };
 use crate::{
     job::{JobId, JobView, State},
@@ -201,6 +201,14 @@ impl Reader {
             Ok(found)
         };
         read().map_err(StoreError::from_sqlite("read"))
+    }
+
+    /// All volumes, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be read.
+    pub fn volumes(&self) -> Result<StoredVolumes, StoreError> {
+        volumes::read(&self.connection)
     }
 
     /// How many jobs there are, ended ones included.

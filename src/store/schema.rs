@@ -10,6 +10,7 @@
 //! outputs           small outputs of ended jobs, else in files
 //! idempotency_keys  which submit came with which key
 //! meta              which joblet made which format
+//! volumes           a row a volume, from before it is made until nothing is left of it
 //! ```
 
 use std::{
@@ -28,7 +29,8 @@ use crate::{limits, sys::durable};
 const APPLICATION_ID: i64 = 0x4A6F_626C;
 
 /// What makes format N + 1 of format N. They are never changed once released; a new format is a new entry.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (
         key TEXT PRIMARY KEY NOT NULL,
         value TEXT NOT NULL
@@ -75,7 +77,21 @@ const MIGRATIONS: &[&str] = &["
     ) WITHOUT ROWID;
     CREATE INDEX idempotency_keys_of_job ON idempotency_keys (job_id);
     CREATE INDEX idempotency_keys_expiry ON idempotency_keys (expires_ns);
-"];
+",
+    "
+    CREATE TABLE volumes (
+        name TEXT PRIMARY KEY NOT NULL,
+        size TEXT NOT NULL, -- as it was written
+        bytes INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        created_ns INTEGER NOT NULL, -- since 1970
+        state TEXT NOT NULL
+    ) WITHOUT ROWID;
+",
+];
+
+/// The format with which `volumes` came.
+const VOLUMES_FORMAT: i64 = 2;
 
 /// Questions that walk an index each, 40 bytes a job, whatever the size of the database: lists and recovery are made
 /// from them. The first two count all jobs, the others those that live and those that have ended.
@@ -101,15 +117,15 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<(Connection, F
             connection
                 .execute_batch("PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;")
                 .map_err(refuse("make"))?;
-            migrate(&connection, 0).map_err(refuse("make"))?;
+            migrate(&connection, 0, newest()).map_err(refuse("make"))?;
         }
         Some(format) => {
-            check(&connection, path, limits::STORE_CHECK_BYTES)?;
+            check(&connection, path, format, limits::STORE_CHECK_BYTES)?;
             // Somebody's tool may have changed it.
             connection
                 .execute_batch("PRAGMA journal_mode = WAL;")
                 .map_err(refuse("prepare"))?;
-            migrate(&connection, format).map_err(refuse("bring to the newest format"))?;
+            migrate(&connection, format, newest()).map_err(refuse("bring to the newest format"))?;
         }
     }
     let synchronous = match durability {
@@ -238,14 +254,14 @@ fn found_format(connection: &Connection, path: &Path) -> Result<Option<i64>, Ope
     }
 }
 
-/// Makes the formats that are missing, all or none.
-fn migrate(connection: &Connection, from: i64) -> rusqlite::Result<()> {
-    if from == newest() {
+/// Makes the formats behind `from` up to `to`, all or none.
+fn migrate(connection: &Connection, from: i64, to: i64) -> rusqlite::Result<()> {
+    if from == to {
         return Ok(());
     }
     let transaction = connection.unchecked_transaction()?;
     for (format, migration) in (1_i64..).zip(MIGRATIONS) {
-        if format > from {
+        if format > from && format <= to {
             transaction.execute_batch(migration)?;
             transaction.execute(
                 "INSERT INTO meta (key, value) VALUES (?1, ?2)",
@@ -257,13 +273,18 @@ fn migrate(connection: &Connection, from: i64) -> rusqlite::Result<()> {
         }
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", newest())?;
+    transaction.pragma_update(None, "user_version", to)?;
     transaction.commit()
 }
 
 /// Looks for damage: everywhere in a database of up to `whole_bytes`; in a larger one at the small tables and the indexes that
 /// recovery and lists are made from, because reading a million jobs would take longer than a start may.
-fn check(connection: &Connection, path: &Path, whole_bytes: u64) -> Result<(), OpenError> {
+fn check(
+    connection: &Connection,
+    path: &Path,
+    format: i64,
+    whole_bytes: u64,
+) -> Result<(), OpenError> {
     let refuse = |verb| OpenError::from_sqlite(verb, path);
     let number = |sql: &str| {
         connection
@@ -271,6 +292,7 @@ fn check(connection: &Connection, path: &Path, whole_bytes: u64) -> Result<(), O
             .map_err(refuse("check"))
     };
     let bytes = number("PRAGMA page_count")?.saturating_mul(number("PRAGMA page_size")?);
+    let has_volumes = format >= VOLUMES_FORMAT;
     let checks: &[&str] = if bytes <= to_integer(whole_bytes) {
         &["PRAGMA quick_check(1)"]
     } else {
@@ -278,7 +300,8 @@ fn check(connection: &Connection, path: &Path, whole_bytes: u64) -> Result<(), O
             "PRAGMA quick_check('sqlite_schema')",
             "PRAGMA quick_check('meta')",
             "PRAGMA quick_check('idempotency_keys')",
-        ]
+            "PRAGMA quick_check('volumes')",
+        ][..if has_volumes { 4 } else { 3 }]
     };
     for sql in checks {
         let verdict: String = connection

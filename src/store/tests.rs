@@ -11,7 +11,9 @@ use proptest::{collection::vec, prelude::*, strategy::ValueTree, test_runner::Te
 use tempfile::TempDir;
 
 use super::{record::tests::*, *};
-use crate::job::{EnvEntry, JobId, JobView, State, Transition};
+use crate::job::{
+    EnvEntry, JobId, JobView, State, Transition, VolumeKind, VolumeName, VolumeSize, VolumeSpec,
+};
 
 /// A store in a directory of its own.
 pub(super) struct Scratch {
@@ -108,6 +110,19 @@ pub(super) fn end_of(job: &JobView) -> Change {
     Change::End {
         job: Box::new(job.clone()),
         output: None,
+    }
+}
+
+/// A volume of ordinary size that is being made.
+pub(super) fn stored_volume(name: &str) -> StoredVolume {
+    StoredVolume {
+        spec: VolumeSpec {
+            name: VolumeName::parse(name).unwrap(),
+            size: VolumeSize::parse("1.5GB").unwrap(),
+            kind: VolumeKind::Filesystem,
+        },
+        created_ns: 7,
+        state: VolumeState::Creating,
     }
 }
 

@@ -254,7 +254,8 @@ impl Batch {
             | Done::Duplicate { .. }
             | Done::Updated
             | Done::Ended { .. }
-            | Done::Forgotten { .. } => false,
+            | Done::Forgotten { .. }
+            | Done::VolumeNoted => false,
         };
         Ok(done)
     }

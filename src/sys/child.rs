@@ -145,6 +145,37 @@ pub fn attach(mount: BorrowedFd<'_>, target: &CStr) -> Done {
     .map(drop)
 }
 
+/// mkdir(2).
+pub fn make_dir(path: &CStr, mode: u32) -> Done {
+    const AT_FDCWD: RawFd = -100;
+    let (path, mode) = (path.as_ptr() as usize, mode as usize);
+    // SAFETY: a C string and numbers.
+    unsafe { call(number::MKDIRAT, [number_of(AT_FDCWD), path, mode, 0, 0, 0]) }.map(drop)
+}
+
+/// Makes the mount at `path` read-only, and none of those below it.
+pub fn make_read_only(path: &CStr) -> Done {
+    const AT_FDCWD: RawFd = -100;
+    // struct mount_attr: what is set, what is cleared, propagation, user namespace.
+    const READ_ONLY: [u64; 4] = [1, 0, 0, 0];
+    let (path, attributes) = (path.as_ptr() as usize, READ_ONLY.as_ptr() as usize);
+    // SAFETY: a C string and a structure of the size said, which is constant.
+    unsafe {
+        call(
+            common::MOUNT_SETATTR,
+            [
+                number_of(AT_FDCWD),
+                path,
+                0,
+                attributes,
+                size_of_val(&READ_ONLY),
+                0,
+            ],
+        )
+    }
+    .map(drop)
+}
+
 /// Sets both values of one resource limit of the child.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Done {
     let limit = [soft, hard];
@@ -312,6 +343,7 @@ mod tests {
             (common::CLONE3, libc::SYS_clone3),
             (common::CLOSE_RANGE, libc::SYS_close_range),
             (common::OPENAT2, libc::SYS_openat2),
+            (common::MOUNT_SETATTR, libc::SYS_mount_setattr),
         ];
         for (ours, theirs) in table {
             assert_eq!(libc::c_long::try_from(ours), Ok(theirs));

@@ -28,5 +28,6 @@ pub mod process;
 pub mod raw;
 pub mod scm;
 pub mod seqpacket;
+pub mod trim;
 pub mod uring;
 pub mod userns;

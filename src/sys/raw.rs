@@ -54,7 +54,7 @@ pub mod number {
 #[allow(missing_docs, reason = "each is the name of its system call")]
 pub mod common {
     pub const MOVE_MOUNT: usize = 429; pub const CLONE3: usize = 435; pub const CLOSE_RANGE: usize = 436;
-    pub const OPENAT2: usize = 437;
+    pub const OPENAT2: usize = 437; pub const MOUNT_SETATTR: usize = 442;
 }
 
 /// Makes one system call. The error is the kernel's errno, positive.

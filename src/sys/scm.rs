@@ -8,8 +8,8 @@ use std::{
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-/// Most descriptors in one message of ours.
-pub const FDS_MAX: usize = 20;
+/// Most descriptors in one message of ours; the kernel takes 253.
+pub const FDS_MAX: usize = 96;
 
 /// Sends one message and duplicates of `fds`. Never raises SIGPIPE; blocks only if the socket does.
 ///

@@ -1,8 +1,20 @@
 //! A user namespace that can have no children, held by a process that has already ended.
 
-use std::io;
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::fd::OwnedFd,
+};
 
-use nix::sched::{CloneCb, CloneFlags};
+use nix::{
+    errno::Errno,
+    sched::{CloneCb, CloneFlags},
+    sys::{
+        signal::{SigSet, SigmaskHow},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
 
 /// Enough for a child that makes four system calls.
 const STACK_BYTES: usize = 32 << 10;
@@ -19,7 +31,7 @@ const STACK_BYTES: usize = 32 << 10;
 ///
 /// # Source
 /// clone(2), user_namespaces(7), namespaces(7) "The /proc/sys/user directory".
-pub fn clone_sealed() -> io::Result<nix::unistd::Pid> {
+pub fn clone_sealed() -> io::Result<Pid> {
     let mut stack = vec![0_u8; STACK_BYTES];
     let child: CloneCb<'_> = Box::new(seal);
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
@@ -27,6 +39,40 @@ pub fn clone_sealed() -> io::Result<nix::unistd::Pid> {
     // the child makes system calls only.
     let pid = unsafe { nix::sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
     Ok(pid)
+}
+
+/// A user namespace with one user and one group: `inside` is its number for host ids `uid` and `gid`. For mounts whose
+/// owners are mapped; no process is ever in it.
+///
+/// # Errors
+/// What clone(2) says, or writing to `/proc/PID/uid_map` and its like.
+pub fn with_one_id(inside: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    // The child has our handlers and our memory for as long as it lives.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let cloned = clone_sealed();
+    before.thread_set_mask()?;
+    let pid = cloned?;
+    let opened = map_one(pid, inside, uid, gid);
+    // The child has ended; as a zombie it held its namespace until here.
+    let status = waitpid(pid, Some(WaitPidFlag::__WALL))?;
+    let WaitStatus::Exited(_, errno) = status else {
+        return Err(Errno::EIO.into());
+    };
+    if errno == 0 {
+        opened
+    } else {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+}
+
+fn map_one(pid: Pid, inside: u32, uid: u32, gid: u32) -> io::Result<OwnedFd> {
+    for (file, outside) in [("uid_map", uid), ("gid_map", gid)] {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{pid}/{file}"))?
+            .write_all(format!("{inside} {outside} 1\n").as_bytes())?;
+    }
+    Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
 }
 
 /// Runs in the child. Returns its exit status: 0 or the errno of what failed.

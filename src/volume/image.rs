@@ -20,17 +20,20 @@ use std::{
         unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
-    sys::stat::{Mode, fstat, major, minor},
+    sys::stat::{Mode, fstat},
     unistd::{UnlinkatFlags, unlinkat},
 };
 use thiserror::Error;
 
+use super::{
+    loops::{self, DELETED},
+    mkfs::{self, ToolError},
+};
 use crate::{
     job::JobId,
     limits::{WORK_BYTES_MAX, WORK_BYTES_MIN, WORK_BYTES_RANGE},
@@ -43,16 +46,7 @@ use crate::{
 /// Directory of the images, below the base directory.
 const DIRECTORY: &str = "work";
 const EXTENSION: &str = "img";
-/// What the kernel appends to the path of a file that has lost its name.
-const DELETED: &str = " (deleted)";
 const BLOCK_BYTES: u32 = 4_096;
-/// Where Debian and others keep it; a daemon's PATH often lacks these.
-const MKFS: [&str; 3] = [
-    "/usr/sbin/mkfs.ext4",
-    "/sbin/mkfs.ext4",
-    "/usr/local/sbin/mkfs.ext4",
-];
-
 /// What a job's `/work` shall be.
 #[derive(Debug, Clone, Copy)]
 pub struct WorkOptions<'a> {
@@ -77,20 +71,16 @@ pub enum WorkError {
         /// What was asked.
         bytes: u64,
     },
-    /// The program that makes file systems is not installed.
-    #[error("mkfs.ext4 is not installed (Debian package e2fsprogs)")]
-    NoMkfs,
-    /// It failed.
-    #[error("mkfs.ext4 on {}: {status}: {}", .path.display(), .words.trim_end())]
+    /// No file system on it.
+    #[error("make a file system on {}", .path.display())]
     Mkfs {
         /// The image.
         path: PathBuf,
-        /// How it ended.
-        status: ExitStatus,
-        /// What it said on stderr.
-        words: String,
+        /// Why not.
+        #[source]
+        source: ToolError,
     },
-    /// Making or removing an image, or starting mkfs.ext4.
+    /// Making or removing an image.
     #[error("make {}", .path.display())]
     Make {
         /// The image.
@@ -237,18 +227,14 @@ impl WorkImage {
             Err(error) => return Err(read(error.into())),
         };
         let device = fstat(&tree).map_err(|error| read(error.into()))?.st_dev;
-        // By its number and not by looking through all: there may be one a job.
-        let block = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-        let Some(image) = image_behind(Path::new(&block)) else {
+        let Some(image) = loops::image_of(device) else {
             return Ok(None);
         };
         let directory = canonical(base_dir)?;
         if directory.is_none_or(|directory| job_of(&image, &directory) != Some(job)) {
             return Ok(None);
         }
-        // A link to the device's directory, whose name is the device's.
-        let name = fs::canonicalize(&block).map_err(read)?;
-        let device = Path::new("/dev").join(name.file_name().unwrap_or_default());
+        let device = loops::node_of(device).map_err(read)?;
         Ok(Some(Self { tree, device }))
     }
 
@@ -277,37 +263,23 @@ fn fill(
 }
 
 fn format(path: &Path, uid: u32, gid: u32) -> Result<(), WorkError> {
-    let program = MKFS
-        .into_iter()
-        .find(|program| Path::new(program).exists())
-        .ok_or(WorkError::NoMkfs)?;
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a short-lived program, waited for on the blocking pool"
-    )]
-    let output = Command::new(program)
-        .env_clear()
-        .args(["-q", "-F", "-m", "0", "-b", &BLOCK_BYTES.to_string()])
-        .args(["-O", "^has_journal,^resize_inode"])
-        .args([
-            "-E",
-            &format!("root_owner={uid}:{gid},nodiscard,lazy_itable_init=1"),
-        ])
-        .arg(path)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| WorkError::Make {
-            path: path.to_owned(),
-            source,
-        })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(WorkError::Mkfs {
+    let (block, extended) = (
+        BLOCK_BYTES.to_string(),
+        format!("root_owner={uid}:{gid},nodiscard,lazy_itable_init=1"),
+    );
+    let arguments = [
+        "-m",
+        "0",
+        "-b",
+        &block,
+        "-O",
+        "^has_journal,^resize_inode",
+        "-E",
+        &extended,
+    ];
+    mkfs::make(path, &arguments, None).map_err(|source| WorkError::Mkfs {
         path: path.to_owned(),
-        status: output.status,
-        words,
+        source,
     })
 }
 
@@ -324,16 +296,11 @@ pub fn clean(base_dir: &Path, spared: &HashSet<JobId>) -> Result<Cleaned, WorkEr
     };
     let is_spared =
         |image: &Path| job_of(image, &directory).is_some_and(|job| spared.contains(&job));
-    for (device, image) in loop_devices()? {
-        if !image.starts_with(&directory) || is_spared(&image) {
+    for (device, image) in loops_below(&directory)? {
+        if is_spared(&image) {
             continue;
         }
-        let detach = |source| WorkError::Detach {
-            device: device.clone(),
-            source,
-        };
-        let open = File::open(&device).map_err(detach)?;
-        loopdev::detach(open.as_fd()).map_err(detach)?;
+        loops::detach(&device).map_err(|source| WorkError::Detach { device, source })?;
         cleaned.devices += 1;
     }
     let read = |source| WorkError::Read {
@@ -370,38 +337,20 @@ fn job_of(image: &Path, directory: &Path) -> Option<JobId> {
     JobId::parse(name.strip_suffix(EXTENSION)?.strip_suffix('.')?)
 }
 
-/// The backing file of the block device with this directory below `/sys`; `None` when it is no loop device, or
-/// a free one.
-fn image_behind(block: &Path) -> Option<PathBuf> {
-    let backing = fs::read(block.join("loop/backing_file")).ok()?;
-    Some(PathBuf::from(OsStr::from_bytes(backing.trim_ascii_end())))
-}
-
-/// Every loop device of this machine with its backing file as the kernel names it.
-fn loop_devices() -> Result<Vec<(PathBuf, PathBuf)>, WorkError> {
-    let block = Path::new("/sys/block");
-    let read = |source| WorkError::Read {
-        path: block.to_owned(),
-        source,
-    };
-    let mut devices = Vec::new();
-    for entry in fs::read_dir(block).map_err(read)? {
-        let entry = entry.map_err(read)?;
-        if let Some(image) = image_behind(&entry.path()) {
-            devices.push((Path::new("/dev").join(entry.file_name()), image));
-        }
-    }
-    Ok(devices)
-}
-
 /// The loop devices of this machine whose backing file lies below `directory`, named or deleted.
 ///
 /// # Errors
 /// [`WorkError::Read`].
 pub fn devices_backed_below(directory: &Path) -> Result<Vec<PathBuf>, WorkError> {
-    let mut devices = loop_devices()?;
-    devices.retain(|(_, image)| image.starts_with(directory));
+    let devices = loops_below(directory)?;
     Ok(devices.into_iter().map(|(device, _)| device).collect())
+}
+
+fn loops_below(directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>, WorkError> {
+    loops::below(directory).map_err(|source| WorkError::Read {
+        path: PathBuf::from("/sys/block"),
+        source,
+    })
 }
 
 #[cfg(test)]

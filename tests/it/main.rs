@@ -50,3 +50,5 @@ mod stop;
 mod tidy;
 /// Files into and out of `/work`.
 mod upload;
+/// Named storage that outlives jobs.
+mod volume;

@@ -34,7 +34,8 @@ const PLAN: &[(&str, &[&str])] = &[
     ("volume", &["sys", "job", "limits"]),
     ("store", &["sys", "job", "limits"]),
     ("pki", &["sys", "job", "limits"]),
-    ("config", &["limits"]),
+    // Sizes in a configuration are shown as a job's are.
+    ("config", &["job", "limits"]),
     ("rt", &["sys", "limits"]),
     ("job", &["limits"]),
     ("sys", &[]),

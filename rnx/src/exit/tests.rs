@@ -19,6 +19,7 @@ fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -> Job {
         user: (1000, 1000),
         work_bytes: 0,
         work: Work::Memory,
+        volumes: Vec::new(),
         timeout_ms: Some(2_000),
         grace_ms: 10_000,
         limits: Limits {

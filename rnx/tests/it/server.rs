@@ -360,6 +360,7 @@ pub(crate) fn job(reason: Reason, exit_code: Option<i32>, signal: Option<i32>) -
         user: (1000, 1000),
         work_bytes: 64 << 20,
         work: Work::Memory,
+        volumes: Vec::new(),
         timeout_ms: None,
         grace_ms: 10_000,
         limits: Limits {

@@ -10,15 +10,17 @@ mod schedule;
 mod spec;
 mod tree;
 mod view;
+mod volume;
 
 pub(super) use finding::findings;
 pub(super) use list::{deleted, list_query, more};
 pub(super) use schedule::idempotency_key;
 pub(super) use spec::{Bulk, spec};
-pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message};
+pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message, volume_path};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
 pub(super) use view::{environment, job, job_in_full, node, sample, spec_bytes};
+pub(super) use volume::{volume_name, volume_spec, volumes, volumes_bytes};
 
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ use super::{
     schedule::{priority, schedule},
     too_large,
     tree::check_components,
+    volume::attachments,
 };
 use crate::{
     job::{ByteString, EnvEntry, Refusal, Spec, User},
@@ -77,6 +78,7 @@ pub(in crate::front) fn spec(
         return Err(too_many_entries());
     }
     let limits = job_limits(&submit, settings)?;
+    let volumes = attachments(submit.volumes)?;
     Ok(Spec {
         name: submit.name.map(name).transpose()?,
         labels: labels(submit.labels)?,
@@ -84,8 +86,13 @@ pub(in crate::front) fn spec(
         env,
         workdir: workdir(submit.workdir)?,
         user: user(submit.user)?,
-        work_bytes: work_bytes(submit.work_bytes, submit.uploads, settings)?,
-        volumes: Vec::new(),
+        work_bytes: work_bytes(
+            submit.work_bytes,
+            submit.uploads,
+            !volumes.is_empty(),
+            settings,
+        )?,
+        volumes,
         limits,
         timeout: submit.timeout_ms.map(timeout).transpose()?,
         grace: submit.grace_ms.map_or(Ok(settings.grace), grace)?,
@@ -270,6 +277,7 @@ fn user(user: Option<(u32, u32)>) -> Result<User, Refusal> {
 fn work_bytes(
     asked: Option<u64>,
     uploads: Option<u64>,
+    has_volumes: bool,
     settings: &Settings,
 ) -> Result<u64, Refusal> {
     let uploads = uploads.unwrap_or(0);
@@ -279,6 +287,8 @@ fn work_bytes(
             return Err(invalid(format!("/work of {bytes} bytes")).hint(hint));
         }
         Some(bytes) => bytes,
+        // Work with volumes is work with much data: backups, archives, unpacked trees.
+        None if has_volumes => settings.work_disk_bytes,
         // Half is left to the job: what it makes of its files is rarely smaller than they are.
         None if uploads <= settings.work_memory_bytes / 2 => settings.work_memory_bytes,
         None => settings.work_disk_bytes,
@@ -638,6 +648,31 @@ mod tests {
             refused(asked).message,
             "uploads of 2097153 bytes do not fit into /work of 2097152 bytes"
         );
+    }
+
+    #[test]
+    fn a_job_with_volumes_has_its_work_on_disk_unless_it_asks_for_a_size() {
+        let with_volume = Submit {
+            volumes: vec![proto_rkyv::Attachment {
+                volume: "data".into(),
+                is_read_only: true,
+            }],
+            ..Submit::default()
+        };
+        let spec = granted(with_volume.clone());
+        assert_eq!(spec.work_bytes, settings().work_disk_bytes);
+        let [attachment] = &spec.volumes[..] else {
+            panic!("{:?}", spec.volumes)
+        };
+        assert_eq!(
+            (attachment.volume.as_str(), attachment.is_read_only),
+            ("data", true)
+        );
+        let asked = Submit {
+            work_bytes: Some(2 << 20),
+            ..with_volume
+        };
+        assert_eq!(granted(asked).work_bytes, 2 << 20);
     }
 
     #[test]

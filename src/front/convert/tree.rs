@@ -12,6 +12,24 @@ use crate::{
 /// Permission bits that are kept: no setuid, setgid or sticky.
 const MODE_MASK: u32 = 0o777;
 
+/// What paths are relative to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A job's `/work`, which has inodes for so many entries as an upload may have.
+    Work,
+    /// The root of a volume, which has as many as its size allows for.
+    Volume,
+}
+
+impl Place {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Work => "/work",
+            Self::Volume => "the volume",
+        }
+    }
+}
+
 /// What one piece of an upload asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::front) enum UploadStep {
@@ -28,6 +46,7 @@ pub(in crate::front) enum UploadStep {
 /// Follows an upload piece by piece and refuses what does not add up.
 #[derive(Debug)]
 pub(in crate::front) struct Uploads {
+    place: Place,
     /// What the client announced and has not sent yet.
     announced_left: u64,
     entries: u64,
@@ -38,7 +57,21 @@ pub(in crate::front) struct Uploads {
 impl Uploads {
     /// An upload of files with `announced` bytes together.
     pub(in crate::front) const fn new(announced: u64) -> Self {
+        Self::to(Place::Work, announced)
+    }
+
+    /// Files for a volume, with `announced` bytes together when that is known.
+    pub(in crate::front) const fn into_volume(announced: Option<u64>) -> Self {
+        let announced = match announced {
+            Some(bytes) => bytes,
+            None => u64::MAX,
+        };
+        Self::to(Place::Volume, announced)
+    }
+
+    const fn to(place: Place, announced: u64) -> Self {
         Self {
+            place,
             announced_left: announced,
             entries: 0,
             file_left: 0,
@@ -60,7 +93,7 @@ impl Uploads {
                         self.file_left
                     )));
                 }
-                match entry(upload)? {
+                match entry(upload, self.place)? {
                     Some(entry) => self.begin(entry),
                     None => Ok(UploadStep::End),
                 }
@@ -88,7 +121,7 @@ impl Uploads {
 
     fn begin(&mut self, entry: TreeEntry) -> Result<UploadStep, Refusal> {
         self.entries += 1;
-        if self.entries > limits::UPLOAD_ENTRIES_MAX {
+        if self.place == Place::Work && self.entries > limits::UPLOAD_ENTRIES_MAX {
             let message = format!("upload of more than {} files", limits::UPLOAD_ENTRIES_MAX);
             return Err(too_large(message).hint("upload an archive and unpack it in the job"));
         }
@@ -104,19 +137,19 @@ impl Uploads {
 }
 
 /// An entry as it was sent, checked; `None` at the end.
-fn entry(upload: Upload) -> Result<Option<TreeEntry>, Refusal> {
+fn entry(upload: Upload, place: Place) -> Result<Option<TreeEntry>, Refusal> {
     Ok(Some(match upload {
         Upload::Dir { path, mode } => TreeEntry::Dir {
-            path: upload_path(path)?,
+            path: upload_path(path, place)?,
             mode: mode & MODE_MASK,
         },
         Upload::File { path, mode, bytes } => TreeEntry::File {
-            path: upload_path(path)?,
+            path: upload_path(path, place)?,
             mode: mode & MODE_MASK,
             bytes,
         },
         Upload::Symlink { path, target } => {
-            let path = upload_path(path)?;
+            let path = upload_path(path, place)?;
             if target.is_empty() {
                 return Err(invalid(format!(
                     "upload: symbolic link {} points nowhere",
@@ -139,12 +172,12 @@ pub(in crate::front) fn entry_message(entry: TreeEntry) -> Upload {
     }
 }
 
-/// A destination below `/work`.
-fn upload_path(path: ByteString) -> Result<ByteString, Refusal> {
+/// A destination below `place`.
+fn upload_path(path: ByteString, place: Place) -> Result<ByteString, Refusal> {
     if path.is_empty() {
         return Err(invalid("upload destination is empty"));
     }
-    check_below_work(&path, "upload destination")?;
+    check_below(place, &path, "upload destination")?;
     Ok(path)
 }
 
@@ -153,25 +186,35 @@ fn upload_path(path: ByteString) -> Result<ByteString, Refusal> {
 /// # Errors
 /// When it leads out or no file can have it.
 pub(in crate::front) fn copy_path(path: &[u8]) -> Result<&[u8], Refusal> {
+    checked(Place::Work, path)
+}
+
+/// The same in a volume.
+///
+/// # Errors
+/// As [`copy_path`].
+pub(in crate::front) fn volume_path(path: &[u8]) -> Result<&[u8], Refusal> {
+    checked(Place::Volume, path)
+}
+
+fn checked(place: Place, path: &[u8]) -> Result<&[u8], Refusal> {
     if !path.is_empty() {
-        check_below_work(path, "path")?;
+        check_below(place, path, "path")?;
     }
     Ok(path)
 }
 
-fn check_below_work(path: &[u8], what: &str) -> Result<(), Refusal> {
+fn check_below(place: Place, path: &[u8], what: &str) -> Result<(), Refusal> {
     check_components(path, what)?;
     if path.starts_with(b"/") {
         return Err(invalid(format!("{what} {} is absolute", shown(path)))
-            .hint("name it relative to /work"));
+            .hint(format!("name it relative to {}", place.words())));
     }
     for component in path.split(|byte| *byte == b'/') {
         match component {
             b".." => {
-                return Err(
-                    invalid(format!("{what} {} leads out of /work", shown(path)))
-                        .hint("leave '..' out"),
-                );
+                let message = format!("{what} {} leads out of {}", shown(path), place.words());
+                return Err(invalid(message).hint("leave '..' out"));
             }
             b"" | b"." => {
                 return Err(invalid(format!("{what} {} has empty parts", shown(path)))
@@ -389,5 +432,49 @@ mod tests {
         assert_eq!(copy_path(b""), Ok(&b""[..]));
         assert_eq!(copy_path(b"out/x"), Ok(&b"out/x"[..]));
         assert!(copy_path(b"/work/x").is_err() && copy_path(b"../x").is_err());
+    }
+
+    #[test]
+    fn files_for_a_volume_stay_in_it_and_need_not_be_announced() {
+        assert_eq!(volume_path(b""), Ok(&b""[..]));
+        assert_eq!(volume_path(b"a/b"), Ok(&b"a/b"[..]));
+        let refusal = volume_path(b"a/../../b").unwrap_err();
+        assert_eq!(
+            refusal.message,
+            "path \"a/../../b\" leads out of the volume"
+        );
+        let mut uploads = Uploads::into_volume(None);
+        assert!(uploads.step(control(&file(b"huge", 1 << 50))).is_ok());
+        for (path, expected) in [
+            (
+                &b"../x"[..],
+                "upload destination \"../x\" leads out of the volume",
+            ),
+            (b"/x", "upload destination \"/x\" is absolute"),
+        ] {
+            let mut uploads = Uploads::into_volume(Some(9));
+            let refusal = uploads.step(control(&file(path, 0))).unwrap_err();
+            assert_eq!(refusal.message, expected);
+        }
+        let refusal = Uploads::into_volume(Some(9))
+            .step(control(&file(b"a", 10)))
+            .unwrap_err();
+        assert_eq!(
+            refusal.message,
+            "upload: files are larger than was announced"
+        );
+    }
+
+    #[test]
+    fn a_volume_takes_more_entries_than_an_upload_may_have() {
+        let at_the_bound = |mut uploads: Uploads| {
+            uploads.entries = limits::UPLOAD_ENTRIES_MAX;
+            uploads.step(control(&file(b"a", 0))).map(drop)
+        };
+        assert_eq!(
+            at_the_bound(Uploads::new(9)).unwrap_err().code,
+            RefusalCode::TooLarge
+        );
+        assert_eq!(at_the_bound(Uploads::into_volume(None)), Ok(()));
     }
 }

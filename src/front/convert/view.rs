@@ -2,7 +2,7 @@
 
 use proto_rkyv::{Job, Node};
 
-use super::{cut, limit::ranges_of, schedule::schedule_message};
+use super::{cut, limit::ranges_of, schedule::schedule_message, volume::attachment};
 use crate::{
     job::{
         Caveat, JobId, JobView, LimitKind, Limits, NodeView, Outcome, Peer, Reason, Sample, Spec,
@@ -33,6 +33,7 @@ pub(in crate::front) fn job(view: &JobView) -> Job {
             WorkKind::Memory => proto_rkyv::Work::Memory,
             WorkKind::Disk => proto_rkyv::Work::Disk,
         },
+        volumes: spec.volumes.iter().map(attachment).collect(),
         timeout_ms: spec.timeout.map(milliseconds),
         grace_ms: milliseconds(spec.grace),
         limits: job_limits(&spec.limits),
@@ -251,7 +252,7 @@ pub(in crate::front) mod tests {
 
     use super::*;
     use crate::{
-        job::{EnvEntry, JobId, LogTotals, Schedule, Transition, User},
+        job::{Attachment, EnvEntry, JobId, LogTotals, Schedule, Transition, User, VolumeName},
         limits,
     };
 
@@ -262,6 +263,11 @@ pub(in crate::front) mod tests {
                 format!("{n:0>w$}", w = limits::LABEL_KEY_BYTES_MAX),
                 "v".repeat(limits::LABEL_VALUE_BYTES_MAX),
             )
+        };
+        let attachment = |n: usize| Attachment {
+            volume: VolumeName::parse(&format!("v{n:0>w$}", w = limits::VOLUME_NAME_MAX - 1))
+                .unwrap(),
+            is_read_only: n.is_multiple_of(2),
         };
         let spec = Spec {
             name: Some("n".repeat(limits::NAME_BYTES_MAX)),
@@ -283,7 +289,7 @@ pub(in crate::front) mod tests {
             workdir: [b"/".as_slice(), &[0xff; 4_094]].concat(),
             user: User { uid: 1, gid: 2 },
             work_bytes: 3,
-            volumes: Vec::new(),
+            volumes: (0..limits::JOB_VOLUMES_MAX).map(attachment).collect(),
             limits: Limits {
                 cpu_percent: Some(1),
                 memory_bytes: Some(2),

@@ -1,21 +1,26 @@
-//! Files out of a job's `/work`: an upload in the other direction.
+//! Files out of a job's `/work` or out of a volume: an upload in the other direction.
 
 use proto_rkyv::{Header, Kind, Upload};
 
 use super::{Broken, Session};
 use crate::{
     front::{authorise::Operation, convert},
-    shard::TreeItem,
+    shard::{Tree, TreeItem},
 };
 
 impl Session {
     pub(super) async fn copy(&mut self, copy: proto_rkyv::Copy) -> Result<(), Broken> {
         let path = convert::copy_path(&copy.path)?;
         let id = self.job(Operation::Copy, &copy.job).await?.id;
-        let mut tree = self
+        let tree = self
             .outgoing
             .unless_gone(self.handle.copy_out(id, path))
             .await??;
+        self.tree(tree).await
+    }
+
+    /// Sends a tree entry by entry as it is read.
+    pub(super) async fn tree(&mut self, mut tree: Tree) -> Result<(), Broken> {
         while let Some(item) = self.outgoing.unless_gone(tree.next()).await?? {
             match item {
                 TreeItem::Entry(entry) => {

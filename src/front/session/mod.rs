@@ -18,6 +18,7 @@ mod race;
 mod submit;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 use std::{rc::Rc, time::Instant};
 
@@ -151,6 +152,12 @@ impl Session {
             Request::Node => self.node().await?,
             Request::Metrics(metrics) => Box::pin(self.metrics(metrics)).await?,
             Request::Doctor => self.doctor().await?,
+            Request::VolumeCreate(create) => self.create_volume(create).await?,
+            Request::Volumes => self.volumes().await?,
+            Request::Volume(name) => self.volume(&name).await?,
+            Request::VolumeRemove(name) => self.remove_volume(&name).await?,
+            Request::VolumeRead(read) => Box::pin(self.read_volume(read)).await?,
+            Request::VolumeWrite(write) => Box::pin(self.write_volume(write)).await?,
         }
         self.outgoing.finish();
         Ok(())

@@ -106,8 +106,13 @@ impl Session {
                     }
                 }
             }
-            piece = self.piece().await?.ok_or_else(truncated_upload)?;
+            piece = self.upload_piece().await?;
         }
+    }
+
+    /// The next piece of an upload, which has an end of its own.
+    pub(super) async fn upload_piece(&mut self) -> Result<Piece, Broken> {
+        self.piece().await?.ok_or_else(truncated_upload)
     }
 
     /// The next piece of what the client owes; it may not keep us waiting for ever.

@@ -9,6 +9,9 @@ use thiserror::Error;
 
 use crate::sandbox::init::record::step as init;
 
+/// What the path of a volume in a job begins with.
+pub(super) const VOLUMES: &str = "/volumes/";
+
 /// A resource limit, both values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rlimit {
@@ -51,6 +54,18 @@ pub enum Step<'a> {
     },
     /// The mount that came with the start, on `/work`.
     AttachWork,
+    /// A tmpfs on `/volumes`, for the directories that volumes are attached to.
+    MountVolumes {
+        /// Options of tmpfs(5).
+        options: &'a CStr,
+    },
+    /// The next of the volumes that came with the start, on a directory that is made for it.
+    AttachVolume {
+        /// `/volumes/NAME`.
+        target: &'a CStr,
+    },
+    /// Nothing can be made in `/volumes` itself any more.
+    SealVolumes,
     /// The network namespace that came with the start.
     EnterNet,
     /// One resource limit.
@@ -121,6 +136,9 @@ impl<'a> Step<'a> {
             Self::MountPts { .. } => 26,
             Self::MountWork { .. } => 28,
             Self::AttachWork => 30,
+            Self::MountVolumes { .. } => 32,
+            Self::AttachVolume { .. } => 34,
+            Self::SealVolumes => 36,
             Self::EnterNet => 40,
             Self::Rlimit(_) => 50,
             Self::Affinity { .. } => 52,
@@ -154,6 +172,9 @@ impl<'a> Step<'a> {
             26 => "mount /dev/pts",
             28 => "mount /work",
             30 => "attach /work",
+            32 => "mount /volumes",
+            34 => "attach a volume",
+            36 => "seal /volumes",
             40 => "enter the network namespace",
             50 => "set a resource limit",
             52 => "set the processors",
@@ -185,7 +206,9 @@ impl<'a> Step<'a> {
             Self::MountTmp { options }
             | Self::MountShm { options }
             | Self::MountPts { options }
-            | Self::MountWork { options } => put(out, options.to_bytes_with_nul()),
+            | Self::MountWork { options }
+            | Self::MountVolumes { options }
+            | Self::AttachVolume { target: options } => put(out, options.to_bytes_with_nul()),
             Self::Rlimit(Rlimit {
                 resource,
                 soft,
@@ -204,6 +227,7 @@ impl<'a> Step<'a> {
             Self::CgroupNamespace
             | Self::MountProc
             | Self::AttachWork
+            | Self::SealVolumes
             | Self::EnterNet
             | Self::Stdin
             | Self::Stdout
@@ -260,6 +284,13 @@ impl<'a> Step<'a> {
                 options: options()?,
             },
             30 => Self::AttachWork,
+            32 => Self::MountVolumes {
+                options: options()?,
+            },
+            34 => Self::AttachVolume {
+                target: options().ok().filter(|path| is_volume(path)).ok_or(wrong)?,
+            },
+            36 => Self::SealVolumes,
             40 => Self::EnterNet,
             50 => Self::Rlimit(read_rlimit(contents).ok_or(wrong)?),
             52 if !contents.is_empty() && contents.len().is_multiple_of(8) => {
@@ -285,13 +316,19 @@ impl<'a> Step<'a> {
             52 => return Err(wrong),
             _ => return Err(StepError::Tag(tag)),
         };
-        let takes_none = !matches!(tag, 5 | 22..=28 | 50 | 52 | 84..=88);
+        let takes_none = !matches!(tag, 5 | 22..=28 | 32 | 34 | 50 | 52 | 84..=88);
         if takes_none && !contents.is_empty() {
             Err(wrong)
         } else {
             Ok(step)
         }
     }
+}
+
+/// Whether that is the path of one thing in `/volumes`.
+fn is_volume(path: &CStr) -> bool {
+    let name = path.to_bytes().strip_prefix(VOLUMES.as_bytes());
+    name.is_some_and(|name| !name.is_empty() && !name.starts_with(b".") && !name.contains(&b'/'))
 }
 
 fn read_rlimit(contents: &[u8]) -> Option<Rlimit> {

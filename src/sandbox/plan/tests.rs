@@ -41,6 +41,7 @@ fn plan(change: impl FnOnce(&mut PlanSpec<'_>)) -> Result<Plan, PlanError> {
         rlimits: ALL,
         has_uploads: false,
         joins: 0,
+        volumes: &[],
     };
     change(&mut spec);
     Plan::new(&spec)
@@ -147,6 +148,7 @@ fn what_cannot_be_is_refused_by_name() {
         rlimits: &[],
         has_uploads: false,
         joins: 0,
+        volumes: &[],
     };
     assert_eq!(Plan::new(&spec), Err(PlanError::NoProcessor));
     let one = CpuMask::from_cpus([0]);
@@ -181,6 +183,7 @@ fn the_longest_argument_and_the_last_user_fit() {
         rlimits: &[ALL[0]; 16],
         has_uploads: false,
         joins: 0,
+        volumes: &[],
     };
     let plan = Plan::new(&spec).unwrap();
     let decoded = DecodedPlan::read(plan.bytes()).unwrap();
@@ -221,6 +224,102 @@ fn steps_out_of_order_twice_or_missing_are_no_plan() {
     let mut both = steps.clone();
     both.insert(6, Step::AttachWork);
     assert_eq!(read(&both), Err(DecodeError::Order(30)));
+}
+
+const VOLUMES: [Step<'_>; 4] = [
+    Step::MountVolumes {
+        options: c"size=4096,nr_inodes=3,mode=0755",
+    },
+    Step::AttachVolume {
+        target: c"/volumes/data",
+    },
+    Step::AttachVolume {
+        target: c"/volumes/cache",
+    },
+    Step::SealVolumes,
+];
+
+#[test]
+fn volumes_are_attached_in_their_order_between_work_and_the_network() {
+    let plan = plan(|spec| spec.volumes = &["data", "cache"]).unwrap();
+    let decoded = DecodedPlan::read(plan.bytes()).unwrap();
+    assert_eq!(decoded.wants_volumes(), 2);
+    let at = decoded.steps.iter().position(|step| *step == VOLUMES[0]);
+    let at = at.unwrap();
+    assert_eq!(decoded.steps[at..at + 4], VOLUMES);
+    assert_eq!(
+        (decoded.steps[at - 1].tag(), decoded.steps[at + 4].tag()),
+        (28, 40)
+    );
+    let tags = VOLUMES.map(|step| step.tag());
+    assert!(tags.iter().all(|tag| Step::name(*tag) != "unknown step"));
+    // Without volumes nothing of it is in a plan.
+    let without = self::plan(|_| ()).unwrap();
+    let without = DecodedPlan::read(without.bytes()).unwrap();
+    assert_eq!(without.wants_volumes(), 0);
+    assert!(without.steps.iter().all(|step| !tags.contains(&step.tag())));
+}
+
+#[test]
+fn volumes_out_of_order_or_without_all_their_steps_are_no_plan() {
+    let whole = plan(|spec| spec.volumes = &["data", "cache"]).unwrap();
+    let steps = DecodedPlan::read(whole.bytes()).unwrap().steps;
+    let arguments = || [b"a".as_slice(), b"1 1 0", b"/", b"true"].into_iter();
+    let read = |steps: &[Step<'_>]| {
+        DecodedPlan::read(&encode(steps, arguments(), std::iter::empty())).map(drop)
+    };
+    assert_eq!(read(&steps), Ok(()));
+    let without = |left_out: &[Step<'_>]| {
+        let mut kept = steps.clone();
+        kept.retain(|step| !left_out.contains(step));
+        read(&kept)
+    };
+    assert_eq!(without(&VOLUMES[..1]), Err(DecodeError::Missing(32)));
+    assert_eq!(without(&VOLUMES[1..3]), Err(DecodeError::Missing(34)));
+    assert_eq!(without(&VOLUMES[3..]), Err(DecodeError::Missing(36)));
+    assert_eq!(without(&VOLUMES[1..2]), Ok(()));
+    assert_eq!(without(&VOLUMES), Ok(()));
+    let at = steps.iter().position(|step| *step == VOLUMES[3]).unwrap();
+    let mut swapped = steps.clone();
+    swapped.swap(at - 1, at);
+    assert_eq!(read(&swapped), Err(DecodeError::Order(34)));
+    let mut twice = steps.clone();
+    twice.insert(at, VOLUMES[3]);
+    assert_eq!(read(&twice), Err(DecodeError::Order(36)));
+    let mut same = steps.clone();
+    same[at - 1] = same[at - 2];
+    assert_eq!(read(&same), Err(DecodeError::Order(34)), "attached twice");
+    for target in [
+        c"",
+        c"/volumes",
+        c"/volumes/",
+        c"/volumes/..",
+        c"/volumes/.hidden",
+        c"/volumes/a/b",
+        c"/work",
+        c"volumes/a",
+    ] {
+        let mut elsewhere = steps.clone();
+        elsewhere[at - 1] = Step::AttachVolume { target };
+        let wrong = DecodeError::Step(StepError::Contents(34));
+        assert_eq!(read(&elsewhere), Err(wrong), "{target:?}");
+    }
+}
+
+#[test]
+fn volumes_that_no_start_could_carry_or_no_path_be_are_refused() {
+    let many: &'static [&'static str] = vec!["v"; limits::JOB_VOLUMES_MAX + 1].leak();
+    let count = many.len();
+    assert_eq!(
+        plan(|spec| spec.volumes = many),
+        Err(PlanError::Volumes { count })
+    );
+    for name in ["", "..", "a/b", "a\0", "1"] {
+        let names: &'static [&'static str] = vec![name].leak();
+        let refused = plan(|spec| spec.volumes = names);
+        let name = name.to_owned();
+        assert_eq!(refused, Err(PlanError::VolumeName { name }));
+    }
 }
 
 #[test]
@@ -264,6 +363,7 @@ proptest! {
             rlimits: &[],
             has_uploads,
             joins,
+            volumes: &[],
         };
         let plan = Plan::new(&spec).unwrap();
         let decoded = DecodedPlan::read(plan.bytes()).unwrap();

@@ -50,6 +50,8 @@ pub(in crate::sandbox) struct Request {
     pub(super) user: User,
     pub(super) tree: Option<OwnedFd>,
     pub(super) upload: Option<OwnedFd>,
+    /// Mounts below `/volumes`, by name.
+    pub(super) volumes: Vec<(&'static str, OwnedFd)>,
     pub(in crate::sandbox) ids_base: u32,
     /// Bytes instead of the plan.
     pub(super) plan: Option<Vec<u8>>,
@@ -110,6 +112,7 @@ impl Request {
             },
             tree: None,
             upload: None,
+            volumes: Vec::new(),
             ids_base: 0x9000_0000 + range * 65_536,
             plan: None,
             net_ns: None,
@@ -162,6 +165,11 @@ impl Bench {
             Some(bytes) => memfd::sealed(c"plan", bytes).unwrap(),
             None => request.plan().seal().unwrap(),
         };
+        let volumes: Vec<OwnedFd> = request
+            .volumes
+            .iter()
+            .map(|(_, tree)| tree.try_clone().unwrap())
+            .collect();
         let fds = StartFds {
             plan: plan.as_fd(),
             stdout_write: stdout_write.as_fd(),
@@ -176,6 +184,7 @@ impl Bench {
             work_tree: request.tree.as_ref().map(AsFd::as_fd),
             upload: request.upload.as_ref().map(AsFd::as_fd),
             joins: &[],
+            volumes: &volumes,
         };
         start::send(self.daemon.as_fd(), id, &fds).unwrap();
         let (birth, fds) = birth::receive(self.keeper.as_fd())
@@ -227,6 +236,7 @@ impl Drop for Bench {
 impl Request {
     pub(in crate::sandbox) fn plan(&self) -> Plan {
         let cpus = CpuMask::of_this_thread().unwrap();
+        let names: Vec<&str> = self.volumes.iter().map(|(name, _)| *name).collect();
         let work = if self.tree.is_some() {
             Work::Tree
         } else {
@@ -245,6 +255,7 @@ impl Request {
             rlimits: &[],
             has_uploads: self.upload.is_some(),
             joins: 0,
+            volumes: &names,
         })
         .unwrap()
     }

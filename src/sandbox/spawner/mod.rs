@@ -12,6 +12,7 @@
 //! been born are the keeper's children and notice nothing.
 
 use std::{
+    cell::Cell,
     fs::{self, OpenOptions},
     io::{self, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -202,6 +203,7 @@ impl Spawner {
         if plan.wants_tree() != start.work_tree.is_some()
             || plan.wants_upload() != start.upload.is_some()
             || plan.wants_joins() != start.joins.len()
+            || plan.wants_volumes() != start.volumes.len()
         {
             return Err(unreadable(libc::EINVAL));
         }
@@ -212,6 +214,7 @@ impl Spawner {
             variables: plan.variables.iter().copied().collect(),
             start,
             init: self.init.as_fd(),
+            volume: Cell::new(0),
             progress: &progress,
         };
         let born = vfork(&self.single, start.cgroup.as_fd(), &mut self.stack, || {

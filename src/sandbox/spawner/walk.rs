@@ -33,6 +33,8 @@ pub(super) struct Walk<'a> {
     pub(super) variables: Pointers<'a>,
     pub(super) start: &'a Start,
     pub(super) init: BorrowedFd<'a>,
+    /// Which volume is attached next.
+    pub(super) volume: Cell<usize>,
     pub(super) progress: &'a Progress,
 }
 
@@ -71,6 +73,7 @@ impl Walk<'_> {
         /// Nothing below /proc and /dev/pts is a program; terminals are devices.
         const PROC: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         const PTS: u64 = libc::MS_NOSUID | libc::MS_NOEXEC;
+        const VOLUMES: &CStr = c"/volumes";
         let tmpfs = |target: &CStr, options| child::mount(c"tmpfs", target, PLAIN, Some(options));
         let start = self.start;
         match *step {
@@ -87,6 +90,15 @@ impl Walk<'_> {
             Step::AttachWork => with(start.work_tree.as_ref(), |tree| {
                 child::attach(tree, c"/work")
             }),
+            Step::MountVolumes { options } => tmpfs(VOLUMES, options),
+            Step::AttachVolume { target } => {
+                let index = self.volume.replace(self.volume.get() + 1);
+                with(start.volumes.get(index), |tree| {
+                    child::make_dir(target, 0o755)?;
+                    child::attach(tree, target)
+                })
+            }
+            Step::SealVolumes => child::make_read_only(VOLUMES),
             Step::EnterNet => child::enter(Namespace::Net, start.net_ns.as_fd()),
             Step::Rlimit(limit) => child::set_rlimit(limit.resource, limit.soft, limit.hard),
             Step::Affinity { mask } => child::set_affinity(mask),

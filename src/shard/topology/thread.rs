@@ -31,6 +31,7 @@ use crate::{
         records::Records,
         remote::{Call, Local, Remote},
         seats::Seats,
+        volumes::Shelf,
     },
     store::{Reader, Writer},
 };
@@ -48,6 +49,7 @@ pub(super) struct ThreadParts {
     pub(super) host: Arc<Host>,
     pub(super) core: CoreLimits,
     pub(super) queue: Queue,
+    pub(super) shelf: Shelf,
     pub(super) cpu: usize,
     pub(super) mailbox: Mailbox,
     pub(super) ids: IdRanges,
@@ -88,6 +90,7 @@ impl ThreadParts {
             host: Arc::clone(&self.host),
             limits: self.core,
             queue: self.queue,
+            shelf: self.shelf,
             remote: Remote::new(self.mailbox.out),
             desk: Desk::new(self.ids),
             recorder,
@@ -119,6 +122,8 @@ impl ThreadParts {
         };
         rt::spawn(Rc::clone(&shard).serve_pruning());
         rt::spawn(Rc::clone(&shard).remove_left());
+        rt::spawn(Rc::clone(&shard).guard_space());
+        rt::spawn(Rc::clone(&shard).serve_trims());
         let signals = Signals::new(signals).map_err(io("the signal descriptor"))?;
         let ending = until_the_end(&shard, &signals, self.purpose).await;
         let ending = ending.map_err(io("the signal descriptor"))?;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::{
-    super::{Reader, Store, tests::*},
+    super::{Change, Reader, Store, tests::*},
     *,
 };
 
@@ -89,13 +89,13 @@ fn strange_and_newer_files_are_refused_by_name() {
 
     let scratch = filled(1);
     let other = Connection::open(scratch.path()).unwrap();
-    other.execute_batch("PRAGMA user_version = 2").unwrap();
+    other.execute_batch("PRAGMA user_version = 3").unwrap();
     drop(other);
     let error = refused(&scratch.path());
     assert_eq!(
         error.to_string(),
         format!(
-            "{} has format 2, this joblet knows formats up to 1; it was not touched, start the newer joblet again",
+            "{} has format 3, this joblet knows formats up to 2; it was not touched, start the newer joblet again",
             scratch.path().display()
         )
     );
@@ -143,6 +143,7 @@ fn in_a_large_database_damage_is_found_where_lists_and_recovery_look() {
     let names = [
         "meta",
         "idempotency_keys",
+        "volumes",
         "sqlite_autoindex_jobs_1",
         "jobs_newest",
         "jobs_live",
@@ -156,7 +157,7 @@ fn in_a_large_database_damage_is_found_where_lists_and_recovery_look() {
     drop(other);
     let look = || {
         let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        check(&connection, &path, 0)
+        check(&connection, &path, newest(), 0)
     };
     look().unwrap();
     for (name, page) in roots {
@@ -251,4 +252,74 @@ fn a_place_that_cannot_be_used_is_named() {
     std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
     assert!(Store::open(options(&link)).is_err());
     assert!(!dir.path().join("elsewhere").exists());
+}
+
+/// Makes the files of a closed store those of one that a joblet of format 1 left: what came later is gone.
+fn set_back_to_format_1(path: &Path) {
+    let other = Connection::open(path).unwrap();
+    other
+        .execute_batch(
+            "DROP TABLE volumes; DELETE FROM meta WHERE key <> 'format 1'; PRAGMA user_version = 1; \
+             PRAGMA wal_checkpoint(TRUNCATE)",
+        )
+        .unwrap();
+    let made = |connection: &Connection| -> Vec<String> {
+        let sql = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
+        let mut made = connection.prepare(sql).unwrap();
+        let made = made.query_map([], |row| row.get(0)).unwrap();
+        made.collect::<Result<_, _>>().unwrap()
+    };
+    let first = Connection::open_in_memory().unwrap();
+    migrate(&first, 0, 1).unwrap();
+    assert_eq!(made(&other), made(&first));
+}
+
+#[test]
+fn a_store_of_format_1_is_brought_to_this_one_with_all_that_is_in_it() {
+    let scratch = filled(40);
+    set_back_to_format_1(&scratch.path());
+    assert!(Reader::open(&scratch.path(), &key()).is_err());
+    let (writer, store) = scratch.open();
+    let reader = scratch.reader();
+    assert_eq!(reader.count().unwrap(), 40);
+    assert!(reader.volumes().unwrap().volumes.is_empty());
+    let volume = stored_volume("data");
+    let put = Change::PutVolume {
+        volume: Box::new(volume.clone()),
+    };
+    ask(&writer, put).unwrap();
+    assert_eq!(reader.volumes().unwrap().volumes, [volume]);
+    drop(writer);
+    store.close();
+    // Once is enough.
+    let (_writer, _store) = scratch.open();
+    let formats: i64 = Connection::open(scratch.path())
+        .unwrap()
+        .query_row("SELECT count(*) FROM meta", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(formats, newest());
+}
+
+#[test]
+fn a_damaged_store_of_format_1_is_refused_and_stays_format_1() {
+    let scratch = filled(60);
+    let path = scratch.path();
+    set_back_to_format_1(&path);
+    let look = |whole_bytes| {
+        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        check(&connection, &path, 1, whole_bytes)
+    };
+    // A large one, too, has nothing that it cannot have.
+    look(0).unwrap();
+    let whole = fs::read(&path).unwrap();
+    let other = Connection::open(&path).unwrap();
+    let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'jobs_newest'";
+    let page: u32 = other.query_row(sql, [], |row| row.get(0)).unwrap();
+    drop(other);
+    let begin = (usize::try_from(page).unwrap() - 1) * 4_096;
+    let mut damaged = whole;
+    damaged[begin..begin + 16].fill(0xff);
+    write(&path, &damaged);
+    assert!(matches!(refused(&path), OpenError::Damaged { .. }));
+    assert!(look(0).is_err());
 }

@@ -42,6 +42,7 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         schedule: flags.schedule.clone(),
         priority: flags.priority,
         idempotency_key: flags.idempotency_key.clone(),
+        volumes: Vec::new(),
         after,
     };
     let argv = flags

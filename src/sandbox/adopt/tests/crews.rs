@@ -173,6 +173,7 @@ fn ask(crew: &Crew, number: u32) -> OwnedFd {
         work_tree: None,
         upload: None,
         joins: &[],
+        volumes: &[],
     };
     let spawner = crew.spawner.socket.as_fd();
     while let Err(error) = start::send(spawner, id, &fds) {
