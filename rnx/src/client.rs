@@ -1,7 +1,6 @@
 //! What can be asked of a server.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, pin::pin};
 
 use bytes::Bytes;
 use proto_rkyv::{
@@ -10,6 +9,7 @@ use proto_rkyv::{
 };
 
 use crate::{
+    blob::{Blob, Blobs, Tally},
     config::Node,
     connect::{self, ConnectError, Link},
     conversation::{self, Incoming, Outgoing, Sent, ask, push_frames},
@@ -145,7 +145,7 @@ impl Client {
     pub async fn submit_with(
         &self,
         spec: &Spec,
-        progress: impl FnMut(u64),
+        mut progress: impl FnMut(u64),
     ) -> Result<Run, RequestError> {
         let (outgoing, mut incoming) = conversation::open(&self.link, spec.frames()?).await?;
         let accepted = match &spec.uploads {
@@ -153,7 +153,14 @@ impl Client {
                 outgoing.finish();
                 accepted(&mut incoming).await?
             }
-            Some(tree) => upload_until_accepted(outgoing, &mut incoming, tree, progress).await?,
+            Some(tree) => {
+                let mut contents = 0;
+                let sent = |tally: Tally| {
+                    contents += tally.contents;
+                    progress(contents);
+                };
+                send_until(outgoing, upload::read(tree), sent, accepted(&mut incoming)).await?
+            }
         };
         Ok(Run::new(accepted, incoming, spec.submit.after))
     }
@@ -407,42 +414,40 @@ async fn accepted(incoming: &mut Incoming) -> Result<Accepted, RequestError> {
     Ok(Accepted { id, existing })
 }
 
-/// Sends the tree while listening: a refusal ends the upload at once.
-async fn upload_until_accepted(
+/// Sends blobs while listening for the `answer`: a refusal ends the upload at once.
+pub(crate) async fn send_until<T>(
     outgoing: Outgoing,
-    incoming: &mut Incoming,
-    tree: &Tree,
-    progress: impl FnMut(u64),
-) -> Result<Accepted, RequestError> {
-    let mut sending = std::pin::pin!(send_tree(outgoing, tree, progress));
+    blobs: Blobs,
+    sent: impl FnMut(Tally),
+    answer: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, RequestError> {
+    let mut sending = pin!(send(outgoing, blobs, sent));
+    let mut answer = pin!(answer);
     let early = tokio::select! {
         sent = &mut sending => {
             sent?;
             None
         }
-        accepted = accepted(incoming) => Some(accepted?),
+        answer = &mut answer => Some(answer?),
     };
     match early {
-        None => accepted(incoming).await,
-        Some(accepted) => sending.await.map(|()| accepted),
+        None => answer.await,
+        Some(answer) => sending.await.map(|()| answer),
     }
 }
 
-async fn send_tree(
+async fn send(
     mut outgoing: Outgoing,
-    tree: &Tree,
-    mut progress: impl FnMut(u64),
+    mut blobs: Blobs,
+    mut sent: impl FnMut(Tally),
 ) -> Result<(), RequestError> {
-    let mut blobs = upload::read(tree);
-    let mut sent = 0;
     while let Some(blob) = blobs.next().await {
-        let blob = blob?;
-        if outgoing.send(blob.frames).await? == Sent::Unwanted {
+        let Blob { frames, tally } = blob?;
+        if outgoing.send(frames).await? == Sent::Unwanted {
             // The reply says why; the stream must not look complete meanwhile.
             return Ok(());
         }
-        sent += blob.contents;
-        progress(sent);
+        sent(tally);
     }
     outgoing.finish();
     Ok(())

@@ -3,7 +3,7 @@
 use proto_rkyv::{BulkError, FrameError, Refusal};
 use thiserror::Error;
 
-use crate::{connect::ConnectError, upload::UploadError};
+use crate::{archive::ArchiveError, connect::ConnectError, upload::UploadError};
 
 /// Why a request failed. Only [`RequestError::Refused`] leaves it certain that the server did nothing; after
 /// the others a submitted job may or may not exist.
@@ -50,4 +50,7 @@ pub enum RequestError {
     /// A file to upload could not be read, or changed meanwhile.
     #[error(transparent)]
     Upload(#[from] UploadError),
+    /// An archive to send is none, is cut short, or would write elsewhere.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
 }

@@ -10,7 +10,7 @@
 use std::{error::Error, io};
 
 use rnx::{
-    ConfigError, ConnectError, Distrust, LandingError, RequestError, Side, UploadError,
+    ConfigError, ConnectError, Distrust, LandingError, PackError, RequestError, Side, UploadError,
     proto::{Job, Outcome, Reason, Refusal, RefusalCode},
 };
 
@@ -201,7 +201,8 @@ impl From<RequestError> for Failure {
             RequestError::SpecTooLarge { .. } => Self::of(code::FAILED, &error)
                 .hint("put large data in a file and pass it with --upload"),
             RequestError::Upload(error) => error.into(),
-            RequestError::Aborted { .. }
+            RequestError::Archive(_)
+            | RequestError::Aborted { .. }
             | RequestError::Truncated
             | RequestError::Frame(_)
             | RequestError::Bulk(_)
@@ -225,6 +226,16 @@ impl From<UploadError> for Failure {
             | UploadError::Changed { .. } => code::FAILED,
         };
         Self::of(code, &error)
+    }
+}
+
+impl From<PackError> for Failure {
+    fn from(error: PackError) -> Self {
+        match error {
+            // Whoever reads the archive has had enough.
+            PackError::Write(error) => error.into(),
+            PackError::Path { .. } | PackError::Contents { .. } => Self::of(code::FAILED, &error),
+        }
     }
 }
 

@@ -4,15 +4,22 @@
 //! follows the guide learns that this version does not have them, and a limit that was asked for is never
 //! silently missing.
 
+mod volume;
+
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use rnx::proto::Schedule;
+use rnx::proto::{Attachment, Schedule};
 
 use crate::{
     amount::{self, Cores, Since},
     schedule,
+};
+
+pub(crate) use volume::{
+    VolumeCpFlags, VolumeCreateFlags, VolumeListFlags, VolumeName, VolumeNames, VolumeType,
+    VolumeVerb,
 };
 
 /// Runs Linux jobs on a joblet server.
@@ -112,8 +119,9 @@ pub(crate) enum Verb {
     /// List and remove schedules: jobs that repeat
     #[command(subcommand)]
     Schedule(ScheduleVerb),
-    #[command(hide = true)]
-    Volume(Rest),
+    /// Make, list and remove volumes: storage that outlives jobs
+    #[command(subcommand)]
+    Volume(VolumeVerb),
     #[command(hide = true)]
     Network(Rest),
     #[command(hide = true)]
@@ -215,6 +223,9 @@ pub(crate) struct RunFlags {
     /// File, or directory whose contents, to put in /work (or DEST below it) before the command starts
     #[arg(long, visible_alias = "upload-dir", value_name = "PATH[:DEST]")]
     pub(crate) upload: Vec<OsString>,
+    /// Volume to have as /volumes/NAME; with :ro the job may only read it
+    #[arg(long, value_name = "NAME[:ro]", value_parser = volume::attachment)]
+    pub(crate) volume: Vec<Attachment>,
     /// Name of the job
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
@@ -290,7 +301,7 @@ macro_rules! later {
         }
     };
 }
-later!(volume, network, runtime, gpu, gpu_memory);
+later!(network, runtime, gpu, gpu_memory);
 
 #[derive(Args, Debug)]
 pub(crate) struct ListFlags {

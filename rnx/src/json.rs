@@ -10,6 +10,7 @@
 //! labels               {key: value}
 //! workdir, user        directory; {uid, gid}
 //! work                 {kind: "memory" | "disk", bytes}
+//! volumes              [{name, read_only}], what it has below /volumes
 //! timeout_seconds      or null; grace_seconds
 //! limits               {cpu_percent, memory_bytes, io_bytes_per_second, pids, cores: [number]}, each null when
 //!                      there is no such limit
@@ -21,7 +22,8 @@
 //! schedule_id          the schedule that this is a repetition of, or null
 //! next_run_time        while SCHEDULED, RFC 3339 in UTC, else null; next_run_times: some of them, `job status` only
 //!                      has more than the first; last_run_time: when its schedule last made it run, or null
-//! priority             −100 to 100; waits_for: while QUEUED, what for in one line, else null
+//! priority             −100 to 100; waits_for: while QUEUED, or frozen because the host's disk is full, what for in
+//!                      one line, else null
 //! exit_code            of the command, or null (also in outcome)
 //! outcome              null until the job has ended: {reason, exit_code, signal, signal_name, by, step, errno,
 //!                      cpu_seconds: {user, system}, memory_peak_bytes, io_read_bytes, io_write_bytes,
@@ -36,20 +38,55 @@
 //! {promise, verdict: "enforced" | "partly" | "not_enforced", mechanism, detail, remedy}. `job delete` and
 //! `job delete-all` print {deleted_count, skipped_count}, the former also deleted: the ids as they were given.
 //!
+//! A volume is {name, size: as it was typed, size_bytes, type: "filesystem" | "memory", created, used_bytes: or null,
+//! jobs: [id] that have not ended, damage: null or what is wrong}; `volume list` prints {volumes: [volume]}, `volume
+//! remove` {removed: [name]}, `volume import` {name, entries, bytes, skipped: [path]}.
+//!
 //! `reason` is one of exited, signaled, out_of_memory, timeout, stopped, canceled, log_limit, start_failed,
 //! command_not_found, command_not_executable, host_lost, daemon_down. Bytes that are not UTF-8 are shown as
 //! `{"base64": "…"}`.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rnx::{
-    Deleted, Output, Status, Stream,
+    Deleted, Imported, Output, Status, Stream,
     proto::{
-        Caveat, Finding, Job, Limits, Node, Outcome, Reason, Sample, Schedule, Stall, Usage, Work,
+        Caveat, Finding, Job, Limits, Node, Outcome, Reason, Sample, Schedule, Stall, Usage,
+        Volume, Work,
     },
 };
 use serde_json::{Map, Value, json};
 
 use crate::text::{self, Times};
+
+/// One volume.
+pub(crate) fn volume(volume: &Volume) -> Value {
+    let jobs: Vec<_> = volume.jobs.iter().map(|id| text::id(*id)).collect();
+    json!({
+        "name": volume.name,
+        "size": volume.size,
+        "size_bytes": volume.size_bytes,
+        "type": text::volume_kind(volume.kind),
+        "created": text::utc_time(volume.created_ns.into()),
+        "used_bytes": volume.used_bytes,
+        "jobs": jobs,
+        "damage": volume.damage,
+    })
+}
+
+/// What was written into a volume.
+pub(crate) fn imported(name: &str, imported: &Imported) -> Value {
+    let skipped: Vec<_> = imported
+        .skipped
+        .iter()
+        .map(|path| path.to_string_lossy())
+        .collect();
+    json!({
+        "name": name,
+        "entries": imported.entries,
+        "bytes": imported.bytes,
+        "skipped": skipped,
+    })
+}
 
 /// One job.
 pub(crate) fn job(job: &Job) -> Value {
@@ -77,6 +114,10 @@ pub(crate) fn job(job: &Job) -> Value {
         "command": job.command,
         "labels": labels,
         "workdir": job.workdir,
+        "volumes": job.volumes.iter().map(|attached| json!({
+            "name": attached.volume,
+            "read_only": attached.is_read_only,
+        })).collect::<Vec<_>>(),
         "user": {"uid": job.user.0, "gid": job.user.1},
         "work": {"kind": work(job.work), "bytes": job.work_bytes},
         "timeout_seconds": job.timeout_ms.map(|ms| seconds(ms, 1_000)),

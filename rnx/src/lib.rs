@@ -3,7 +3,8 @@
 //! ```text
 //! config ──► Node ──► connect ──► Client ──► one stream a request ──► Run · Output · Samples · Arrivals
 //!                                   │
-//!                        upload: Tree ──► frames        receive: Landing ◄── frames
+//!               upload: Tree ──► frames        receive: Landing ◄── frames
+//!               archive: tar ──► frames        archive: Pack ◄── frames
 //!
 //! Line: a Client that is made anew when its connection is lost ──► Follow: output that goes on at its byte
 //! ```
@@ -32,6 +33,8 @@
 //! as [`proto`]). It prints nothing and reads no environment variable but through [`Places`].
 #![forbid(unsafe_code)]
 
+mod archive;
+mod blob;
 mod client;
 mod config;
 mod connect;
@@ -45,9 +48,11 @@ mod receive;
 mod stream;
 mod tls;
 mod upload;
+mod volumes;
 
 pub use proto_rkyv as proto;
 
+pub use archive::{ArchiveError, Pack, PackError};
 pub use client::{Client, Deleted, Page, Spec, Status};
 pub use config::{Config, ConfigError, Node, Places, Warning};
 pub use connect::{ConnectError, Distrust, Side, Unreachable};
@@ -58,3 +63,4 @@ pub use receive::{Landing, LandingError};
 pub use stream::{Arrival, Arrivals, LogEvent, Logs, Output, Run, RunEvent, Samples, Stream};
 pub use tls::{Credential, CredentialError};
 pub use upload::{Tree, UploadError};
+pub use volumes::Imported;

@@ -284,7 +284,8 @@ pub(crate) fn is_lost(error: &RequestError) -> bool {
         | RequestError::Unexpected { .. }
         | RequestError::SpecTooLarge { .. }
         | RequestError::RequestTooLarge(_)
-        | RequestError::Upload(_) => false,
+        | RequestError::Upload(_)
+        | RequestError::Archive(_) => false,
     }
 }
 

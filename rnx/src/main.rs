@@ -20,7 +20,7 @@ use std::{env, process::ExitCode};
 
 use crate::{
     exit::{Failure, code},
-    flags::{Flags, JobVerb, Rest, ScheduleVerb, Verb},
+    flags::{Flags, JobVerb, Rest, ScheduleVerb, Verb, VolumeVerb},
     out::Out,
     verb::Session,
 };
@@ -68,7 +68,7 @@ fn run(flags: Flags, out: Out) -> Result<u8, Failure> {
         Verb::Schedule(ScheduleVerb::Remove(jobs)) => {
             block_on(verb::cancel::cancel(&jobs, &session))
         }
-        Verb::Volume(rest) => Err(later("volume", &rest)),
+        Verb::Volume(verb) => volume(verb, &session),
         Verb::Network(rest) => Err(later("network", &rest)),
         Verb::Runtime(rest) => Err(later("runtime", &rest)),
         Verb::Node(rest) => Err(later("node", &rest)),
@@ -90,6 +90,18 @@ fn job(verb: JobVerb, session: &Session) -> Result<u8, Failure> {
         JobVerb::Metrics(flags) => block_on(verb::metrics::metrics(&flags, session)),
         JobVerb::Delete(jobs) => block_on(verb::delete::delete(&jobs, session)),
         JobVerb::DeleteAll => block_on(verb::delete::delete_all(session)),
+    }
+}
+
+fn volume(verb: VolumeVerb, session: &Session) -> Result<u8, Failure> {
+    match verb {
+        VolumeVerb::Create(flags) => block_on(verb::volume::create(&flags, session)),
+        VolumeVerb::List(flags) => block_on(verb::volume::list(&flags, session)),
+        VolumeVerb::Remove(names) => block_on(verb::volume::remove(&names, session)),
+        VolumeVerb::Inspect(name) => block_on(verb::volume::inspect(&name, session)),
+        VolumeVerb::Cp(flags) => block_on(verb::volume::files::cp(&flags, session)),
+        VolumeVerb::Export(name) => block_on(verb::volume::files::export(&name, session)),
+        VolumeVerb::Import(name) => block_on(verb::volume::files::import(&name, session)),
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod sink;
 use std::{
     env,
     io::{self, IsTerminal, Write},
+    path::Path,
 };
 
 use comfy_table::{Table, presets};
@@ -28,6 +29,36 @@ pub(crate) struct Out {
     /// Standard error is a terminal.
     pub(crate) stderr_tty: bool,
     color: bool,
+}
+
+/// What is transferred.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Progress {
+    /// To the server: so many bytes, where that is known.
+    Send(Option<u64>),
+    /// From the server, which does not say how much it is.
+    Receive,
+}
+
+/// How far a transfer is.
+#[derive(Debug)]
+pub(crate) struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    /// So many bytes are done.
+    pub(crate) fn set(&self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(bytes);
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 impl Out {
@@ -95,17 +126,31 @@ impl Out {
         self.say("warning: ", "\x1b[33m", warning);
     }
 
-    /// A bar on a terminal for `total` bytes of upload; `None` when there is nothing to show or nobody to see.
-    pub(crate) fn progress(self, total: u64) -> Option<ProgressBar> {
-        if !self.stderr_tty || total == 0 {
-            return None;
+    /// Shows how far a transfer is, on a terminal, until the result is dropped.
+    pub(crate) fn progress(self, progress: Progress) -> Bar {
+        let (verb, total) = match progress {
+            Progress::Send(total) => ("uploading", total),
+            Progress::Receive => ("downloading", None),
+        };
+        if !self.stderr_tty || total == Some(0) {
+            return Bar(None);
         }
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-        let style = ProgressStyle::with_template(
-            "uploading {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-        );
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+        let rest = match total {
+            Some(_) => "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            None => "{bytes} {bytes_per_sec}",
+        };
+        let style = ProgressStyle::with_template(&format!("{verb} {rest}"));
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Some(bar)
+        Bar(Some(bar))
+    }
+
+    /// Something that was to be sent and is neither file, directory nor link.
+    pub(crate) fn left_out(self, path: &Path) {
+        let path = path.display();
+        self.warn(&format!(
+            "{path} is left out: it is no file, directory or link"
+        ));
     }
 
     /// Why a command failed, and what to do about it.

@@ -1,7 +1,7 @@
 //! Values as people read them.
 
 use jiff::{Timestamp, tz::TimeZone};
-use rnx::proto::{Id, Job, LimitKind, State, Verdict};
+use rnx::proto::{Id, Job, LimitKind, State, Verdict, VolumeKind};
 use uuid::Uuid;
 
 /// A job id as it is typed.
@@ -52,6 +52,18 @@ pub(crate) fn cores(ranges: &[(u32, u32)]) -> String {
         false => format!("{first}-{last}"),
     };
     ranges.iter().map(range).collect::<Vec<_>>().join(",")
+}
+
+pub(crate) const fn volume_kind(kind: VolumeKind) -> &'static str {
+    match kind {
+        VolumeKind::Filesystem => "filesystem",
+        VolumeKind::Memory => "memory",
+    }
+}
+
+/// Where a job has a volume.
+pub(crate) fn volume_path(name: &str) -> String {
+    format!("/volumes/{name}")
 }
 
 /// Whether a job in this state has ended.

@@ -274,7 +274,7 @@ fn what_cannot_be_meant_is_a_usage_error() {
 
 #[test]
 fn flags_of_later_versions_are_recognised_by_name() {
-    for flag in ["volume", "network", "runtime", "gpu", "gpu-memory"] {
+    for flag in ["network", "runtime", "gpu", "gpu-memory"] {
         let flag = format!("--{flag}");
         assert_eq!(
             run(&[&format!("{flag}=1"), "ls"]).1.later.given(),
@@ -286,17 +286,47 @@ fn flags_of_later_versions_are_recognised_by_name() {
             (Some(flag), vec!["ls".into(), "-x".into()])
         );
     }
-    assert_eq!(run(&["ls", "--volume=x"]).1.later.given(), None);
+    assert_eq!(run(&["ls", "--network=x"]).1.later.given(), None);
 }
 
 #[test]
 fn commands_of_later_versions_take_anything() {
-    for verb in ["volume", "network", "runtime", "node", "monitor"] {
+    for verb in ["network", "runtime", "node", "monitor"] {
         assert!(
             parse(&[verb, "create", "x", "--size=1GB", "--help"]).is_ok(),
             "{verb}"
         );
         assert!(parse(&[verb]).is_ok(), "{verb}");
+    }
+}
+
+#[test]
+fn volumes_are_given_one_by_one() {
+    let words = [
+        "--volume=input",
+        "--volume",
+        "output:ro",
+        "ls",
+        "--volume=x",
+    ];
+    let flags = run(&words).1;
+    let found: Vec<_> = flags
+        .volume
+        .iter()
+        .map(|attached| (attached.volume.as_str(), attached.is_read_only))
+        .collect();
+    assert_eq!(found, [("input", false), ("output", true)]);
+    assert_eq!(flags.command, ["ls", "--volume=x"]);
+    for words in [
+        &["job", "run", "--volume=data:x", "ls"][..],
+        &["volume", "create", "data"],
+        &["volume", "create", "--size=1GB"],
+        &["volume", "create", "data", "--size=1GB", "--type=disk"],
+        &["volume", "remove"],
+        &["volume", "cp", "a"],
+        &["volume"],
+    ] {
+        assert!(parse(words).is_err(), "{words:?}");
     }
 }
 

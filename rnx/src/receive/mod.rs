@@ -5,7 +5,8 @@
 //! link: whatever the tree or somebody on this machine puts there, nothing outside the landing place is
 //! opened for writing. Links are stored as they are and not followed afterwards.
 //!
-//! Like `cp -r`: `job cp ID:/work/a/b there` makes `there/b` when `there` is a directory, otherwise `there`.
+//! Like `cp -r`: `job cp ID:/work/a/b there` makes `there/b` when `there` is a directory, otherwise `there`; of all of
+//! a `/work` or a volume it makes `there/work` or `there/` and the volume's name.
 
 use std::{
     ffi::{CString, OsStr},
@@ -96,15 +97,16 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY
     .union(OFlag::O_NOFOLLOW);
 
 impl Landing {
-    /// Prepares `local` for what is copied from `asked`, a path relative to `/work`. Makes nothing yet.
+    /// Prepares `local` for what is copied from `asked`, a path relative to a root that is called `root`. Makes
+    /// nothing yet.
     ///
     /// # Errors
     /// [`LandingError::Destination`] when the directory around `local` is not there;
     /// [`LandingError::Path`] when `asked` is no clean relative path.
-    pub fn new(asked: &[u8], local: &Path) -> Result<Self, LandingError> {
+    pub fn new(asked: &[u8], root: &str, local: &Path) -> Result<Self, LandingError> {
         let asked: Vec<Vec<u8>> = components(asked, asked)?;
         let (dir, name) = if local.is_dir() {
-            let name = asked.last().cloned().unwrap_or_else(|| b"work".to_vec());
+            let name = asked.last().cloned().unwrap_or_else(|| root.into());
             (local.to_path_buf(), name)
         } else {
             let refused = || LandingError::Destination {

@@ -42,14 +42,14 @@ fn a_file_lands_in_a_directory_or_under_a_new_name() {
     let here = tempfile::tempdir().unwrap();
     let at = |name: &str| here.path().join(name);
     for (local, found) in [(here.path().to_path_buf(), at("b")), (at("new"), at("new"))] {
-        let mut landing = Landing::new(b"a/b", &local).unwrap();
+        let mut landing = Landing::new(b"a/b", "work", &local).unwrap();
         land(&mut landing, "a/b").unwrap();
         landing.finish().unwrap();
         assert_eq!(fs::read(&found).unwrap(), b"abc");
         assert_eq!(fs::metadata(&found).unwrap().mode() & 0o7000, 0);
     }
     assert!(matches!(
-        Landing::new(b"a", &at("missing/x")),
+        Landing::new(b"a", "work", &at("missing/x")),
         Err(LandingError::Destination { .. })
     ));
 }
@@ -58,7 +58,7 @@ fn a_file_lands_in_a_directory_or_under_a_new_name() {
 fn a_tree_lands_whole_and_over_what_is_there() {
     let here = tempfile::tempdir().unwrap();
     for _ in 0..2 {
-        let mut landing = Landing::new(b"out", here.path()).unwrap();
+        let mut landing = Landing::new(b"out", "work", here.path()).unwrap();
         landing.entry(&dir("out")).unwrap();
         landing.entry(&dir("out/sub")).unwrap();
         land(&mut landing, "out/sub/f").unwrap();
@@ -70,7 +70,7 @@ fn a_tree_lands_whole_and_over_what_is_there() {
     assert_eq!(fs::read(at("sub/f")).unwrap(), b"abc");
     assert_eq!(fs::read(at("deep/er/g")).unwrap(), b"abc");
     assert_eq!(fs::read_link(at("l")).unwrap(), Path::new("/etc/passwd"));
-    let mut landing = Landing::new(b"", here.path()).unwrap();
+    let mut landing = Landing::new(b"", "work", here.path()).unwrap();
     land(&mut landing, "x").unwrap();
     assert!(
         here.path().join("work/x").exists(),
@@ -81,7 +81,7 @@ fn a_tree_lands_whole_and_over_what_is_there() {
 #[test]
 fn paths_that_were_not_asked_for_are_refused() {
     let here = tempfile::tempdir().unwrap();
-    let mut landing = Landing::new(b"a", here.path()).unwrap();
+    let mut landing = Landing::new(b"a", "work", here.path()).unwrap();
     for path in [
         "b",
         "",
@@ -104,7 +104,7 @@ fn paths_that_were_not_asked_for_are_refused() {
     }
     assert_eq!(fs::read_dir(here.path()).unwrap().count(), 0);
     for asked in [&b"a/../b"[..], b"/a", b".", b"a//b"] {
-        assert!(Landing::new(asked, here.path()).is_err());
+        assert!(Landing::new(asked, "work", here.path()).is_err());
     }
 }
 
@@ -115,7 +115,7 @@ fn no_link_is_followed_out_of_the_landing_place() {
     let victim = outside.path().join("victim");
     File::create(&victim).unwrap();
     let target = outside.path().to_str().unwrap();
-    let mut landing = Landing::new(b"a", here.path()).unwrap();
+    let mut landing = Landing::new(b"a", "work", here.path()).unwrap();
     landing.entry(&dir("a")).unwrap();
     // Links that the server sends first.
     landing.entry(&link("a/d", target)).unwrap();
@@ -129,7 +129,7 @@ fn no_link_is_followed_out_of_the_landing_place() {
     assert!(landing.entry(&link("a/d/l", "t")).is_err());
     // A link that lies there already, in place of the tree itself.
     symlink(target, here.path().join("b")).unwrap();
-    let mut landing = Landing::new(b"b", here.path()).unwrap();
+    let mut landing = Landing::new(b"b", "work", here.path()).unwrap();
     assert!(landing.entry(&dir("b")).is_err());
     assert!(land(&mut landing, "b/new").is_err());
     let found: Vec<_> = fs::read_dir(outside.path())
@@ -143,7 +143,7 @@ fn no_link_is_followed_out_of_the_landing_place() {
 #[test]
 fn contents_are_exactly_as_long_as_announced() {
     let here = tempfile::tempdir().unwrap();
-    let mut landing = Landing::new(b"a", here.path()).unwrap();
+    let mut landing = Landing::new(b"a", "work", here.path()).unwrap();
     assert!(matches!(
         landing.data(b"x"),
         Err(LandingError::Contents { .. })
@@ -166,9 +166,9 @@ fn contents_are_exactly_as_long_as_announced() {
             ..
         })
     ));
-    let mut landing = Landing::new(b"a", here.path()).unwrap();
+    let mut landing = Landing::new(b"a", "work", here.path()).unwrap();
     landing.entry(&file("a/x", 1)).unwrap_err();
-    let mut landing = Landing::new(b"c", here.path()).unwrap();
+    let mut landing = Landing::new(b"c", "work", here.path()).unwrap();
     landing.entry(&file("c/x", 1)).unwrap();
     assert!(matches!(
         landing.entry(&dir("c/y")),
@@ -180,7 +180,7 @@ fn contents_are_exactly_as_long_as_announced() {
 fn a_fifo_in_the_way_neither_blocks_nor_is_written() {
     let here = tempfile::tempdir().unwrap();
     unistd::mkfifo(&here.path().join("a"), mode_of(0o600)).unwrap();
-    let mut landing = Landing::new(b"a", here.path()).unwrap();
+    let mut landing = Landing::new(b"a", "work", here.path()).unwrap();
     assert!(matches!(
         landing.entry(&file("a", 0)),
         Err(LandingError::Write { .. })

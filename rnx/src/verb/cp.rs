@@ -2,62 +2,35 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
-use rnx::{Arrival, Client, Landing};
-use tokio::{sync::mpsc, task};
+use rnx::{Client, Landing};
 
-use super::Session;
+use super::{Session, receive::receive};
 use crate::{
     exit::{Failure, code},
     flags::CpFlags,
+    out::{Out, Progress},
 };
-
-/// Pieces that wait for the disk.
-const PIECES_AHEAD: usize = 64;
 
 pub(crate) async fn cp(flags: &CpFlags, session: &Session) -> Result<u8, Failure> {
     let (job, path) = source(&flags.from)?;
-    let landing = Landing::new(&path, &flags.to)?;
+    let landing = Landing::new(&path, "work", &flags.to)?;
     let client = session.connect().await?;
-    let copied = copy(&client, job, path, landing).await;
+    let copied = copy(&client, job, path, landing, session.out).await;
     client.close().await;
     copied.map(|()| code::DONE)
 }
 
-/// Receives here and writes on a thread of its own, so that a slow disk does not stop the connection.
 async fn copy(
     client: &Client,
     job: String,
     path: Vec<u8>,
-    mut landing: Landing,
+    landing: Landing,
+    out: Out,
 ) -> Result<(), Failure> {
-    let mut arrivals = client.copy(job, path).await?;
-    let (pieces, mut waiting) = mpsc::channel::<Arrival>(PIECES_AHEAD);
-    let writing = task::spawn_blocking(move || {
-        while let Some(piece) = waiting.blocking_recv() {
-            match piece {
-                Arrival::Entry(entry) => landing.entry(&entry)?,
-                Arrival::Data(bytes) => landing.data(&bytes)?,
-            }
-        }
-        Ok(landing)
-    });
-    let received = loop {
-        match arrivals.next().await {
-            // Sending fails only when writing did, and that says why.
-            Ok(Some(piece)) => match pieces.send(piece).await {
-                Ok(()) => {}
-                Err(_) => break Ok(()),
-            },
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
-        }
-    };
-    drop(pieces);
-    let written: Result<Landing, Failure> = writing
-        .await
-        .map_err(|error| Failure::new(format!("write: {error}")))?;
-    received?;
-    Ok(written?.finish()?)
+    let arrivals = client.copy(job, path).await?;
+    let bar = out.progress(Progress::Receive);
+    let landing = receive(arrivals, landing, |bytes| bar.set(bytes)).await?;
+    Ok(landing.finish()?)
 }
 
 /// `ID:/work/PATH` as the job and the path relative to `/work`; `ID:PATH` is the same.

@@ -10,12 +10,15 @@ pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod nodes;
+pub(crate) mod page;
+pub(crate) mod receive;
 pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod shutdown;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod version;
+pub(crate) mod volume;
 pub(crate) mod wait;
 
 use rnx::{Client, Config, Line};

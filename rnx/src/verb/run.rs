@@ -22,7 +22,7 @@ use crate::{
     flags::RunFlags,
     json,
     out::{
-        Out,
+        Out, Progress,
         sink::{Shape, Sink},
     },
     schedule, text,
@@ -92,12 +92,8 @@ async fn submit(line: &Line, spec: &Spec, flags: &RunFlags, out: Out) -> Result<
 
 async fn submit_with_progress(line: &Line, spec: &Spec, out: Out) -> Result<Run, Failure> {
     let total = spec.uploads.as_ref().map_or(0, rnx::Tree::bytes);
-    let Some(bar) = out.progress(total) else {
-        return Ok(line.submit(spec, |_| {}).await?);
-    };
-    let run = line.submit(spec, |sent| bar.set_position(sent)).await;
-    bar.finish_and_clear();
-    Ok(run?)
+    let bar = out.progress(Progress::Send(Some(total)));
+    Ok(line.submit(spec, |sent| bar.set(sent)).await?)
 }
 
 /// Says which job it is. Its state is asked for, not guessed; when that fails the job is there all the same.

@@ -1,13 +1,11 @@
 //! `rnx job status ID`: everything about one job, in sections.
 
-use std::fmt::Write;
-
 use rnx::{
     Status,
     proto::{Job, Limits, Outcome, Usage},
 };
 
-use super::Session;
+use super::{Session, page::Page};
 use crate::{
     exit::{self, Failure, code},
     flags::JobId,
@@ -30,26 +28,6 @@ pub(crate) async fn status(job: &JobId, session: &Session) -> Result<u8, Failure
     Ok(code::DONE)
 }
 
-/// Aligned `Name: value` lines under a heading each; values are made plain.
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn section(&mut self, title: &str) {
-        let gap = if self.0.is_empty() { "" } else { "\n" };
-        self.put(format_args!("{gap}{title}:\n"));
-    }
-
-    fn line(&mut self, name: &str, value: &str) {
-        let label = format!("{name}:");
-        self.put(format_args!("  {label:<13} {}\n", text::plain(value)));
-    }
-
-    fn put(&mut self, text: std::fmt::Arguments<'_>) {
-        self.0.write_fmt(text).expect("a string takes everything");
-    }
-}
-
 fn sections(status: &Status, now_ns: i64) -> String {
     let (job, mut page) = (&status.job, Page::default());
     page.section("Job");
@@ -69,6 +47,15 @@ fn sections(status: &Status, now_ns: i64) -> String {
     page.line("Command", &command(&status.argv));
     page.line("Directory", &job.workdir);
     page.line("User", &format!("{}:{}", job.user.0, job.user.1));
+    for attached in &job.volumes {
+        let path = text::volume_path(&attached.volume);
+        let note = if attached.is_read_only {
+            " (read-only)"
+        } else {
+            ""
+        };
+        page.line("Volume", &format!("{path}{note}"));
+    }
     page.section("Limits");
     limits(&job.limits, &mut page);
     page.line(
@@ -100,13 +87,10 @@ fn sections(status: &Status, now_ns: i64) -> String {
     if !status.env.is_empty() {
         page.section("Environment");
         for entry in &status.env {
-            page.put(format_args!(
-                "  {}\n",
-                text::plain(&String::from_utf8_lossy(entry))
-            ));
+            page.entry(&String::from_utf8_lossy(entry));
         }
     }
-    page.0
+    page.into_text()
 }
 
 /// When a job runs that was not simply started.

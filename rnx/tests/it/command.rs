@@ -181,6 +181,12 @@ fn answer(asked: &Asked) -> Vec<bytes::Bytes> {
         Request::Cancel(_) | Request::Delete(_) | Request::DeleteAll => {
             vec![refused(RefusalCode::Unsupported, "see schedule.rs")]
         }
+        Request::VolumeCreate(_)
+        | Request::Volumes
+        | Request::Volume(_)
+        | Request::VolumeRemove(_)
+        | Request::VolumeRead(_)
+        | Request::VolumeWrite(_) => vec![refused(RefusalCode::Unsupported, "see volume.rs")],
         Request::Wait(id) if id == "fail" => {
             vec![reply(&Reply::Ended(job(Reason::Exited, Some(7), None)))]
         }
@@ -441,9 +447,9 @@ fn what_fails_before_a_command_starts_is_125_attached_and_from_the_table_otherwi
         2,
     );
     for words in [
-        &["job", "run", "--volume=x", "ls"][..],
+        &["job", "run", "--network=x", "ls"][..],
         &["job", "run", "--gpu", "1", "ls"],
-        &["volume", "list"],
+        &["network", "list"],
     ] {
         let (stdout, stderr) = rnx.check(words, 2);
         assert_eq!(stdout, "");
@@ -453,9 +459,9 @@ fn what_fails_before_a_command_starts_is_125_attached_and_from_the_table_otherwi
         );
     }
     assert!(
-        rnx.check(&["volume", "create", "x", "--size=1GB"], 2)
+        rnx.check(&["network", "create", "x", "--cidr=10.0.0.0/8"], 2)
             .1
-            .contains("`rnx volume create`")
+            .contains("`rnx network create`")
     );
     rnx.check(&["job", "stop", "--grace", "1s", "1234"], 2);
     rnx.check(&[], 2);
@@ -590,6 +596,7 @@ fn a_status_has_sections_and_a_stable_object() {
         "transitions",
         "user",
         "uuid",
+        "volumes",
         "waits_for",
         "work",
         "workdir",

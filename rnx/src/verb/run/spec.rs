@@ -20,10 +20,7 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
     })?;
     let uploads = uploads(&flags.upload)?;
     for path in uploads.iter().flat_map(Tree::skipped) {
-        out.warn(&format!(
-            "{} is left out: it is neither file, directory nor link",
-            path.display()
-        ));
+        out.left_out(path);
     }
     let submit = Submit {
         name: flags.name.clone(),
@@ -41,8 +38,8 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         cpu_cores: flags.cpu_cores.as_ref().map(|cores| cores.0.clone()),
         schedule: flags.schedule.clone(),
         priority: flags.priority,
+        volumes: flags.volume.clone(),
         idempotency_key: flags.idempotency_key.clone(),
-        volumes: Vec::new(),
         after,
     };
     let argv = flags

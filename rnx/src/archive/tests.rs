@@ -1,0 +1,229 @@
+//! What goes through an archive, there and back, and what is refused of hostile ones.
+
+use std::io::{Cursor, empty};
+
+use proto_rkyv::{Kind, Piece, Reader, Upload};
+use tar::{Builder, EntryType, Header};
+
+use super::*;
+use crate::error::RequestError;
+
+type Entries = Vec<(Upload, Vec<u8>)>;
+
+/// What a server would be sent of an archive: entries, each with its contents.
+fn sent(archive: Vec<u8>) -> Result<Entries, RequestError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut blobs = unpack(Cursor::new(archive));
+        let mut reader = Reader::default();
+        while let Some(blob) = blobs.next().await {
+            reader.feed(blob?.frames);
+        }
+        let mut entries = Entries::new();
+        while let Some(piece) = reader.next().unwrap() {
+            match piece {
+                Piece::Control(archive) => {
+                    entries.push((Upload::decode(&archive).unwrap(), Vec::new()));
+                }
+                Piece::Begin(header) => assert_eq!(header.kind, Kind::File),
+                Piece::Data { bytes, .. } => {
+                    entries.last_mut().unwrap().1.extend_from_slice(&bytes);
+                }
+            }
+        }
+        assert_eq!(entries.pop().map(|(last, _)| last), Some(Upload::End));
+        Ok(entries)
+    })
+}
+
+fn packed(entries: &[(Upload, Vec<u8>)]) -> Result<Vec<u8>, PackError> {
+    let mut pack = Pack::new(Vec::new(), 1_700_000_000);
+    for (entry, contents) in entries {
+        pack.entry(entry)?;
+        pack.data(contents)?;
+    }
+    pack.finish()
+}
+
+fn dir(path: &[u8]) -> (Upload, Vec<u8>) {
+    let path = path.to_vec();
+    (Upload::Dir { path, mode: 0o750 }, Vec::new())
+}
+
+fn file(path: &[u8], contents: &[u8]) -> (Upload, Vec<u8>) {
+    let entry = Upload::File {
+        path: path.to_vec(),
+        mode: 0o640,
+        bytes: contents.len() as u64,
+    };
+    (entry, contents.to_vec())
+}
+
+fn link(path: &[u8], target: &[u8]) -> (Upload, Vec<u8>) {
+    let (path, target) = (path.to_vec(), target.to_vec());
+    (Upload::Symlink { path, target }, Vec::new())
+}
+
+/// An archive with one entry as somebody else writes it.
+fn foreign(kind: EntryType, name: &[u8], target: &[u8]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    append(&mut builder, kind, name, target);
+    builder.into_inner().unwrap()
+}
+
+fn append(builder: &mut Builder<Vec<u8>>, kind: EntryType, name: &[u8], target: &[u8]) {
+    let mut header = Header::new_gnu();
+    let gnu = header.as_gnu_mut().unwrap();
+    gnu.name[..name.len()].copy_from_slice(name);
+    gnu.linkname[..target.len()].copy_from_slice(target);
+    header.set_entry_type(kind);
+    header.set_mode(0o7755);
+    header.set_size(0);
+    header.set_cksum();
+    builder.append(&header, empty()).unwrap();
+}
+
+#[test]
+fn a_tree_comes_back_as_it_went_in() {
+    let long = [b"d/".as_slice(), &[b'x'; 200]].concat();
+    let tree = [
+        dir(b"d"),
+        file(b"d/empty", b""),
+        file(b"d/block", &[7; 512]),
+        file(b"d/new\nline \xff", b"bytes\0of any kind"),
+        file(&long, &[1; 70_000]),
+        link(b"d/link", b"../anywhere at all"),
+        link(b"d/far", &[b'y'; 300]),
+    ];
+    let archive = packed(&tree).unwrap();
+    assert_eq!(archive.len() % 512, 0);
+    assert_eq!(sent(archive).unwrap(), tree);
+}
+
+#[test]
+fn an_empty_tree_is_an_empty_archive() {
+    assert_eq!(sent(packed(&[]).unwrap()).unwrap(), []);
+}
+
+#[test]
+fn no_path_of_a_server_leads_out_of_an_archive() {
+    for path in [
+        &b"/etc/passwd"[..],
+        b"../x",
+        b"a/../../x",
+        b"",
+        b".",
+        b"a\0b",
+    ] {
+        let refused = packed(&[file(path, b"")]);
+        assert!(matches!(refused, Err(PackError::Path { .. })), "{path:?}");
+    }
+}
+
+#[test]
+fn a_server_that_sends_more_or_less_than_it_said_is_found_out() {
+    for contents in [&b"ab"[..], b"abcd"] {
+        let (entry, _) = file(b"f", b"abc");
+        let refused = packed(&[(entry, contents.to_vec())]);
+        assert!(
+            matches!(refused, Err(PackError::Contents { expected: 3, .. })),
+            "{contents:?}"
+        );
+    }
+}
+
+#[test]
+fn entries_that_would_land_elsewhere_are_refused() {
+    for name in [&b"/etc/passwd"[..], b"../x", b"a/../../x", b".."] {
+        let refused = sent(foreign(EntryType::Regular, name, b""));
+        assert!(
+            matches!(
+                refused,
+                Err(RequestError::Archive(ArchiveError::Outside { .. }))
+            ),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_written_through_a_link_of_the_same_archive() {
+    let mut builder = Builder::new(Vec::new());
+    append(&mut builder, EntryType::Symlink, b"out", b"/etc");
+    append(&mut builder, EntryType::Regular, b"out/passwd", b"");
+    let refused = sent(builder.into_inner().unwrap());
+    assert!(
+        matches!(
+            refused,
+            Err(RequestError::Archive(ArchiveError::Through { .. }))
+        ),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn dots_and_missing_parents_are_made_up_for_and_special_bits_left_out() {
+    let mut builder = Builder::new(Vec::new());
+    append(&mut builder, EntryType::Directory, b"./", b"");
+    append(&mut builder, EntryType::Regular, b"./a/b/f", b"");
+    let found: Vec<_> = sent(builder.into_inner().unwrap())
+        .unwrap()
+        .into_iter()
+        .map(|(entry, _)| entry)
+        .collect();
+    let parent = |path: &[u8]| Upload::Dir {
+        path: path.to_vec(),
+        mode: 0o755,
+    };
+    let f = Upload::File {
+        path: b"a/b/f".to_vec(),
+        mode: 0o755,
+        bytes: 0,
+    };
+    assert_eq!(found, [parent(b"a"), parent(b"a/b"), f]);
+}
+
+#[test]
+fn devices_are_left_out_and_second_names_refused() {
+    assert_eq!(
+        sent(foreign(EntryType::Char, b"null", b"")).unwrap(),
+        Entries::new()
+    );
+    let refused = sent(foreign(EntryType::Link, b"second", b"first"));
+    assert!(
+        matches!(
+            refused,
+            Err(RequestError::Archive(ArchiveError::HardLink { .. }))
+        ),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn an_archive_that_ends_early_is_never_whole() {
+    let archive = packed(&[file(b"f", &[1; 2_000])]).unwrap();
+    // In the header, in the contents, and where the end marker would be.
+    for length in [100, 512, 1_500, 512 + 2_048] {
+        let refused = sent(archive[..length].to_vec());
+        assert!(
+            matches!(refused, Err(RequestError::Archive(_))),
+            "{length}: {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_compressed_is_named() {
+    let refused = sent(b"\x1f\x8b\x08\0\0\0\0\0".to_vec());
+    assert!(
+        matches!(
+            refused,
+            Err(RequestError::Archive(ArchiveError::Compressed {
+                program: "gzip"
+            }))
+        ),
+        "{refused:?}"
+    );
+}

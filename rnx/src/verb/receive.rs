@@ -1,0 +1,78 @@
+//! A tree from the server, taken by something on this machine.
+
+use rnx::{Arrival, Arrivals, Landing, Pack, RequestError, proto::Upload};
+use std::io::Write;
+use tokio::{sync::mpsc, task};
+
+use crate::exit::Failure;
+
+/// Pieces that wait for the disk.
+const PIECES_AHEAD: usize = 64;
+
+/// What a tree is written with.
+pub(super) trait Taker: Send + 'static {
+    fn entry(&mut self, entry: &Upload) -> Result<(), Failure>;
+    fn data(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+}
+
+impl Taker for Landing {
+    fn entry(&mut self, entry: &Upload) -> Result<(), Failure> {
+        Ok(Landing::entry(self, entry)?)
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        Ok(Landing::data(self, bytes)?)
+    }
+}
+
+impl<W: Write + Send + 'static> Taker for Pack<W> {
+    fn entry(&mut self, entry: &Upload) -> Result<(), Failure> {
+        Ok(Pack::entry(self, entry)?)
+    }
+
+    fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        Ok(Pack::data(self, bytes)?)
+    }
+}
+
+/// Receives here and writes on a thread of its own, so that a slow disk does not stop the connection. Gives the taker
+/// back when all of the tree was written; `progress` is told how many bytes of contents came so far.
+pub(super) async fn receive<T: Taker>(
+    mut arrivals: Arrivals,
+    mut taker: T,
+    mut progress: impl FnMut(u64),
+) -> Result<T, Failure> {
+    let (pieces, mut waiting) = mpsc::channel::<Arrival>(PIECES_AHEAD);
+    let writing = task::spawn_blocking(move || {
+        while let Some(piece) = waiting.blocking_recv() {
+            match piece {
+                Arrival::Entry(entry) => taker.entry(&entry)?,
+                Arrival::Data(bytes) => taker.data(&bytes)?,
+            }
+        }
+        Ok(taker)
+    });
+    let mut contents = 0;
+    let received: Result<(), RequestError> = loop {
+        match arrivals.next().await {
+            Ok(Some(piece)) => {
+                if let Arrival::Data(bytes) = &piece {
+                    contents += bytes.len() as u64;
+                    progress(contents);
+                }
+                // Sending fails only when writing did, and that says why.
+                if pieces.send(piece).await.is_err() {
+                    break Ok(());
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    drop(pieces);
+    let written: Result<T, Failure> = writing
+        .await
+        .map_err(|error| Failure::new(format!("write: {error}")))?;
+    received?;
+    written
+}

@@ -1,0 +1,216 @@
+//! What `volume cp` is told: a path in a volume on one side, a path of this machine on the other.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use crate::exit::Failure;
+
+/// A path in a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Remote {
+    pub(super) volume: String,
+    /// Relative to the volume's root, without empty parts; empty for the root.
+    pub(super) path: Vec<u8>,
+    /// It is written with a slash or a dot at its end: a directory is meant.
+    pub(super) is_dir: bool,
+}
+
+/// Which way a copy goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Direction {
+    In { from: PathBuf, to: Remote },
+    Out { from: Remote, to: PathBuf },
+}
+
+/// Reads the two sides.
+pub(super) fn direction(from: &OsStr, to: &OsStr) -> Result<Direction, Failure> {
+    match (remote(from)?, remote(to)?) {
+        (None, Some(to)) => Ok(Direction::In {
+            from: from.into(),
+            to,
+        }),
+        (Some(from), None) => Ok(Direction::Out {
+            from,
+            to: to.into(),
+        }),
+        (Some(_), Some(_)) => Err(Failure::usage(
+            "both sides are paths in volumes".to_owned(),
+        )
+        .hint("copy between volumes in a job that has both; begin a local path with ./ when it has a colon")),
+        (None, None) => Err(Failure::usage("neither side is a path in a volume".to_owned())
+            .hint("write NAME:/path, as in `rnx volume cp model.bin ml-models:/`")),
+    }
+}
+
+/// `NAME:/path`; `NAME:path` is the same. Anything with a slash before its first colon is a path of this machine.
+fn remote(text: &OsStr) -> Result<Option<Remote>, Failure> {
+    let bytes = text.as_bytes();
+    let Some(colon) = bytes.iter().position(|byte| matches!(byte, b':' | b'/')) else {
+        return Ok(None);
+    };
+    let name = str::from_utf8(&bytes[..colon]).ok();
+    let (b':', Some(name)) = (bytes[colon], name.filter(|name| !name.is_empty())) else {
+        return Ok(None);
+    };
+    let path = &bytes[colon + 1..];
+    let parts: Vec<_> = path
+        .split(|byte| *byte == b'/')
+        .filter(|part| !matches!(*part, b"" | b"."))
+        .collect();
+    if parts.contains(&&b".."[..]) {
+        let message = format!("{} leads out of the volume", text.display());
+        return Err(Failure::usage(message).hint("leave '..' out"));
+    }
+    Ok(Some(Remote {
+        volume: name.to_owned(),
+        path: parts.join(&b'/'),
+        is_dir: parts.is_empty() || path.ends_with(b"/") || path.ends_with(b"/."),
+    }))
+}
+
+/// What is at a path of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    Dir,
+    Other,
+    Nothing,
+}
+
+/// Where `from` lands, as [`rnx::Tree::add`] takes it: like `cp -r`, in a directory that is there, else under the new
+/// name. Of `DIR/.` it is what the directory holds.
+pub(super) fn destination(
+    from: &Path,
+    is_dir: bool,
+    to: &Remote,
+    found: Found,
+) -> Result<OsString, Failure> {
+    let written = from.as_os_str().as_bytes();
+    let is_contents =
+        is_dir && (written == b"." || written.ends_with(b"/.") || from.file_name().is_none());
+    let mut path = to.path.clone();
+    match found {
+        Found::Other if is_dir => {
+            let message = format!(
+                "{}:/{} is not a directory",
+                to.volume,
+                OsStr::from_bytes(&path).display()
+            );
+            return Err(Failure::new(message).hint("a directory cannot replace it"));
+        }
+        Found::Other if to.is_dir => {
+            let message = format!(
+                "{}:/{} is not a directory",
+                to.volume,
+                OsStr::from_bytes(&path).display()
+            );
+            return Err(Failure::new(message));
+        }
+        Found::Other => {}
+        Found::Nothing if !to.is_dir => {}
+        Found::Dir | Found::Nothing => {
+            if let Some(name) = from.file_name().filter(|_| !is_contents) {
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name.as_bytes());
+            }
+        }
+    }
+    Ok(OsStr::from_bytes(&path).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::code;
+
+    fn there(volume: &str, path: &str, is_dir: bool) -> Remote {
+        Remote {
+            volume: volume.into(),
+            path: path.into(),
+            is_dir,
+        }
+    }
+
+    #[test]
+    fn a_volume_and_a_path_are_told_from_a_path_of_this_machine() {
+        let check = |text: &str, expected: Option<Remote>| {
+            assert_eq!(remote(OsStr::new(text)), Ok(expected), "{text}");
+        };
+        check("data:/a/b", Some(there("data", "a/b", false)));
+        check("data:a/b", Some(there("data", "a/b", false)));
+        check("data:/", Some(there("data", "", true)));
+        check("data:", Some(there("data", "", true)));
+        check("data:/.", Some(there("data", "", true)));
+        check("data://a/./b/", Some(there("data", "a/b", true)));
+        check("data:/a:b", Some(there("data", "a:b", false)));
+        check("data:/a\nb", Some(there("data", "a\nb", false)));
+        for local in ["a", "./a:b", "/a:b", "a/b:c", ":/a", ""] {
+            check(local, None);
+        }
+        let refused = remote(OsStr::new("data:/a/../../b")).unwrap_err();
+        assert_eq!(refused.code, code::USAGE);
+        // Not for us to judge: the server says what is wrong with a name.
+        check("my.data:/x", Some(there("my.data", "x", false)));
+    }
+
+    #[test]
+    fn a_copy_goes_one_way() {
+        let ask = |from: &str, to: &str| direction(OsStr::new(from), OsStr::new(to));
+        assert_eq!(
+            ask("a", "data:/"),
+            Ok(Direction::In {
+                from: "a".into(),
+                to: there("data", "", true)
+            })
+        );
+        assert_eq!(
+            ask("data:/a", "b"),
+            Ok(Direction::Out {
+                from: there("data", "a", false),
+                to: "b".into()
+            })
+        );
+        for (from, to) in [("a", "b"), ("data:/a", "other:/b"), ("data:/../a", "b")] {
+            assert_eq!(ask(from, to).unwrap_err().code, code::USAGE, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn what_is_copied_lands_in_a_directory_or_under_its_new_name() {
+        let check = |from: &str, is_dir, to: &str, is_to_dir, found, expected: &str| {
+            let landed = destination(Path::new(from), is_dir, &there("v", to, is_to_dir), found);
+            assert_eq!(landed, Ok(expected.into()), "{from} {to} {found:?}");
+        };
+        // Files.
+        check("d/f", false, "", true, Found::Dir, "f");
+        check("d/f", false, "x", false, Found::Dir, "x/f");
+        check("d/f", false, "x", false, Found::Nothing, "x");
+        check("d/f", false, "x", true, Found::Nothing, "x/f");
+        check("d/f", false, "x", false, Found::Other, "x");
+        // Directories.
+        check("d/e", true, "", true, Found::Dir, "e");
+        check("d/e/", true, "", true, Found::Dir, "e");
+        check("d/e", true, "x", false, Found::Dir, "x/e");
+        check("d/e", true, "x", false, Found::Nothing, "x");
+        // What they hold.
+        check("d/e/.", true, "", true, Found::Dir, "");
+        check(".", true, "x/y", false, Found::Dir, "x/y");
+        check("/", true, "x", false, Found::Dir, "x");
+        check("..", true, "x", true, Found::Nothing, "x");
+    }
+
+    #[test]
+    fn a_directory_does_not_replace_a_file() {
+        let refused = destination(Path::new("d"), true, &there("v", "f", false), Found::Other);
+        assert_eq!(
+            refused.unwrap_err().message.as_deref(),
+            Some("v:/f is not a directory")
+        );
+        let refused = destination(Path::new("d"), false, &there("v", "f", true), Found::Other);
+        assert!(refused.is_err());
+    }
+}
