@@ -20,6 +20,8 @@ mod crash;
 mod crash_suite;
 /// A host whose disk is nearly, and really, full.
 mod disk;
+/// The user's guide to volumes, block by block.
+mod guide;
 /// Private daemons, the client, and waiting without sleeping.
 mod harness;
 /// Peers that lie, stall and vanish.
