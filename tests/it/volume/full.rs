@@ -47,8 +47,11 @@ fn below_the_reserve_who_may_take_space_stands_still_until_there_is_some() {
         }
         assert!(free(disk) > 0);
         let filler = Filler::until(disk, RESERVE / 2);
-        let refused = daemon.with("data", "true");
-        assert!(refused.stderr.contains("disk"), "{refused:?}");
+        // The daemon looks at the disk now and then.
+        wait_until(SHORT, "no job is admitted", || {
+            let refused = daemon.with("data", "true");
+            Waiting::when(refused.stderr.contains("disk"), || format!("{refused:?}"))
+        });
         let refused = daemon.rnx(["volume", "create", "more", "--size=1MB"]);
         assert_ne!(refused.code, 0);
         assert!(refused.stderr.contains("disk"), "{refused:?}");
