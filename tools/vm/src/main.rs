@@ -46,8 +46,8 @@ use kernel::{Kernel, Series};
 use machine::Init;
 use power::Cuts;
 
-/// What a cgroup hierarchy and a kernel may change: on every kernel.
-const ON_EVERY_KERNEL: &[&str] = &["isolation::", "limits::"];
+/// What a cgroup hierarchy and a kernel may change, volumes in memory among it: on every kernel.
+const ON_EVERY_KERNEL: &[&str] = &["isolation::", "limits::", "volume::a_"];
 /// What sets the machine's clock: on the last kernel only, and alone.
 const CLOCK: &[&str] = &["machine::clock::", "--test-threads=1"];
 /// What needs systemd as PID 1: on the last kernel only.
