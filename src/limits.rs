@@ -223,6 +223,10 @@ const _: () = assert!(*JOB_CPU_PERCENT_RANGE.end() <= *CPU_BUDGET_RANGE.end());
 /// Waiting jobs in one piece of a line: a move within 12 KiB costs less than the search before it.
 pub const LINE_PIECE_JOBS: usize = 512;
 
+/// How long a lock of the base directory is waited for whose daemon has ended: a child between fork and execve has
+/// it, which takes microseconds, or seconds on a host that is out of memory.
+pub const LOCK_ORPHANED_MAX: Duration = Duration::from_secs(3);
+
 // ---- making sandboxes -------------------------------------------------------------------------------
 
 /// Jobs of one shard whose sandbox is being made at once; more wait their turn in the order of arrival.

@@ -22,6 +22,8 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -33,10 +35,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use thiserror::Error;
 
 use super::{Holder, Instance};
-use crate::sys::durable;
+use crate::{limits, sys::durable};
 
 /// Length of the key of the store.
 const SEAL_KEY_BYTES: usize = 32;
+
+/// Between two tries to take a lock that nobody is left to give.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 const DIRS: [&str; 5] = ["run", "jobs", "pki", "work", "spool"];
 
@@ -158,7 +163,8 @@ impl Base {
         alone(&self.root)
     }
 
-    /// Takes the lock that the one daemon of this directory holds, without waiting, and writes our pid.
+    /// Takes the lock that the one daemon of this directory holds, and writes our pid. A daemon that lives is not
+    /// waited for; of one that was killed a child that it was just making may have the lock for a moment more.
     ///
     /// # Errors
     /// [`BaseError::Held`] when another process has it.
@@ -173,15 +179,34 @@ impl Base {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(|source| io_error("open", &path, source))?;
-        let mut locked = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => locked,
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(BaseError::Held {
-                    root: self.root.clone(),
-                    pid: self.written_pid(),
-                });
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "before there is any shard, whose clock could be asked"
+        )]
+        let is_late = {
+            let begin = Instant::now();
+            move || begin.elapsed() >= limits::LOCK_ORPHANED_MAX
+        };
+        let mut file = file;
+        let mut locked = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(locked) => break locked,
+                Err((again, Errno::EWOULDBLOCK)) => {
+                    if self.holder()?.is_some() || is_late() {
+                        return Err(BaseError::Held {
+                            root: self.root.clone(),
+                            pid: self.written_pid(),
+                        });
+                    }
+                    file = again;
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "before there is any shard, and nobody says when it is given"
+                    )]
+                    thread::sleep(LOCK_PAUSE);
+                }
+                Err((_, errno)) => return Err(io_error("lock", &path, errno.into())),
             }
-            Err((_, errno)) => return Err(io_error("lock", &path, errno.into())),
         };
         locked
             .set_len(0)
@@ -373,7 +398,9 @@ fn check_own(path: &Path) -> Result<(), BaseError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -434,6 +461,31 @@ mod tests {
             "the pid is still written, the lock is not held"
         );
         drop(base.lock().unwrap());
+    }
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test needs a process of its own to end"
+    )]
+    fn a_lock_that_an_ended_daemon_has_left_to_a_child_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = Base::create(dir.path()).unwrap();
+        // No process has that number.
+        File::create(base.lock_file())
+            .and_then(|mut file| file.write_all(b"4194305\n"))
+            .unwrap();
+        let mut child = Command::new("flock")
+            .arg("--no-fork")
+            .arg(base.lock_file())
+            .args(["sh", "-c", "echo; exec sleep 0.2"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0];
+        child.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        drop(base.lock().unwrap());
+        assert!(child.wait().unwrap().success());
     }
 
     #[test]
