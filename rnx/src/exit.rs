@@ -10,7 +10,8 @@
 use std::{error::Error, io};
 
 use rnx::{
-    ConfigError, ConnectError, Distrust, LandingError, PackError, RequestError, Side, UploadError,
+    ArchiveError, ConfigError, ConnectError, Distrust, LandingError, PackError, RequestError, Side,
+    UploadError,
     proto::{Job, Outcome, Reason, Refusal, RefusalCode},
 };
 
@@ -201,8 +202,8 @@ impl From<RequestError> for Failure {
             RequestError::SpecTooLarge { .. } => Self::of(code::FAILED, &error)
                 .hint("put large data in a file and pass it with --upload"),
             RequestError::Upload(error) => error.into(),
-            RequestError::Archive(_)
-            | RequestError::Aborted { .. }
+            RequestError::Archive(error) => error.into(),
+            RequestError::Aborted { .. }
             | RequestError::Truncated
             | RequestError::Frame(_)
             | RequestError::Bulk(_)
@@ -226,6 +227,33 @@ impl From<UploadError> for Failure {
             | UploadError::Changed { .. } => code::FAILED,
         };
         Self::of(code, &error)
+    }
+}
+
+impl From<ArchiveError> for Failure {
+    fn from(error: ArchiveError) -> Self {
+        let hint = match &error {
+            ArchiveError::Compressed { program } => Some(format!(
+                "`{program} -dc FILE | rnx volume import NAME` takes it"
+            )),
+            ArchiveError::HardLink { .. } => {
+                Some("make the archive with `tar --hard-dereference`".into())
+            }
+            ArchiveError::Unsupported { .. } => {
+                Some("make the archive with `tar --format=gnu`".into())
+            }
+            ArchiveError::Outside { .. } | ArchiveError::Through { .. } => {
+                Some("make the archive of what a directory holds: `tar -C DIR -c .`".into())
+            }
+            ArchiveError::Truncated => {
+                Some("did the command that makes it fail? What came before is written".into())
+            }
+            ArchiveError::Read(_) => None,
+        };
+        Self {
+            hint,
+            ..Self::of(code::FAILED, &error)
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! What goes through an archive, there and back, and what is refused of hostile ones.
 
-use std::io::{Cursor, empty};
+use std::{
+    io::{Cursor, Read, Write, empty},
+    thread,
+};
 
 use proto_rkyv::{Kind, Piece, Reader, Upload};
 use tar::{Builder, EntryType, Header};
@@ -12,11 +15,15 @@ type Entries = Vec<(Upload, Vec<u8>)>;
 
 /// What a server would be sent of an archive: entries, each with its contents.
 fn sent(archive: Vec<u8>) -> Result<Entries, RequestError> {
+    sent_of(Cursor::new(archive))
+}
+
+fn sent_of(archive: impl Read + Send + 'static) -> Result<Entries, RequestError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut blobs = unpack(Cursor::new(archive));
+        let mut blobs = unpack(archive);
         let mut reader = Reader::default();
         while let Some(blob) = blobs.next().await {
             reader.feed(blob?.frames);
@@ -226,4 +233,65 @@ fn what_is_compressed_is_named() {
         ),
         "{refused:?}"
     );
+}
+
+#[test]
+fn zeros_in_a_file_are_not_the_end_marker() {
+    let archive = packed(&[file(b"f", &[0; 1_024])]).unwrap();
+    let refused = sent(archive[..archive.len() - 1_024].to_vec());
+    assert!(
+        matches!(refused, Err(RequestError::Archive(ArchiveError::Truncated))),
+        "{refused:?}"
+    );
+    let nothing = sent(Vec::new());
+    assert!(matches!(
+        nothing,
+        Err(RequestError::Archive(ArchiveError::Truncated))
+    ));
+}
+
+#[test]
+fn whoever_writes_into_a_pipe_is_not_cut_off_in_its_padding() {
+    let tree = [file(b"f", b"x")];
+    let archive = [packed(&tree).unwrap(), vec![0; 300_000]].concat();
+    let (reader, mut writer) = io::pipe().unwrap();
+    let writing = thread::spawn(move || writer.write_all(&archive));
+    assert_eq!(sent_of(reader).unwrap(), tree);
+    writing.join().unwrap().unwrap();
+}
+
+#[test]
+fn holes_that_only_gnu_tar_understands_are_not_taken_for_contents() {
+    let mut builder = Builder::new(Vec::new());
+    builder
+        .append_pax_extensions([("GNU.sparse.major", &b"1"[..])])
+        .unwrap();
+    append(&mut builder, EntryType::Regular, b"holes", b"");
+    let refused = sent(builder.into_inner().unwrap());
+    assert!(
+        matches!(
+            refused,
+            Err(RequestError::Archive(ArchiveError::Unsupported { .. }))
+        ),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn directories_as_they_were_before_posix_and_comments_of_git_are_known() {
+    let mut builder = Builder::new(Vec::new());
+    append(
+        &mut builder,
+        EntryType::XGlobalHeader,
+        b"pax_global_header",
+        b"",
+    );
+    append(&mut builder, EntryType::Regular, b"old/", b"");
+    let mut entries = sent(builder.into_inner().unwrap()).unwrap();
+    let old = Upload::Dir {
+        path: b"old".to_vec(),
+        mode: 0o755,
+    };
+    assert_eq!(entries.pop(), Some((old, Vec::new())));
+    assert!(entries.is_empty());
 }

@@ -5,6 +5,15 @@ use std::ffi::OsString;
 use clap::{Args, Subcommand, ValueEnum};
 use rnx::proto::Attachment;
 
+const CP_HELP: &str = "\
+As with `cp -r`: into a directory that is there, else under the new name. DIR/. is what DIR holds.
+A path of this machine that has a colon begins with ./ or /";
+const ARCHIVE_HELP: &str =
+    "It holds contents, names, permission bits and symbolic links, not owners and times.";
+const IMPORT_HELP: &str = "\
+Files that are there already are replaced, others stay. Owners, times and special files are left out.
+When it fails, what came before that is written.";
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum VolumeVerb {
     /// Make a volume
@@ -16,10 +25,13 @@ pub(crate) enum VolumeVerb {
     /// Show everything about a volume
     Inspect(VolumeName),
     /// Copy files into a volume, or out of one
+    #[command(after_help = CP_HELP)]
     Cp(VolumeCpFlags),
     /// Write all files of a volume to standard output, as a tar archive
+    #[command(after_help = ARCHIVE_HELP)]
     Export(VolumeName),
     /// Write the files of a tar archive on standard input into a volume
+    #[command(after_help = IMPORT_HELP)]
     Import(VolumeName),
 }
 
@@ -82,6 +94,9 @@ pub(super) fn attachment(text: &str) -> Result<Attachment, String> {
         "ro" => true,
         _ => return Err(format!("{access:?} is neither ro nor rw")),
     };
+    if volume.is_empty() {
+        return Err("the volume has no name".into());
+    }
     Ok(Attachment {
         volume: volume.to_owned(),
         is_read_only,
@@ -108,7 +123,15 @@ mod tests {
         check("data:rw", "data", false);
         check("data:ro", "data", true);
         check("my.data", "my.data", false);
-        for refused in ["data:", "data:r", "data:ro:ro", "data:RO", "data:/x"] {
+        for refused in [
+            "data:",
+            "data:r",
+            "data:ro:ro",
+            "data:RO",
+            "data:/x",
+            ":ro",
+            "",
+        ] {
             assert!(attachment(refused).is_err(), "{refused}");
         }
     }

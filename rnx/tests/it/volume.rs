@@ -6,13 +6,16 @@ use std::{
     process::Stdio,
 };
 
-use proto_rkyv::{Kind, RefusalCode, Reply, Request, Upload, Volume, VolumeCreate, VolumeKind};
+use nix::pty::openpty;
+use proto_rkyv::{
+    Attachment, Kind, Reason, RefusalCode, Reply, Request, Upload, Volume, VolumeCreate, VolumeKind,
+};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{
     command::Setting,
-    server::{Asked, ID, ID_TEXT, Server, asked, data, refused, reply, say},
+    server::{Asked, ID, ID_TEXT, Server, asked, data, job, refused, reply, say},
 };
 
 fn mydata() -> Volume {
@@ -107,7 +110,29 @@ fn answer(request: &Request) -> Vec<bytes::Bytes> {
             entry(Upload::End),
         ],
         Request::VolumeWrite(_) => vec![reply(&Reply::Finished)],
+        Request::Submit(submit) if submit.volumes.len() > 1 => {
+            vec![refused(
+                RefusalCode::Invalid,
+                "volume mydata is given twice",
+            )]
+        }
+        Request::Submit(_) => vec![reply(&Reply::Accepted {
+            id: ID,
+            existing: false,
+        })],
+        Request::Status(_) => {
+            let mut with_volumes = job(Reason::Exited, Some(0), None);
+            with_volumes.volumes = vec![attachment("mydata", false), attachment("cache", true)];
+            vec![reply(&Reply::Status(with_volumes))]
+        }
         _ => vec![refused(RefusalCode::NotFound, "volume not found")],
+    }
+}
+
+fn attachment(volume: &str, is_read_only: bool) -> Attachment {
+    Attachment {
+        volume: volume.into(),
+        is_read_only,
     }
 }
 
@@ -262,4 +287,108 @@ fn files_are_copied_in_and_out_like_by_cp() {
     rnx.check(&["volume", "cp", file, "there"], 2);
     rnx.check(&["volume", "cp", "mydata:/x", "cache:/y"], 2);
     rnx.check(&["volume", "cp", "mydata:/none", "here"], 3);
+}
+
+#[test]
+fn a_job_is_given_its_volumes_and_shows_them() {
+    let (rnx, mut told) = with_volumes();
+    let submitted = |asked: Asked| match asked.request {
+        Request::Submit(submit) => submit.volumes,
+        other => panic!("{other:?}"),
+    };
+    let scheduled = ["job", "run", "-d", "--schedule=1h", "--volume=mydata", "ls"];
+    for (words, expected) in [
+        (
+            &["job", "run", "-d", "--volume", "mydata:ro", "ls"][..],
+            true,
+        ),
+        (&["job", "run", "-d", "--volume=mydata:rw", "ls"], false),
+        (&scheduled, false),
+    ] {
+        rnx.check(words, 0);
+        assert_eq!(submitted(one(&mut told)), [attachment("mydata", expected)]);
+        one(&mut told);
+    }
+    let twice = ["job", "run", "--volume=mydata", "--volume=mydata:ro", "ls"];
+    let (_, stderr) = rnx.check(&twice, 2);
+    assert!(stderr.contains("error: volume mydata is given twice"));
+    one(&mut told);
+    rnx.check(&["job", "run", "--volume=mydata:/mnt", "ls"], 2);
+    assert!(told.try_recv().is_err(), "that is not sent");
+
+    let (stdout, _) = rnx.check(&["job", "status", "1f3a"], 0);
+    let shown = |volume: &str| {
+        let mut lines = stdout.lines();
+        let line = lines.find(|line| line.contains(volume));
+        line.unwrap_or_else(|| panic!("{volume}\n{stdout}"))
+            .to_owned()
+    };
+    assert!(!shown("mydata").contains("read-only"));
+    assert!(shown("cache").contains("read-only"));
+    let (stdout, _) = rnx.check(&["job", "status", "1f3a", "--json"], 0);
+    let status: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        status["volumes"],
+        json!([
+            {"name": "mydata", "read_only": false},
+            {"name": "cache", "read_only": true},
+        ])
+    );
+}
+
+#[test]
+fn an_archive_goes_to_no_terminal_and_comes_from_none() {
+    let (rnx, mut told) = with_volumes();
+    let terminal = || openpty(None, None).unwrap();
+    let check = |words: &[&str], stdin: Stdio, stdout: Stdio, hint: &str| {
+        let output = rnx.command(words).stdin(stdin).stdout(stdout).output();
+        let output = output.unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(hint), "{stderr}");
+    };
+    let there = terminal();
+    check(
+        &["volume", "export", "mydata"],
+        Stdio::null(),
+        there.slave.into(),
+        "> mydata.tar",
+    );
+    let there = terminal();
+    check(
+        &["volume", "import", "mydata"],
+        there.slave.into(),
+        Stdio::null(),
+        "< mydata.tar",
+    );
+    check(
+        &["volume", "export", "mydata", "--json"],
+        Stdio::null(),
+        Stdio::null(),
+        "--json",
+    );
+    assert!(told.try_recv().is_err(), "the server is not bothered");
+}
+
+#[test]
+fn an_archive_that_cannot_be_taken_says_how_one_can() {
+    let (rnx, mut told) = with_volumes();
+    let check = |input: &[u8], message: &str, hint: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("archive");
+        let mut archive = fs::File::create_new(&path).unwrap();
+        archive.write_all(input).unwrap();
+        let mut import = rnx.command(&["volume", "import", "cache"]);
+        import.stdin(fs::File::open(&path).unwrap());
+        let output = import.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(
+            stderr.contains(message) && stderr.contains(hint),
+            "{stderr}"
+        );
+    };
+    check(b"\x1f\x8b\x08", "compressed with gzip", "hint: `gzip -dc");
+    check(b"", "ends early", "hint: did the command");
+    assert!(told.try_recv().is_err(), "nothing looked complete");
 }
