@@ -18,20 +18,28 @@ use crate::harness::{Daemon, Host, Output, Running, rnx_binary};
 
 #[test]
 fn every_command_of_the_guide_stands_in_one_of_the_blocks() {
-    let joined: Vec<String> = BLOCKS.iter().map(|block| one_line(block.text)).collect();
-    for line in RNX_LINES {
-        assert!(joined.iter().any(|text| text.contains(line)), "{line}");
-    }
+    let commands: Vec<String> = BLOCKS
+        .iter()
+        .flat_map(|block| commands(block.text))
+        .collect();
+    assert_eq!(commands, RNX_LINES);
     for block in BLOCKS {
         let is_run_as_printed = !matches!(block.verdict, Verdict::Cannot(_));
         assert_eq!(block.instead.is_none(), is_run_as_printed, "{}", block.text);
     }
 }
 
-/// Without line continuations.
-fn one_line(text: &str) -> String {
+/// The command lines of a block that call `rnx`, without comments and line continuations.
+fn commands(text: &str) -> Vec<String> {
     let text = text.replace("\\\n", " ");
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    text.lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter_map(|line| {
+            let call = line.split_once("=$(").map_or(&*line, |(_, call)| call);
+            let call = call.split_once(" # ").map_or(call, |(call, _)| call);
+            call.starts_with("rnx ").then(|| call.to_owned())
+        })
+        .collect()
 }
 
 #[test]

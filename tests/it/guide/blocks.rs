@@ -334,8 +334,23 @@ rnx job log $JOB_ID > model.pth"#,
 };
 
 pub(super) const PIPE_BETWEEN_JOBS: Block = Block {
-    verdict: Fixtures("volume shared-data"),
+    verdict: Cannot("the print has lost the indentation that Python needs: it is put back"),
     text: r#"# Job 1: Generate data
+rnx job run --volume=shared-data python3 -c "
+import json
+data = {'status': 'processed', 'count': 1000}
+with open('/volumes/shared-data/status.json', 'w') as f:
+json.dump(data, f)
+"
+# Job 2: Read shared data (runs after Job 1 completes)
+rnx job run --volume=shared-data python3 -c "
+import json
+with open('/volumes/shared-data/status.json', 'r') as f:
+data = json.load(f)
+print(f'Status: {data[\"status\"]}, Count: {data[\"count\"]}')
+""#,
+    instead: Some(
+        r#"# Job 1: Generate data
 rnx job run --volume=shared-data python3 -c "
 import json
 data = {'status': 'processed', 'count': 1000}
@@ -349,7 +364,7 @@ with open('/volumes/shared-data/status.json', 'r') as f:
     data = json.load(f)
 print(f'Status: {data[\"status\"]}, Count: {data[\"count\"]}')
 ""#,
-    instead: None,
+    ),
 };
 
 pub(super) const BACKUP: Block = Block {
@@ -409,8 +424,26 @@ df -T /volumes/perf-test
 };
 
 pub(super) const MEMORY_SPEED: Block = Block {
-    verdict: Fixtures("memory volume mem-cache"),
+    verdict: Cannot("the print has lost the indentation that Python needs: it is put back"),
     text: r#"# Memory volumes are much faster for I/O operations
+rnx job run --volume=mem-cache --max-memory=2048 python3 -c "
+import time
+import os
+# Write test
+start = time.time()
+with open('/volumes/mem-cache/test.dat', 'wb') as f:
+f.write(os.urandom(500 * 1024 * 1024)) # 500MB
+write_time = time.time() - start
+# Read test
+start = time.time()
+with open('/volumes/mem-cache/test.dat', 'rb') as f:
+data = f.read()
+read_time = time.time() - start
+print(f'Write: {500/write_time:.2f} MB/s')
+print(f'Read: {500/read_time:.2f} MB/s')
+""#,
+    instead: Some(
+        r#"# Memory volumes are much faster for I/O operations
 rnx job run --volume=mem-cache --max-memory=2048 python3 -c "
 import time
 import os
@@ -427,7 +460,7 @@ read_time = time.time() - start
 print(f'Write: {500/write_time:.2f} MB/s')
 print(f'Read: {500/read_time:.2f} MB/s')
 ""#,
-    instead: None,
+    ),
 };
 
 pub(super) const STAGING: Block = Block {

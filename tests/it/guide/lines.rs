@@ -1,7 +1,8 @@
 //! The command lines of the guide, to hold the blocks against.
 
-/// Every command line of the guide that calls `rnx`, without its comment and continuations.
-pub(super) const RNX_LINES: [&str; 98] = [
+/// Every command line of the guide that calls `rnx`, in its order and as often as it stands there, without its comment
+/// and continuations.
+pub(super) const RNX_LINES: [&str; 106] = [
     r#"rnx volume create data-for-job-a --size=1GB"#,
     r#"rnx volume create data-for-job-b --size=1GB"#,
     r#"rnx job run --volume=data-for-job-a ls /volumes/"#,
@@ -9,10 +10,13 @@ pub(super) const RNX_LINES: [&str; 98] = [
     r#"rnx volume create shared-data --size=1GB"#,
     r#"rnx job run --volume=shared-data bash -c '"#,
     r#"rnx job run --volume=shared-data cat /volumes/shared-data/message.txt"#,
+    r#"rnx job run --volume=shared-data bash -c '"#,
+    r#"rnx job run --volume=shared-data cat /volumes/shared-data/message.txt"#,
     r#"rnx job run --volume=pipeline-data producer.py"#,
     r#"rnx job run --volume=pipeline-data consumer.py"#,
     r#"rnx job run --volume=shared-data --env=JOB_NAME=worker-1 bash -c '"#,
     r#"rnx job run --volume=logs bash -c '"#,
+    r#"rnx job run --volume=shared-data bash -c '"#,
     r#"rnx volume create mydata --size=1GB --type=filesystem"#,
     r#"rnx volume create cache --size=512MB --type=memory"#,
     r#"rnx volume create storage --size=5GB"#,
@@ -47,6 +51,7 @@ pub(super) const RNX_LINES: [&str; 98] = [
     r#"rnx job run --volume=ml-checkpoints --json bash -c 'cat /volumes/ml-checkpoints/best_model.pth' | jq -r .id)"#,
     r#"rnx job log $JOB_ID > model.pth"#,
     r#"rnx job run --volume=shared-data python3 -c ""#,
+    r#"rnx job run --volume=shared-data python3 -c ""#,
     r#"rnx job run --json --volume=important-data tar -czf /work/backup.tar.gz -C /volumes/important-data . | jq -r .id)"#,
     r#"rnx job log $BACKUP_JOB > important-data-backup.tar.gz"#,
     r#"rnx volume create restored-data --size=10GB"#,
@@ -74,6 +79,8 @@ pub(super) const RNX_LINES: [&str; 98] = [
     r#"rnx job run --schedule="168h" --volume=temp-data --volume=logs --volume=data --upload=cleanup.sh bash cleanup.sh"#,
     r#"rnx volume create secrets --size=100MB"#,
     r#"rnx job run --volume=secrets --env=ENCRYPTION_KEY=xxx bash -c '"#,
+    r#"rnx job run --volume=secrets --env=ENCRYPTION_KEY=xxx bash -c '"#,
+    r#"rnx volume list"#,
     r#"rnx volume create mydata --size=1GB"#,
     r#"rnx job run --volume=full-vol df -h /volumes/full-vol"#,
     r#"rnx volume create full-vol-v2 --size=20GB"#,
@@ -84,11 +91,13 @@ pub(super) const RNX_LINES: [&str; 98] = [
     r#"rnx volume create cache-small --size=256MB --type=memory"#,
     r#"rnx job list"#,
     r#"rnx job stop <job-id>"#,
+    r#"rnx volume remove mydata"#,
     r#"rnx job run --volume=debug-vol mount | grep volumes"#,
     r#"rnx job run --volume=debug-vol ls -la /volumes/"#,
     r#"rnx job run --volume=debug-vol bash -c '"#,
     r#"rnx job run --volume=debug-vol stat -f /volumes/debug-vol"#,
     r#"rnx job run --volume=mem-vol mount | grep tmpfs"#,
+    r#"rnx job run --volume=debug-vol bash -c '"#,
     r#"rnx job run --volume=debug-vol df -h /volumes/debug-vol"#,
     r#"rnx volume create postgres-data --size=50GB"#,
     r#"rnx job run --volume=postgres-data --env=POSTGRES_PASSWORD=secret --env=PGDATA=/volumes/postgres-data --network=db-network --runtime=postgres:latest postgres"#,
