@@ -82,7 +82,8 @@ impl Client {
     }
 
     /// Writes a tree into a volume, where its destinations are relative to the volume's root. `progress` is told how
-    /// many bytes of file contents were sent so far.
+    /// many bytes of file contents were sent so far. A directory that only leads to a destination is made where it is
+    /// missing, and keeps its mode where it is there.
     ///
     /// # Errors
     /// [`RequestError`]; what was written until then stays.
@@ -95,7 +96,7 @@ impl Client {
         tree: &Tree,
         progress: impl FnMut(u64),
     ) -> Result<(), RequestError> {
-        let blobs = upload::read(tree);
+        let blobs = upload::read_found(tree);
         self.write(volume.into(), Some(tree.bytes()), blobs, progress)
             .await
             .map(drop)

@@ -15,7 +15,6 @@ use crate::blob::{self, Blobs, Joiner, Stop};
 
 /// Bits of a mode that travel: no setuid, setgid or sticky bit.
 const MODE_MASK: u32 = 0o777;
-const PARENT_MODE: u32 = 0o755;
 /// What may follow the end marker and is read so that whoever writes it is not cut off: padding of tar's records.
 const PADDING_BYTES_MAX: u64 = 1 << 20;
 /// How compressed data begins, and what undoes it.
@@ -36,7 +35,6 @@ fn read(input: impl Read, joiner: &mut Joiner) -> Result<(), Stop> {
     let mut archive = Archive::new(Watched::new(input)?);
     let mut unpacker = Unpacker {
         joiner,
-        dirs: HashSet::new(),
         links: HashSet::new(),
     };
     for entry in archive.entries().map_err(ArchiveError::Read)? {
@@ -83,8 +81,6 @@ impl<R: Read> Read for Watched<R> {
 
 struct Unpacker<'a> {
     joiner: &'a mut Joiner,
-    /// Directories that were sent.
-    dirs: HashSet<Vec<u8>>,
     /// Links that were sent.
     links: HashSet<Vec<u8>>,
 }
@@ -110,15 +106,10 @@ impl Unpacker<'_> {
                 Err(outside().into())
             };
         }
-        self.parents(&path)?;
+        self.check_way(&path)?;
         let mode = entry.header().mode().map_err(ArchiveError::Read)? & MODE_MASK;
         if is_dir {
-            self.joiner.entry(&Upload::Dir {
-                path: path.clone(),
-                mode,
-            })?;
-            self.dirs.insert(path);
-            return Ok(());
+            return self.joiner.entry(&Upload::Dir { path, mode });
         }
         let unsupported = |what| ArchiveError::Unsupported {
             path: shown(&written),
@@ -177,8 +168,9 @@ impl Unpacker<'_> {
         }
     }
 
-    /// The directories that lead to `path`, as far as the archive did not bring them.
-    fn parents(&mut self, path: &[u8]) -> Result<(), Stop> {
+    /// That no link of this archive leads to `path`. Directories that it does not bring are the server's to make: one
+    /// that is there already keeps its mode.
+    fn check_way(&self, path: &[u8]) -> Result<(), ArchiveError> {
         let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
         for (end, _) in slashes {
             let parent = &path[..end];
@@ -186,15 +178,7 @@ impl Unpacker<'_> {
                 return Err(ArchiveError::Through {
                     path: shown(path),
                     link: shown(parent),
-                }
-                .into());
-            }
-            if !self.dirs.contains(parent) {
-                self.joiner.entry(&Upload::Dir {
-                    path: parent.to_vec(),
-                    mode: PARENT_MODE,
-                })?;
-                self.dirs.insert(parent.to_vec());
+                });
             }
         }
         Ok(())

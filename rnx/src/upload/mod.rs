@@ -22,7 +22,7 @@ use std::{
 use proto_rkyv::Upload;
 use thiserror::Error;
 
-pub(crate) use read::read;
+pub(crate) use read::{read, read_found};
 
 /// Bits of a mode that travel: no setuid, setgid or sticky bit.
 const MODE_MASK: u32 = 0o777;
@@ -91,6 +91,8 @@ pub(crate) struct Entry {
     pub(crate) source: PathBuf,
     /// Whether a link at `source` may be followed: only when a person named it.
     pub(crate) follow: bool,
+    /// Whether it is a directory that is only here because something is to lie below it.
+    pub(crate) is_made_up: bool,
 }
 
 /// Everything that one submit uploads.
@@ -148,6 +150,25 @@ impl Tree {
         }
     }
 
+    /// Adds a directory itself, under exactly this name and with its own mode, and its contents.
+    ///
+    /// # Errors
+    /// [`UploadError`].
+    pub fn add_dir(&mut self, source: &Path, destination: &OsStr) -> Result<(), UploadError> {
+        let base = clean(destination.as_bytes())?;
+        let failed = |error| UploadError::Read {
+            action: "read",
+            path: source.into(),
+            source: error,
+        };
+        let mode = fs::metadata(source).map_err(failed)?.mode() & MODE_MASK;
+        self.parents(&base, false, source)?;
+        if !base.is_empty() {
+            self.dir(base.clone(), mode, source.into(), false)?;
+        }
+        self.walk(source, base)
+    }
+
     /// Sum of the sizes of all files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -192,7 +213,7 @@ impl Tree {
             .chain((inclusive && !path.is_empty()).then_some(path.len()))
             .collect();
         for end in ends {
-            self.dir(path[..end].to_vec(), PARENT_MODE, source.into())?;
+            self.dir(path[..end].to_vec(), PARENT_MODE, source.into(), true)?;
         }
         Ok(())
     }
@@ -237,7 +258,7 @@ impl Tree {
         let meta = fs::symlink_metadata(source).map_err(failed)?;
         let kind = meta.file_type();
         if kind.is_dir() {
-            self.dir(path, meta.mode() & MODE_MASK, source.into())?;
+            self.dir(path, meta.mode() & MODE_MASK, source.into(), false)?;
         } else if kind.is_file() {
             self.file(path, source.into(), &meta, false)?;
         } else if kind.is_symlink() {
@@ -253,13 +274,28 @@ impl Tree {
         Ok(kind.is_dir())
     }
 
-    fn dir(&mut self, path: Vec<u8>, mode: u32, source: PathBuf) -> Result<(), UploadError> {
+    fn dir(
+        &mut self,
+        path: Vec<u8>,
+        mode: u32,
+        source: PathBuf,
+        is_made_up: bool,
+    ) -> Result<(), UploadError> {
         if let Some(&index) = self.taken.get(&path)
             && let Upload::Dir { .. } = self.entries[index].upload
         {
+            let entry = &mut self.entries[index];
+            if entry.is_made_up && !is_made_up {
+                // Now there is one whose mode it can have.
+                (entry.upload, entry.is_made_up) = (Upload::Dir { path, mode }, false);
+            }
             return Ok(());
         }
-        self.push(Upload::Dir { path, mode }, source, false)
+        self.push(Upload::Dir { path, mode }, source, false)?;
+        if let Some(entry) = self.entries.last_mut() {
+            entry.is_made_up = is_made_up;
+        }
+        Ok(())
     }
 
     fn file(
@@ -301,6 +337,7 @@ impl Tree {
             upload,
             source,
             follow,
+            is_made_up: false,
         });
         Ok(())
     }

@@ -15,7 +15,16 @@ use crate::blob::{self, Blobs, Joiner, Stop};
 
 /// Starts reading. Dropping the result stops it at the next blob.
 pub(crate) fn read(tree: &Tree) -> Blobs {
-    let entries = tree.entries().to_vec();
+    spawn(tree.entries().to_vec())
+}
+
+/// The same without directories that were made up: one that is there keeps its mode.
+pub(crate) fn read_found(tree: &Tree) -> Blobs {
+    let found = tree.entries().iter().filter(|entry| !entry.is_made_up);
+    spawn(found.cloned().collect())
+}
+
+fn spawn(entries: Vec<Entry>) -> Blobs {
     blob::spawn(move |joiner| entries.iter().try_for_each(|entry| join(joiner, entry)))
 }
 

@@ -46,6 +46,43 @@ fn sample() -> tempfile::TempDir {
 }
 
 #[test]
+fn a_directory_itself_keeps_its_mode_and_what_leads_to_it_is_made_up() {
+    let dir = sample();
+    let made_up = |tree: &Tree| -> Vec<_> {
+        let entries = tree.entries().iter().map(|entry| entry.is_made_up);
+        shown(tree).into_iter().zip(entries).collect()
+    };
+    let mut tree = Tree::new();
+    let sub = dir.path().join("src/sub");
+    tree.add_dir(&sub, OsStr::new("x/y")).unwrap();
+    let expected = [
+        ("dir x 755", true),
+        ("dir x/y 750", false),
+        ("file x/y/b 640 5", false),
+    ];
+    assert_eq!(
+        made_up(&tree),
+        expected.map(|(entry, is)| (entry.to_owned(), is))
+    );
+    let mut tree = Tree::new();
+    tree.add(&sub, Some(OsStr::new("x"))).unwrap();
+    let expected = [("dir x 755", true), ("file x/b 640 5", false)];
+    assert_eq!(
+        made_up(&tree),
+        expected.map(|(entry, is)| (entry.to_owned(), is))
+    );
+    // What was made up first and is then found has the mode that was found.
+    let mut tree = Tree::new();
+    tree.add(&sub.join("b"), Some(OsStr::new("sub/c"))).unwrap();
+    tree.add(&dir.path().join("src"), None).unwrap();
+    assert!(made_up(&tree).contains(&("dir sub 750".to_owned(), false)));
+    assert!(matches!(
+        Tree::new().add_dir(dir.path(), OsStr::new("../x")),
+        Err(UploadError::Destination { .. })
+    ));
+}
+
+#[test]
 fn a_directory_uploads_its_contents_and_keeps_links() {
     let dir = sample();
     let expected = [

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
+    os::unix::fs::DirBuilderExt,
     process::Stdio,
 };
 
@@ -287,6 +288,38 @@ fn files_are_copied_in_and_out_like_by_cp() {
     rnx.check(&["volume", "cp", file, "there"], 2);
     rnx.check(&["volume", "cp", "mydata:/x", "cache:/y"], 2);
     rnx.check(&["volume", "cp", "mydata:/none", "here"], 3);
+}
+
+#[test]
+fn directories_that_are_there_keep_their_modes_and_copied_ones_their_own() {
+    let (rnx, mut told) = with_volumes();
+    let here = tempfile::tempdir().unwrap();
+    let private = here.path().join("private");
+    fs::DirBuilder::new().mode(0o700).create(&private).unwrap();
+    let mut key = fs::File::create_new(private.join("key")).unwrap();
+    key.write_all(b"k").unwrap();
+    let mut sent = |from: &str, to: &str| -> Vec<_> {
+        rnx.check(&["volume", "cp", from, to], 0);
+        let last = std::iter::from_fn(|| told.try_recv().ok()).last();
+        let uploads = last.expect("the server was asked").uploads.into_iter();
+        uploads
+            .filter_map(|(entry, _)| match entry {
+                Upload::Dir { path, mode } => {
+                    Some(format!("{} {mode:o}", String::from_utf8_lossy(&path)))
+                }
+                Upload::File { path, .. } => Some(String::from_utf8_lossy(&path).into_owned()),
+                Upload::Symlink { .. } | Upload::End => None,
+            })
+            .collect()
+    };
+    let at = |rest: &str| format!("{}{rest}", private.display());
+    // It is the server that makes what is missing on the way.
+    assert_eq!(sent(&at("/key"), "mydata:/there"), ["there/key"]);
+    assert_eq!(sent(&at("/key"), "mydata:/a/b/c"), ["a/b/c"]);
+    assert_eq!(sent(&at("/."), "mydata:/there"), ["there/key"]);
+    let copied = ["there/private 700", "there/private/key"];
+    assert_eq!(sent(&at(""), "mydata:/there"), copied);
+    assert_eq!(sent(&at("/."), "mydata:/new"), ["new 700", "new/key"]);
 }
 
 #[test]

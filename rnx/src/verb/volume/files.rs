@@ -14,7 +14,7 @@ use rnx::{
 
 use super::{
     super::{Session, receive::receive},
-    place::{self, Direction, Found, Remote},
+    place::{self, Direction, Found, Landed, Remote},
 };
 use crate::{
     exit::{Failure, code},
@@ -70,9 +70,11 @@ async fn copy_in(
     out: Out,
 ) -> Result<u8, Failure> {
     let found = look(client, to).await?;
-    let destination = place::destination(from, is_dir, to, found)?;
     let mut tree = Tree::new();
-    tree.add(from, Some(&destination))?;
+    match place::destination(from, is_dir, to, found)? {
+        Landed::As(name) if is_dir => tree.add_dir(from, &name)?,
+        Landed::As(name) | Landed::In(name) => tree.add(from, Some(&name))?,
+    }
     for path in tree.skipped() {
         out.left_out(path);
     }

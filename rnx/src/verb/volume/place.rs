@@ -79,14 +79,23 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Where `from` lands, as [`rnx::Tree::add`] takes it: like `cp -r`, in a directory that is there, else under the new
-/// name. Of `DIR/.` it is what the directory holds.
+/// Where something lands in a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Landed {
+    /// As a file, or a directory with its own mode, of this name.
+    As(OsString),
+    /// What a directory holds lands in one that is there, and stays as it is.
+    In(OsString),
+}
+
+/// Where `from` lands: like `cp -r`, in a directory that is there, else under the new name. Of `DIR/.` it is what the
+/// directory holds.
 pub(super) fn destination(
     from: &Path,
     is_dir: bool,
     to: &Remote,
     found: Found,
-) -> Result<OsString, Failure> {
+) -> Result<Landed, Failure> {
     let written = from.as_os_str().as_bytes();
     let is_contents =
         is_dir && (written == b"." || written.ends_with(b"/.") || from.file_name().is_none());
@@ -119,7 +128,12 @@ pub(super) fn destination(
             }
         }
     }
-    Ok(OsStr::from_bytes(&path).to_owned())
+    let path = OsStr::from_bytes(&path).to_owned();
+    Ok(if is_contents && found == Found::Dir {
+        Landed::In(path)
+    } else {
+        Landed::As(path)
+    })
 }
 
 #[cfg(test)]
@@ -181,26 +195,29 @@ mod tests {
 
     #[test]
     fn what_is_copied_lands_in_a_directory_or_under_its_new_name() {
-        let check = |from: &str, is_dir, to: &str, is_to_dir, found, expected: &str| {
+        let check = |from: &str, is_dir, to: &str, is_to_dir, found, expected| {
             let landed = destination(Path::new(from), is_dir, &there("v", to, is_to_dir), found);
-            assert_eq!(landed, Ok(expected.into()), "{from} {to} {found:?}");
+            assert_eq!(landed, Ok(expected), "{from} {to} {found:?}");
         };
+        let under = |path: &str| Landed::As(path.into());
+        let within = |path: &str| Landed::In(path.into());
         // Files.
-        check("d/f", false, "", true, Found::Dir, "f");
-        check("d/f", false, "x", false, Found::Dir, "x/f");
-        check("d/f", false, "x", false, Found::Nothing, "x");
-        check("d/f", false, "x", true, Found::Nothing, "x/f");
-        check("d/f", false, "x", false, Found::Other, "x");
+        check("d/f", false, "", true, Found::Dir, under("f"));
+        check("d/f", false, "x", false, Found::Dir, under("x/f"));
+        check("d/f", false, "x", false, Found::Nothing, under("x"));
+        check("d/f", false, "x", true, Found::Nothing, under("x/f"));
+        check("d/f", false, "x", false, Found::Other, under("x"));
         // Directories.
-        check("d/e", true, "", true, Found::Dir, "e");
-        check("d/e/", true, "", true, Found::Dir, "e");
-        check("d/e", true, "x", false, Found::Dir, "x/e");
-        check("d/e", true, "x", false, Found::Nothing, "x");
+        check("d/e", true, "", true, Found::Dir, under("e"));
+        check("d/e/", true, "", true, Found::Dir, under("e"));
+        check("d/e", true, "x", false, Found::Dir, under("x/e"));
+        check("d/e", true, "x", false, Found::Nothing, under("x"));
         // What they hold.
-        check("d/e/.", true, "", true, Found::Dir, "");
-        check(".", true, "x/y", false, Found::Dir, "x/y");
-        check("/", true, "x", false, Found::Dir, "x");
-        check("..", true, "x", true, Found::Nothing, "x");
+        check("d/e/.", true, "x", false, Found::Nothing, under("x"));
+        check("d/e/.", true, "", true, Found::Dir, within(""));
+        check(".", true, "x/y", false, Found::Dir, within("x/y"));
+        check("/", true, "x", false, Found::Dir, within("x"));
+        check("..", true, "x", true, Found::Nothing, under("x"));
     }
 
     #[test]
