@@ -15,6 +15,8 @@ use rnx::{
     proto::{Job, Outcome, Reason, Refusal, RefusalCode},
 };
 
+use crate::text;
+
 /// The codes of the table that are not a job's own.
 pub(crate) mod code {
     pub(crate) const DONE: u8 = 0;
@@ -91,6 +93,14 @@ impl Failure {
         Self {
             code,
             ..Self::new(chain(error))
+        }
+    }
+
+    /// The same for an error that may hold names from elsewhere: none of them begins a line of ours.
+    fn of_names(code: u8, error: &dyn Error) -> Self {
+        Self {
+            code,
+            ..Self::new(text::plain(&chain(error)))
         }
     }
 }
@@ -195,11 +205,11 @@ impl From<RequestError> for Failure {
                 hint,
             }) => Self {
                 code: refusal_code(code),
-                message: Some(message),
-                hint,
+                message: Some(text::plain(&message)),
+                hint: hint.map(|hint| text::plain(&hint)),
             },
             RequestError::Connection(error) => error.into(),
-            RequestError::SpecTooLarge { .. } => Self::of(code::FAILED, &error)
+            RequestError::SpecTooLarge { .. } => Self::of_names(code::FAILED, &error)
                 .hint("put large data in a file and pass it with --upload"),
             RequestError::Upload(error) => error.into(),
             RequestError::Archive(error) => error.into(),
@@ -208,7 +218,7 @@ impl From<RequestError> for Failure {
             | RequestError::Frame(_)
             | RequestError::Bulk(_)
             | RequestError::Unexpected { .. }
-            | RequestError::RequestTooLarge(_) => Self::of(code::FAILED, &error),
+            | RequestError::RequestTooLarge(_) => Self::of_names(code::FAILED, &error),
         }
     }
 }
@@ -226,7 +236,7 @@ impl From<UploadError> for Failure {
             | UploadError::NotAFile { .. }
             | UploadError::Changed { .. } => code::FAILED,
         };
-        Self::of(code, &error)
+        Self::of_names(code, &error)
     }
 }
 
@@ -252,7 +262,7 @@ impl From<ArchiveError> for Failure {
         };
         Self {
             hint,
-            ..Self::of(code::FAILED, &error)
+            ..Self::of_names(code::FAILED, &error)
         }
     }
 }
@@ -262,14 +272,16 @@ impl From<PackError> for Failure {
         match error {
             // Whoever reads the archive has had enough.
             PackError::Write(error) => error.into(),
-            PackError::Path { .. } | PackError::Contents { .. } => Self::of(code::FAILED, &error),
+            PackError::Path { .. } | PackError::Contents { .. } => {
+                Self::of_names(code::FAILED, &error)
+            }
         }
     }
 }
 
 impl From<LandingError> for Failure {
     fn from(error: LandingError) -> Self {
-        Self::of(code::FAILED, &error)
+        Self::of_names(code::FAILED, &error)
     }
 }
 
@@ -327,11 +339,11 @@ pub(crate) fn outcome_message(job: &Job, ours: bool) -> Option<String> {
         Reason::Stopped { .. } if ours => return None,
         Reason::Signaled => ended(),
         Reason::OutOfMemory => match job.limits.memory_bytes {
-            Some(limit) => format!("ran out of memory at {}", crate::text::bytes(limit)),
+            Some(limit) => format!("ran out of memory at {}", text::bytes(limit)),
             None => "ran out of memory".into(),
         },
         Reason::Timeout => match job.timeout_ms {
-            Some(limit) => format!("ran out of time after {}", crate::text::millis(limit)),
+            Some(limit) => format!("ran out of time after {}", text::millis(limit)),
             None => "ran out of time".into(),
         },
         Reason::Stopped { by } => format!("was stopped by {by}"),
@@ -354,7 +366,7 @@ pub(crate) fn outcome_message(job: &Job, ours: bool) -> Option<String> {
         Reason::HostLost => "was lost with its helper processes; how it ended is not known".into(),
         Reason::DaemonDown => "was ended by `joblet down`".into(),
     };
-    Some(format!("job {} {what}", crate::text::id(job.id)))
+    Some(format!("job {} {what}", text::id(job.id)))
 }
 
 fn first_word(command: &str) -> &str {

@@ -147,7 +147,7 @@ impl Out {
 
     /// Something that was to be sent and is neither file, directory nor link.
     pub(crate) fn left_out(self, path: &Path) {
-        let path = path.display();
+        let path = text::plain(&path.to_string_lossy());
         self.warn(&format!(
             "{path} is left out: it is no file, directory or link"
         ));

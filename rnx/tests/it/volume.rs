@@ -126,6 +126,12 @@ fn answer(request: &Request) -> Vec<bytes::Bytes> {
             with_volumes.volumes = vec![attachment("mydata", false), attachment("cache", true)];
             vec![reply(&Reply::Status(with_volumes))]
         }
+        Request::Volume(name) if name == "forged" => {
+            vec![refused(
+                RefusalCode::NotFound,
+                "volume a\nerror: forged not found",
+            )]
+        }
         _ => vec![refused(RefusalCode::NotFound, "volume not found")],
     }
 }
@@ -320,6 +326,33 @@ fn directories_that_are_there_keep_their_modes_and_copied_ones_their_own() {
     let copied = ["there/private 700", "there/private/key"];
     assert_eq!(sent(&at(""), "mydata:/there"), copied);
     assert_eq!(sent(&at("/."), "mydata:/new"), ["new 700", "new/key"]);
+}
+
+#[test]
+fn no_name_begins_a_line_of_its_own() {
+    let (rnx, _told) = with_volumes();
+    let here = tempfile::tempdir().unwrap();
+    let fifo = here.path().join("p\nerror: forged");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let here = here.path().to_str().unwrap();
+    let (_, copied) = rnx.check(&["volume", "cp", here, "mydata:/there"], 0);
+    assert!(copied.contains("left out"), "{copied}");
+    let (_, refused) = rnx.check(&["volume", "inspect", "forged"], 3);
+    assert!(refused.contains("forged"), "{refused}");
+    // No archive at all: the first bytes of it are in what is said.
+    let mut archive = tempfile::NamedTempFile::new().unwrap();
+    let text = "\nerror: forged\n".repeat(64);
+    archive.write_all(text.as_bytes()).unwrap();
+    let mut import = rnx.command(&["volume", "import", "cache"]);
+    let output = import.stdin(archive.reopen().unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let imported = String::from_utf8_lossy(&output.stderr).into_owned();
+    for said in [copied, refused, imported] {
+        let forged = said
+            .lines()
+            .filter(|line| line.starts_with("error: forged"));
+        assert_eq!(forged.count(), 0, "{said}");
+    }
 }
 
 #[test]
