@@ -1,12 +1,8 @@
 //! A small disk below the base directory: output keeps its hands off the reserve, and a full one hurts nobody.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-
-use nix::mount::{MsFlags, mount};
-use nix::sys::statvfs::statvfs;
-
-use crate::harness::{Daemon, Host, SHORT, Waiting, in_private_mounts, wait_until};
+use crate::harness::{
+    Daemon, Filler, Host, SHORT, Waiting, free, on_a_disk_of, wait_until, with_reserve,
+};
 
 const DISK: u64 = 48 << 20;
 const RESERVE: u64 = 16 << 20;
@@ -18,9 +14,9 @@ fn output_stops_before_the_reserve_and_goes_on_when_there_is_space() {
     if !Host::Any.is_here() {
         return;
     }
-    on_a_small_disk(|disk| {
+    on_a_disk_of(DISK, |disk| {
         let filler = Filler::of(disk, 8 << 20);
-        let daemon = Daemon::start_in(disk, |config| limit(&config, RESERVE));
+        let daemon = Daemon::start_in(disk, |config| with_reserve(&config, RESERVE));
         let before = free(disk);
         let more = before + (4 << 20);
         let script = format!("head -c {more} /dev/zero; echo still here >&2");
@@ -65,8 +61,8 @@ fn a_full_disk_ends_in_a_clear_word_and_the_daemon_goes_on() {
     if !Host::Any.is_here() {
         return;
     }
-    on_a_small_disk(|disk| {
-        let daemon = Daemon::start_in(disk, |config| limit(&config, 0));
+    on_a_disk_of(DISK, |disk| {
+        let daemon = Daemon::start_in(disk, |config| with_reserve(&config, 0));
         let [sleeper, stopped] = [(); 2].map(|()| daemon.submit(&[], &["sleep", "600"]));
         for id in [&sleeper, &stopped] {
             daemon.wait_state(id, "RUNNING");
@@ -107,62 +103,4 @@ fn refused(daemon: &Daemon) {
     run.assert_code(125);
     assert!(run.stderr.contains("disk"), "{run:?}");
     assert_eq!(count(), before);
-}
-
-/// The configuration with this `limits.disk_reserve`.
-fn limit(config: &str, reserve: u64) -> String {
-    let mut value: serde_json::Value = serde_saphyr::from_str(config).unwrap();
-    value["limits"]["disk_reserve"] = reserve.into();
-    // Every JSON document is a YAML document.
-    value.to_string()
-}
-
-fn free(disk: &Path) -> u64 {
-    let seen = statvfs(disk).unwrap();
-    seen.blocks_available() * seen.fragment_size()
-}
-
-/// Somebody else's file on the disk.
-struct Filler(PathBuf);
-
-impl Filler {
-    /// Writes `bytes`, or as many as there is space for.
-    fn of(disk: &Path, bytes: u64) -> Self {
-        let path = disk.join("filler");
-        let mut file = File::create(&path).unwrap();
-        let copied = std::io::copy(
-            &mut std::io::Read::take(File::open("/dev/zero").unwrap(), bytes),
-            &mut file,
-        );
-        assert!(
-            copied.is_ok() || free(disk) == 0,
-            "{copied:?} with {} bytes free",
-            free(disk)
-        );
-        Self(path)
-    }
-}
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        fs::remove_file(&self.0).unwrap();
-    }
-}
-
-/// Runs `test` with a fresh file system of [`DISK`] bytes, which nobody else sees.
-fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
-    let place = tempfile::tempdir().unwrap();
-    let disk = place.path().to_path_buf();
-    in_private_mounts(move || {
-        let size = format!("size={DISK}");
-        mount(
-            Some("disk"),
-            &disk,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some(size.as_str()),
-        )
-        .unwrap();
-        test(&disk);
-    });
 }

@@ -17,7 +17,7 @@ use proto_rkyv::{
     Stall, State, StopSignal, Upload, Usage, Verdict, encode, join,
 };
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::server::{Asked, ID, ID_TEXT, Server, asked, data, job, refused, reply, say};
 
@@ -37,6 +37,25 @@ impl Setting {
             dir,
             config,
         }
+    }
+
+    /// With a server that tells what it was asked and answers that with `answer`.
+    pub(crate) fn told(
+        answer: fn(&Asked) -> Vec<bytes::Bytes>,
+    ) -> (Self, mpsc::UnboundedReceiver<Asked>) {
+        let (tell, told) = mpsc::unbounded_channel();
+        let server = Server::start(move |mut send, mut recv| {
+            let tell = tell.clone();
+            async move {
+                let Some(asked) = asked(&mut recv).await else {
+                    return;
+                };
+                let frames = answer(&asked);
+                let _ = tell.send(asked);
+                say(&mut send, frames).await;
+            }
+        });
+        (Self::new(server), told)
     }
 
     #[expect(

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     command::Setting,
-    server::{Asked, ID, ID_TEXT, Server, asked, data, job, refused, reply, say},
+    server::{Asked, ID, ID_TEXT, data, job, refused, reply},
 };
 
 fn mydata() -> Volume {
@@ -47,19 +47,7 @@ fn cache() -> Volume {
 
 /// A server with two volumes, and what it was asked.
 fn with_volumes() -> (Setting, mpsc::UnboundedReceiver<Asked>) {
-    let (tell, told) = mpsc::unbounded_channel();
-    let server = Server::start(move |mut send, mut recv| {
-        let tell = tell.clone();
-        async move {
-            let Some(asked) = asked(&mut recv).await else {
-                return;
-            };
-            let frames = answer(&asked.request);
-            let _ = tell.send(asked);
-            say(&mut send, frames).await;
-        }
-    });
-    (Setting::new(server), told)
+    Setting::told(|asked| answer(&asked.request))
 }
 
 fn answer(request: &Request) -> Vec<bytes::Bytes> {

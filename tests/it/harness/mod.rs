@@ -7,6 +7,7 @@
 pub(crate) mod ask;
 mod daemon;
 mod dice;
+mod disk;
 mod killing;
 mod leftovers;
 mod mounts;
@@ -20,6 +21,7 @@ mod witness;
 
 pub(crate) use daemon::Daemon;
 pub(crate) use dice::Dice;
+pub(crate) use disk::{Filler, free, on_a_disk_of, with_reserve};
 pub(crate) use leftovers::loop_devices;
 pub(crate) use mounts::{Mute, Requests, in_private_mounts};
 pub(crate) use process::{Process, daemon_memory};

@@ -1,12 +1,10 @@
 //! Volumes on a host whose disk is nearly full: who may take space stands still, and nothing is lost.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-
 use nix::mount::{MsFlags, mount};
-use nix::sys::statvfs::statvfs;
 
-use crate::harness::{Daemon, Host, LONG, SHORT, Waiting, in_private_mounts, wait_until};
+use crate::harness::{
+    Daemon, Filler, Host, LONG, SHORT, Waiting, free, on_a_disk_of, wait_until, with_reserve,
+};
 
 const DISK: u64 = 192 << 20;
 const RESERVE: u64 = 96 << 20;
@@ -16,7 +14,7 @@ fn below_the_reserve_who_may_take_space_stands_still_until_there_is_some() {
     if !Host::Any.is_here() {
         return;
     }
-    on_a_small_disk(|disk| {
+    on_a_disk_of(DISK, |disk| {
         let daemon = Daemon::start_in(disk, limit);
         daemon.create("data", "1GB");
         daemon.create("cache", "1GB");
@@ -99,7 +97,7 @@ fn a_frozen_job_can_be_killed_and_its_time_goes_on() {
     if !Host::Any.is_here() {
         return;
     }
-    on_a_small_disk(|disk| {
+    on_a_disk_of(DISK, |disk| {
         let daemon = Daemon::start_in(disk, limit);
         daemon.create("data", "1GB");
         let stubborn = "trap '' TERM; echo up; while :; do sleep 1; done";
@@ -136,8 +134,8 @@ fn without_a_reserve_a_full_disk_costs_what_was_not_synced_and_no_more() {
     if !Host::Any.is_here() {
         return;
     }
-    on_a_small_disk(|disk| {
-        let daemon = Daemon::start_in(disk, |config| limit_to(&config, 0));
+    on_a_disk_of(DISK, |disk| {
+        let daemon = Daemon::start_in(disk, |config| with_reserve(&config, 0));
         for name in ["data", "other"] {
             daemon.create(name, "1GB");
             let script = format!("echo kept > /volumes/{name}/x; sync /volumes/{name}/x");
@@ -169,40 +167,7 @@ fn without_a_reserve_a_full_disk_costs_what_was_not_synced_and_no_more() {
 }
 
 fn limit(config: String) -> String {
-    limit_to(&config, RESERVE)
-}
-
-fn limit_to(config: &str, reserve: u64) -> String {
-    let mut value: serde_json::Value = serde_saphyr::from_str(config).unwrap();
-    value["limits"]["disk_reserve"] = reserve.into();
-    // Every JSON document is a YAML document.
-    value.to_string()
-}
-
-fn free(disk: &Path) -> u64 {
-    let seen = statvfs(disk).unwrap();
-    seen.blocks_available() * seen.fragment_size()
-}
-
-/// Somebody else's file on the disk.
-struct Filler(PathBuf);
-
-impl Filler {
-    /// Leaves so much free.
-    fn until(disk: &Path, left: u64) -> Self {
-        let path = disk.join("filler");
-        let mut file = File::create(&path).unwrap();
-        let bytes = free(disk) - left;
-        let zeros = File::open("/dev/zero").unwrap();
-        std::io::copy(&mut std::io::Read::take(zeros, bytes), &mut file).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        fs::remove_file(&self.0).unwrap();
-    }
+    with_reserve(&config, RESERVE)
 }
 
 impl Daemon {
@@ -211,16 +176,4 @@ impl Daemon {
         let log = self.rnx(["job", "log", "--no-follow", id]);
         log.text().lines().count()
     }
-}
-
-/// Runs `test` with a fresh file system of [`DISK`] bytes, which nobody else sees.
-fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
-    let place = tempfile::tempdir().unwrap();
-    let disk = place.path().to_path_buf();
-    in_private_mounts(move || {
-        let size = format!("size={DISK}");
-        let (source, kind) = (Some("disk"), Some("tmpfs"));
-        mount(source, &disk, kind, MsFlags::empty(), Some(size.as_str())).unwrap();
-        test(&disk);
-    });
 }
