@@ -61,6 +61,15 @@ pub(crate) const fn volume_kind(kind: VolumeKind) -> &'static str {
     }
 }
 
+/// A path without empty parts and `.`; `None` when it has a `..`. It is relative then, whatever it was.
+pub(crate) fn clean_path(path: &[u8]) -> Option<Vec<u8>> {
+    let parts: Vec<_> = path
+        .split(|byte| *byte == b'/')
+        .filter(|part| !matches!(*part, b"" | b"."))
+        .collect();
+    (!parts.contains(&&b".."[..])).then(|| parts.join(&b'/'))
+}
+
 /// Where a job has a volume.
 pub(crate) fn volume_path(name: &str) -> String {
     format!("/volumes/{name}")

@@ -9,6 +9,7 @@ use crate::{
     exit::{Failure, code},
     flags::CpFlags,
     out::{Out, Progress},
+    text,
 };
 
 pub(crate) async fn cp(flags: &CpFlags, session: &Session) -> Result<u8, Failure> {
@@ -34,12 +35,12 @@ async fn copy(
 }
 
 /// `ID:/work/PATH` as the job and the path relative to `/work`; `ID:PATH` is the same.
-fn source(text: &OsStr) -> Result<(String, Vec<u8>), Failure> {
+fn source(from: &OsStr) -> Result<(String, Vec<u8>), Failure> {
     let usage = || {
-        Failure::usage(format!("{} is not ID:/work/PATH", text.display()))
+        Failure::usage(format!("{} is not ID:/work/PATH", from.display()))
             .hint("only /work of a job can be copied from, for example 1f3a:/work/result.txt")
     };
-    let bytes = text.as_bytes();
+    let bytes = from.as_bytes();
     let colon = bytes
         .iter()
         .position(|byte| *byte == b':')
@@ -52,14 +53,10 @@ fn source(text: &OsStr) -> Result<(String, Vec<u8>), Failure> {
         }
         relative => relative,
     };
-    let components: Vec<_> = path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !matches!(*name, b"" | b"."))
-        .collect();
-    if job.is_empty() || components.contains(&&b".."[..]) {
-        return Err(usage());
+    match text::clean_path(path) {
+        Some(path) if !job.is_empty() => Ok((job.to_owned(), path)),
+        Some(_) | None => Err(usage()),
     }
-    Ok((job.to_owned(), components.join(&b'/')))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use rnx::{Client, Deleted};
 
-use super::Session;
+use super::{FirstFailure, Session};
 use crate::{
     exit::{Failure, code},
     flags::JobIds,
@@ -19,7 +19,7 @@ pub(crate) async fn delete(jobs: &JobIds, session: &Session) -> Result<u8, Failu
 /// Every job is tried, whatever becomes of the others; the first failure decides the exit code.
 async fn delete_each(client: &Client, ids: &[String], session: &Session) -> Result<u8, Failure> {
     let out = session.out;
-    let (mut exit, mut total, mut gone) = (code::DONE, Deleted::default(), Vec::new());
+    let (mut failed, mut total, mut gone) = (FirstFailure::none(), Deleted::default(), Vec::new());
     for id in ids {
         match client.delete(id).await {
             Ok(Deleted { deleted, skipped }) => {
@@ -31,19 +31,15 @@ async fn delete_each(client: &Client, ids: &[String], session: &Session) -> Resu
                 }
             }
             Err(error) => {
-                let failure = Failure::from(error);
-                out.failure(&failure);
+                failed.note(error, out);
                 total.skipped += 1;
-                if exit == code::DONE {
-                    exit = failure.code;
-                }
             }
         }
     }
     if out.json {
         out.json(&json::deleted(total, Some(&gone)))?;
     }
-    Ok(exit)
+    Ok(failed.code())
 }
 
 pub(crate) async fn delete_all(session: &Session) -> Result<u8, Failure> {

@@ -1,4 +1,5 @@
-//! The commands, a file each, and what they share: which server is meant, and a connection to it.
+//! The commands, a file each, and what they share: which server is meant, a connection to it, and what several
+//! failures come to.
 
 pub(crate) mod cancel;
 pub(crate) mod completions;
@@ -23,7 +24,12 @@ pub(crate) mod wait;
 
 use rnx::{Client, Config, Line};
 
-use crate::{exit::Failure, flags::Global, local::Local, out::Out};
+use crate::{
+    exit::{Failure, code},
+    flags::Global,
+    local::Local,
+    out::Out,
+};
 
 /// One call of `rnx`.
 #[derive(Debug)]
@@ -68,5 +74,29 @@ impl Session {
         }
         let config = self.config()?;
         Ok(Line::connect(config.node(self.global.node.as_deref())?).await?)
+    }
+}
+
+/// The exit code of a command about several things, each of which is tried whatever becomes of the others: that of the
+/// first that failed.
+#[derive(Debug)]
+pub(crate) struct FirstFailure(u8);
+
+impl FirstFailure {
+    pub(crate) const fn none() -> Self {
+        Self(code::DONE)
+    }
+
+    /// Says what failed.
+    pub(crate) fn note(&mut self, error: impl Into<Failure>, out: Out) {
+        let failure = error.into();
+        out.failure(&failure);
+        if self.0 == code::DONE {
+            self.0 = failure.code;
+        }
+    }
+
+    pub(crate) const fn code(&self) -> u8 {
+        self.0
     }
 }

@@ -3,12 +3,8 @@
 use rnx::{Client, proto::StopSignal};
 use serde_json::Value;
 
-use super::Session;
-use crate::{
-    exit::{Failure, code},
-    flags::StopFlags,
-    json, text,
-};
+use super::{FirstFailure, Session};
+use crate::{exit::Failure, flags::StopFlags, json, text};
 
 pub(crate) async fn stop(flags: &StopFlags, session: &Session) -> Result<u8, Failure> {
     if flags.grace.is_some() {
@@ -26,24 +22,16 @@ pub(crate) async fn stop(flags: &StopFlags, session: &Session) -> Result<u8, Fai
 /// Every job is asked, whatever becomes of the others; the first failure decides the exit code.
 async fn stop_all(client: &Client, flags: &StopFlags, session: &Session) -> Result<u8, Failure> {
     let out = session.out;
-    let (mut exit, mut shown) = (code::DONE, Vec::new());
+    let (mut failed, mut shown) = (FirstFailure::none(), Vec::new());
     for id in &flags.jobs.ids {
         match client.stop(id, StopSignal::Term).await {
             Ok(job) if out.json => shown.push(json::job(&job)),
             Ok(job) => out.line(&format!("{} {}", text::id(job.id), text::state(job.state)))?,
-            Err(error) => {
-                let failure = Failure::from(error);
-                out.failure(&failure);
-                exit = if exit == code::DONE {
-                    failure.code
-                } else {
-                    exit
-                };
-            }
+            Err(error) => failed.note(error, out),
         }
     }
     if out.json {
         out.json(&Value::Array(shown))?;
     }
-    Ok(exit)
+    Ok(failed.code())
 }

@@ -9,7 +9,7 @@ use rnx::{
 };
 use serde_json::{Value, json};
 
-use super::{Session, page::Page};
+use super::{FirstFailure, Session, page::Page};
 use crate::{
     exit::{Failure, code},
     flags::{VolumeCreateFlags, VolumeListFlags, VolumeName, VolumeNames, VolumeType},
@@ -131,22 +131,16 @@ pub(crate) async fn remove(volumes: &VolumeNames, session: &Session) -> Result<u
 
 /// Every volume is tried, whatever becomes of the others; the first failure decides the exit code.
 async fn remove_each(client: &Client, names: &[String], out: Out) -> Result<u8, Failure> {
-    let (mut exit, mut removed) = (code::DONE, Vec::new());
+    let (mut failed, mut removed) = (FirstFailure::none(), Vec::new());
     for name in names {
         match client.remove_volume(name).await {
             Ok(()) if out.json => removed.push(Value::from(name.as_str())),
             Ok(()) => out.line(&format!("{name} removed"))?,
-            Err(error) => {
-                let failure = Failure::from(error);
-                out.failure(&failure);
-                if exit == code::DONE {
-                    exit = failure.code;
-                }
-            }
+            Err(error) => failed.note(error, out),
         }
     }
     if out.json {
         out.json(&json!({"removed": removed}))?;
     }
-    Ok(exit)
+    Ok(failed.code())
 }

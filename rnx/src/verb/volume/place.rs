@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::exit::Failure;
+use crate::{exit::Failure, text};
 
 /// A path in a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub(super) fn direction(from: &OsStr, to: &OsStr) -> Result<Direction, Failure> 
 }
 
 /// `NAME:/path`; `NAME:path` is the same. Anything with a slash before its first colon is a path of this machine.
-fn remote(text: &OsStr) -> Result<Option<Remote>, Failure> {
-    let bytes = text.as_bytes();
+fn remote(side: &OsStr) -> Result<Option<Remote>, Failure> {
+    let bytes = side.as_bytes();
     let Some(colon) = bytes.iter().position(|byte| matches!(byte, b':' | b'/')) else {
         return Ok(None);
     };
@@ -56,18 +56,14 @@ fn remote(text: &OsStr) -> Result<Option<Remote>, Failure> {
         return Ok(None);
     };
     let path = &bytes[colon + 1..];
-    let parts: Vec<_> = path
-        .split(|byte| *byte == b'/')
-        .filter(|part| !matches!(*part, b"" | b"."))
-        .collect();
-    if parts.contains(&&b".."[..]) {
-        let message = format!("{} leads out of the volume", text.display());
+    let Some(inside) = text::clean_path(path) else {
+        let message = format!("{} leads out of the volume", side.display());
         return Err(Failure::usage(message).hint("leave '..' out"));
-    }
+    };
     Ok(Some(Remote {
         volume: name.to_owned(),
-        path: parts.join(&b'/'),
-        is_dir: parts.is_empty() || path.ends_with(b"/") || path.ends_with(b"/."),
+        is_dir: inside.is_empty() || path.ends_with(b"/") || path.ends_with(b"/."),
+        path: inside,
     }))
 }
 
@@ -101,21 +97,18 @@ pub(super) fn destination(
         is_dir && (written == b"." || written.ends_with(b"/.") || from.file_name().is_none());
     let mut path = to.path.clone();
     match found {
-        Found::Other if is_dir => {
+        Found::Other if is_dir || to.is_dir => {
             let message = format!(
                 "{}:/{} is not a directory",
                 to.volume,
                 OsStr::from_bytes(&path).display()
             );
-            return Err(Failure::new(message).hint("a directory cannot replace it"));
-        }
-        Found::Other if to.is_dir => {
-            let message = format!(
-                "{}:/{} is not a directory",
-                to.volume,
-                OsStr::from_bytes(&path).display()
-            );
-            return Err(Failure::new(message));
+            let failure = Failure::new(message);
+            return Err(if is_dir {
+                failure.hint("a directory cannot replace it")
+            } else {
+                failure
+            });
         }
         Found::Other => {}
         Found::Nothing if !to.is_dir => {}
