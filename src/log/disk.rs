@@ -121,6 +121,15 @@ impl DiskGuard {
         }
     }
 
+    /// Whether `bytes` could be written now without touching the reserve.
+    #[must_use]
+    pub fn has_room(self: &Arc<Self>, bytes: u64) -> bool {
+        let room = self.take(bytes);
+        let is_enough = room.bytes() >= bytes;
+        room.settle(0);
+        is_enough
+    }
+
     fn try_take(&self, want: u64) -> u64 {
         let mut granted = self.granted.load(SeqCst);
         loop {

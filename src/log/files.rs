@@ -51,18 +51,22 @@ impl JobFiles {
         index_path(&self.dir)
     }
 
+    /// All that there may be.
+    fn all_three(&self) -> [PathBuf; 3] {
+        [
+            self.stream(Stream::Stdout),
+            self.stream(Stream::Stderr),
+            self.index(),
+        ]
+    }
+
     /// Has the disk keep what was written, names and all; that there is nothing is fine.
     ///
     /// # Errors
     /// [`LogError::Flush`], [`LogError::Blocking`].
     pub async fn flush(&self) -> Result<(), LogError> {
-        let dir = self.dir.clone();
+        let (files, dir) = (self.all_three(), self.dir.clone());
         let flushed = rt::blocking("flush log", move || {
-            let files = [
-                stream_path(&dir, Stream::Stdout),
-                stream_path(&dir, Stream::Stderr),
-                index_path(&dir),
-            ];
             for path in files
                 .iter()
                 .map(AsRef::as_ref)
@@ -97,11 +101,7 @@ impl JobFiles {
     /// [`LogError::Remove`].
     pub fn remove_now(&self) -> Result<(), LogError> {
         // By name: looking what is there would cost as much as removing it.
-        for path in [
-            self.stream(Stream::Stdout),
-            self.stream(Stream::Stderr),
-            self.index(),
-        ] {
+        for path in self.all_three() {
             gone(&path, fs::remove_file(&path))?;
         }
         gone(&self.dir, fs::remove_dir(&self.dir))

@@ -341,9 +341,8 @@ impl Inheritance {
     /// Jobs that have volumes, and which.
     pub(super) fn volumes(&self) -> impl Iterator<Item = (JobId, &[Attachment])> {
         let views = self.jobs.iter().map(|job| &job.found.view);
-        let has_ended = |view: &&JobView| view.outcome.is_some();
         views
-            .filter(move |view| !has_ended(view))
+            .filter(|view| view.outcome.is_none())
             .map(|view| (view.id, &view.spec.volumes[..]))
     }
 

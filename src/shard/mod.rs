@@ -16,6 +16,7 @@
 //!        ├─ volumes    which there are, who has them, and their mounts for each start
 //!        └─ timers
 //!   queue              who may run, where what runs at once is bounded (pure)
+//!   beneath            files in what others may change
 //!   topology           how shards come up and go down together
 //!   sim                (tests) the reactor on virtual time, with faults
 //! ```
@@ -23,6 +24,7 @@
 
 mod admission;
 mod alarms;
+mod beneath;
 mod body;
 mod conclude;
 pub mod core;

@@ -8,7 +8,6 @@ use crate::{
     config::Durability,
     job::{JobId, LogTotals, Refusal, RefusalCode, Usage, WorkKind},
     limits,
-    log::JobFiles,
     rt::{self, Notify},
     volume::WorkImage,
 };
@@ -58,7 +57,7 @@ impl Shard {
         if self.host.durability != Durability::Power || totals == LogTotals::default() {
             return;
         }
-        if let Err(error) = JobFiles::new(&self.host.base_dir, id).flush().await {
+        if let Err(error) = self.files(id).flush().await {
             tracing::error!(job_id = %id, error = chain(&error), "a loss of power may cost output of a job");
         }
     }

@@ -42,11 +42,9 @@ impl Submission {
     /// Makes the job, on this shard or another one. Without uploads it is accepted with this call.
     pub(super) async fn make(shard: &Rc<Shard>, asked: Asked) -> Result<Self, Refusal> {
         let host = &shard.host;
-        let room = host.disk.take(limits::JOB_RECORD_BYTES);
-        if room.bytes() < limits::JOB_RECORD_BYTES {
+        if !host.disk.has_room(limits::JOB_RECORD_BYTES) {
             return Err(no_space(&host.base_dir));
         }
-        room.settle(0);
         let spec = asked.spec;
         // Work with volumes is work with much data, which memory is too small for.
         let is_small = spec.work_bytes <= host.settings.work_memory_bytes;

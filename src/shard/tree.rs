@@ -18,10 +18,11 @@ use std::{
 use bytes::Bytes;
 use nix::{
     dir::{Dir, Type},
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
-    sys::stat::{FileStat, Mode, SFlag, fstat},
+    fcntl::{OFlag, readlinkat},
+    sys::stat::{FileStat, SFlag, fstat},
 };
 
+use super::beneath::open_beneath;
 use crate::{
     job::{Refusal, RefusalCode, TreeEntry},
     limits,
@@ -86,7 +87,7 @@ impl Tree {
         let place = Place(place.into());
         let walk = rt::blocking("read a tree", move || Walk::open(&root, &path, place))
             .await
-            .map_err(busy)??;
+            .map_err(|error| busy(&error))??;
         Ok(Self { walk: Some(walk) })
     }
 
@@ -102,7 +103,9 @@ impl Tree {
             let item = walk.step();
             (walk, item)
         };
-        let (walk, item) = rt::blocking("read a tree", step).await.map_err(busy)?;
+        let (walk, item) = rt::blocking("read a tree", step)
+            .await
+            .map_err(|error| busy(&error))?;
         let item = item?;
         if item.is_some() {
             self.walk = Some(walk);
@@ -303,29 +306,14 @@ impl Reading {
     }
 }
 
-fn busy(error: BlockingError) -> Refusal {
+/// The blocking pool did not get to it.
+pub(super) fn busy(error: &BlockingError) -> Refusal {
     Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
 }
 
 fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
 }
-
-fn open_beneath(at: &impl AsFd, path: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .mode(Mode::empty())
-        .resolve(
-            ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS
-                | ResolveFlag::RESOLVE_NO_XDEV
-                | NO_SYMLINKS,
-        );
-    Ok(openat2(at, path, how)?)
-}
-
-/// With O_NOFOLLOW the last component may be a link (it is then opened itself); those before it may not.
-const NO_SYMLINKS: ResolveFlag = ResolveFlag::RESOLVE_NO_SYMLINKS;
 
 fn refused(path: &str, error: &io::Error) -> Refusal {
     let code = match error.raw_os_error() {

@@ -6,7 +6,7 @@
 //! ```
 //! Whatever a daemon was doing when it died, the row says what is to be finished or undone.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use rusqlite::{Connection, ErrorCode, Row, Statement, params};
 
@@ -47,7 +47,7 @@ pub struct StoredVolumes {
 impl StoredVolumes {
     /// What they are called.
     #[must_use]
-    pub fn names(&self) -> BTreeSet<VolumeName> {
+    pub fn names(&self) -> HashSet<VolumeName> {
         let name = |volume: &StoredVolume| volume.spec.name.clone();
         self.volumes.iter().map(name).collect()
     }

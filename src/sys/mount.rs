@@ -56,15 +56,7 @@ const _: () = assert!(size_of::<MountAttr>() == 32);
 /// # Source
 /// open_tree(2), Linux 5.2.
 pub fn clone_tree(path: &CStr) -> io::Result<OwnedFd> {
-    const FLAGS: u32 =
-        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE.cast_unsigned();
-    // SAFETY: a C string and numbers.
-    let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), FLAGS)
-    })?;
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    clone_at(libc::AT_FDCWD, path, libc::AT_RECURSIVE)
 }
 
 /// A detached copy of the mount whose root, or a directory in which, `directory` is: of that one alone, nothing that
@@ -76,12 +68,14 @@ pub fn clone_tree(path: &CStr) -> io::Result<OwnedFd> {
 /// # Source
 /// open_tree(2), Linux 5.2.
 pub fn clone_mount(directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    const FLAGS: u32 =
-        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
-    let empty = c"".as_ptr();
+    clone_at(directory.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+}
+
+fn clone_at(directory: RawFd, path: &CStr, at: libc::c_int) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | at.cast_unsigned();
     // SAFETY: a C string and numbers.
     let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_open_tree, directory.as_raw_fd(), empty, FLAGS)
+        libc::syscall(libc::SYS_open_tree, directory, path.as_ptr(), flags)
     })?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made it for us.

@@ -27,7 +27,7 @@ use nix::{
     mount::{MntFlags, umount2},
     sys::{
         stat::Mode,
-        statvfs::{FsFlags, fstatvfs},
+        statvfs::{FsFlags, Statvfs, fstatvfs},
     },
 };
 use serde_json::json;
@@ -248,8 +248,7 @@ impl Volumes {
     pub fn usage(&self, spec: &VolumeSpec) -> Result<VolumeUsage, VolumeError> {
         let place = self.place(&spec.name);
         let root = self.mounted(&place, spec.kind)?;
-        let look = file("look at", &place.data);
-        let found = fstatvfs(&root.fd).map_err(|errno| look(errno.into()))?;
+        let found = stat(&place, &root)?;
         let used_blocks = found.blocks().saturating_sub(found.blocks_free());
         let unallocated_bytes = match spec.kind {
             VolumeKind::Filesystem => {
@@ -326,9 +325,7 @@ impl Volumes {
     fn bring(&self, place: &Place, spec: &VolumeSpec) -> Result<(Root, Restored), VolumeError> {
         let mut held = None;
         if let Some(root) = place.root(spec.kind)? {
-            let flags = fstatvfs(&root.fd).map(|found| found.flags());
-            let flags = flags.map_err(|errno| file("look at", &place.data)(errno.into()))?;
-            if !is_failing(&root, flags) {
+            if !is_failing(&root, stat(place, &root)?.flags()) {
                 return Ok((root, Restored::Kept));
             }
             // Out of sight, so that its last user here is gone and it can be checked; its device must not go with it.
@@ -354,9 +351,7 @@ impl Volumes {
         };
         drop(held);
         let root = self.mounted(place, spec.kind)?;
-        let flags = fstatvfs(&root.fd).map(|found| found.flags());
-        let flags = flags.map_err(|errno| file("look at", &place.data)(errno.into()))?;
-        if is_failing(&root, flags) {
+        if is_failing(&root, stat(place, &root)?.flags()) {
             return Err(place.damaged(Damage::Failing));
         }
         Ok((root, restored))
@@ -381,6 +376,10 @@ impl Volumes {
             .map_err(|source| not_done("map the owner of", place, "mount a tmpfs", source))?;
         Ok(*self.maps_tmpfs.get_or_init(|| found))
     }
+}
+
+fn stat(place: &Place, root: &Root) -> Result<Statvfs, VolumeError> {
+    fstatvfs(&root.fd).map_err(|errno| file("look at", &place.data)(errno.into()))
 }
 
 /// Whether it has to be checked before it is used on.

@@ -64,7 +64,7 @@ impl Session {
         let name = convert::volume_name(&write.volume)?;
         let mut sink = self
             .outgoing
-            .unless_gone(self.handle.copy_into_volume(&name, b""))
+            .unless_gone(self.handle.copy_into_volume(&name))
             .await??;
         let mut uploads = Uploads::into_volume(write.bytes);
         loop {

@@ -2,11 +2,11 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use super::{KEEPER, VolumeSink, keep::busy, registry::Known};
+use super::{KEEPER, VolumeSink, registry::Known};
 use crate::{
     job::{Refusal, RefusalCode, VolumeName, VolumeSpec, VolumeView},
     rt,
-    shard::{Handle, Tree, driver::Shard},
+    shard::{Handle, Tree, driver::Shard, tree::busy},
     volume::VolumeError,
 };
 
@@ -68,17 +68,13 @@ impl Handle {
         Tree::open(root, path.to_vec(), &place).await
     }
 
-    /// Takes a tree into a volume, below `path`, which is made when it is not there.
+    /// Takes a tree into a volume.
     ///
     /// # Errors
     /// Not found; a volume that cannot be reached.
-    pub async fn copy_into_volume(
-        &self,
-        name: &VolumeName,
-        path: &[u8],
-    ) -> Result<VolumeSink, Refusal> {
+    pub async fn copy_into_volume(&self, name: &VolumeName) -> Result<VolumeSink, Refusal> {
         let known = self.shard().known_volume(name).await?;
-        VolumeSink::open(Arc::clone(&self.shard().host), known.spec, path.to_vec()).await
+        VolumeSink::open(Arc::clone(&self.shard().host), known.spec).await
     }
 }
 

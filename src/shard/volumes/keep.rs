@@ -14,24 +14,20 @@ use super::{
 };
 use crate::{
     job::{Refusal, RefusalCode, VolumeKind, VolumeName, VolumeSpec, VolumeView},
-    limits,
-    rt::{self, BlockingError},
-    shard::{desk::chain, driver::Shard, records::Unkept},
+    limits, rt,
+    shard::{desk::chain, driver::Shard, records::Unkept, remote::Local, tree::busy},
     store::{Change, StoreError, StoredVolume, VolumeState},
     volume::{VolumeError, Volumes},
 };
 
 impl Shard {
-    /// Makes a volume, whatever becomes of the one who asked.
-    ///
-    /// # Errors
-    /// `Conflict` for a name that is taken; `Busy` when the disk is full; `Failed` with the step that did.
-    pub(super) async fn create_volume(
+    /// Does something on the first shard to its end, whether or not the one who asked waits for it.
+    async fn at_keeper<R: Send + 'static>(
         self: &Rc<Self>,
-        spec: VolumeSpec,
-    ) -> Result<VolumeView, Refusal> {
+        work: impl FnOnce(Rc<Self>) -> Local<Result<R, Refusal>> + Send + 'static,
+    ) -> Result<R, Refusal> {
         self.on(KEEPER, move |there| {
-            let work = rt::spawn(async move { there.create_here(spec).await });
+            let work = rt::spawn(work(there));
             Box::pin(async move {
                 work.await
                     .unwrap_or_else(|bug| Err(failed(bug.to_string())))
@@ -40,13 +36,22 @@ impl Shard {
         .await?
     }
 
+    /// Makes a volume, whatever becomes of the one who asked.
+    ///
+    /// # Errors
+    /// `Conflict` for a name that is taken; `Busy` when the disk is full; `Failed` with the step that did.
+    pub(super) async fn create_volume(
+        self: &Rc<Self>,
+        spec: VolumeSpec,
+    ) -> Result<VolumeView, Refusal> {
+        self.at_keeper(move |there| Box::pin(there.create_here(spec)))
+            .await
+    }
+
     async fn create_here(self: Rc<Self>, spec: VolumeSpec) -> Result<VolumeView, Refusal> {
-        if spec.kind == VolumeKind::Filesystem {
-            let room = self.host.disk.take(limits::JOB_RECORD_BYTES);
-            if room.bytes() < limits::JOB_RECORD_BYTES {
-                return Err(no_space(&self.host.base_dir));
-            }
-            room.settle(0);
+        let is_on_disk = spec.kind == VolumeKind::Filesystem;
+        if is_on_disk && !self.host.disk.has_room(limits::JOB_RECORD_BYTES) {
+            return Err(no_space(&self.host.base_dir));
         }
         let created_ns = self.moment().wall_ns;
         let name = spec.name.clone();
@@ -105,14 +110,8 @@ impl Shard {
     /// `Conflict` when a job that has not ended names it; `NotFound`; `Failed` when something is left of it.
     pub(super) async fn remove_volume(self: &Rc<Self>, name: &VolumeName) -> Result<(), Refusal> {
         let name = name.clone();
-        self.on(KEEPER, move |there| {
-            let work = rt::spawn(async move { there.remove_here(name).await });
-            Box::pin(async move {
-                work.await
-                    .unwrap_or_else(|bug| Err(failed(bug.to_string())))
-            })
-        })
-        .await?
+        self.at_keeper(move |there| Box::pin(there.remove_here(name)))
+            .await
     }
 
     async fn remove_here(self: Rc<Self>, name: VolumeName) -> Result<(), Refusal> {
@@ -233,10 +232,6 @@ fn no_space(base: &std::path::Path) -> Refusal {
     let base = base.display();
     let message = format!("the disk of {base} has nothing left but its reserve, no volume is made");
     Refusal::new(RefusalCode::Busy, message).hint("make space there, or delete jobs and volumes")
-}
-
-pub(super) fn busy(error: &BlockingError) -> Refusal {
-    Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
 }
 
 fn failed(message: impl Into<String>) -> Refusal {

@@ -3,11 +3,11 @@
 //! The store decides: what was being made is undone, what was being removed is finished, what was there is mounted
 //! again and never made anew. What lies in the directory and is in no row goes.
 
-use std::{collections::HashSet, sync::mpsc};
+use std::sync::mpsc;
 
 use super::registry::{Left, Registry};
 use crate::{
-    job::{Attachment, JobId},
+    job::{Attachment, JobId, VolumeName},
     shard::{desk::chain, topology::StartError},
     store::{Change, Reader, StoredVolume, VolumeState, Writer},
     volume::Volumes,
@@ -31,7 +31,7 @@ pub(in crate::shard) fn restore<'a>(
         );
     }
     let is_all_known = stored.broken.is_empty();
-    let known: HashSet<_> = stored.names().into_iter().collect();
+    let known = stored.names();
     let mut registry = Registry::default();
     for StoredVolume {
         spec,
@@ -80,7 +80,7 @@ pub(in crate::shard) fn restore<'a>(
 }
 
 /// Deletes the row of a volume of which nothing is left.
-fn forget(writer: &Writer, name: &crate::job::VolumeName) -> Result<(), String> {
+fn forget(writer: &Writer, name: &VolumeName) -> Result<(), String> {
     let (sender, answer) = mpsc::channel();
     let name = name.clone();
     let done = move |answer| _ = sender.send(answer);

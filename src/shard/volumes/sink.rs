@@ -17,17 +17,16 @@ use std::{
 use bytes::Bytes;
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2},
+    fcntl::{AtFlags, OFlag},
     sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat},
     unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat},
 };
 
-use super::keep::busy;
 use crate::{
     job::{Refusal, RefusalCode, TreeEntry, VolumeKind, VolumeSpec},
     log::DiskGuard,
     rt,
-    shard::{topology::Host, upload::progress::Progress},
+    shard::{beneath::open_beneath, topology::Host, tree::busy, upload::progress::Progress},
 };
 
 /// Takes a tree into a volume, entry by entry; a file's bytes follow its entry.
@@ -47,18 +46,13 @@ struct Writer {
     owner: (Uid, Gid),
     /// Counts what a disk image takes of the host's disk.
     disk: Arc<DiskGuard>,
-    prefix: Vec<u8>,
     file: Option<File>,
     path: Vec<u8>,
 }
 
 impl VolumeSink {
-    pub(super) async fn open(
-        host: Arc<Host>,
-        spec: VolumeSpec,
-        prefix: Vec<u8>,
-    ) -> Result<Self, Refusal> {
-        let open = move || Writer::open(&host, spec, prefix);
+    pub(super) async fn open(host: Arc<Host>, spec: VolumeSpec) -> Result<Self, Refusal> {
+        let open = move || Writer::open(&host, spec);
         let writer = rt::blocking("open a volume", open)
             .await
             .map_err(|error| busy(&error))??;
@@ -118,7 +112,7 @@ impl VolumeSink {
 }
 
 impl Writer {
-    fn open(host: &Host, spec: VolumeSpec, prefix: Vec<u8>) -> Result<Self, Refusal> {
+    fn open(host: &Host, spec: VolumeSpec) -> Result<Self, Refusal> {
         let root = host.volumes.root(&spec).map_err(|error| error.refusal())?;
         let facts = fstat(&root).map_err(|errno| {
             let message = format!("volume {}: {errno}", spec.name);
@@ -129,7 +123,6 @@ impl Writer {
             root,
             owner: (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid)),
             disk: Arc::clone(&host.disk),
-            prefix,
             file: None,
             path: Vec::new(),
         })
@@ -140,7 +133,7 @@ impl Writer {
         let (TreeEntry::Dir { path, .. }
         | TreeEntry::File { path, .. }
         | TreeEntry::Symlink { path, .. }) = entry;
-        self.path = [&self.prefix[..], path].join(&b"/"[..]);
+        self.path.clone_from(path);
         let made = match entry {
             TreeEntry::Dir { mode, .. } => self.make_dir(*mode),
             TreeEntry::File { mode, .. } => self.make_file(*mode),
@@ -261,7 +254,6 @@ impl Writer {
     fn refusal(&self, error: &io::Error) -> Refusal {
         let name = &self.spec.name;
         let path = String::from_utf8_lossy(&self.path);
-        let path = path.trim_start_matches('/');
         let code = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => {
                 let message = format!("volume {name}: /{path}: the volume is full");
@@ -284,24 +276,6 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW);
 
-fn open_beneath(at: &impl AsFd, name: &OsStr, flags: OFlag) -> io::Result<OwnedFd> {
-    let mode = if flags.contains(OFlag::O_CREAT) {
-        Mode::S_IRUSR | Mode::S_IWUSR
-    } else {
-        Mode::empty()
-    };
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .mode(mode)
-        .resolve(
-            ResolveFlag::RESOLVE_BENEATH
-                | ResolveFlag::RESOLVE_NO_MAGICLINKS
-                | ResolveFlag::RESOLVE_NO_XDEV
-                | ResolveFlag::RESOLVE_NO_SYMLINKS,
-        );
-    Ok(openat2(at, name, how)?)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -315,7 +289,7 @@ mod tests {
     use super::*;
     use crate::job::{VolumeName, VolumeSize};
 
-    fn writer(root: &Path, prefix: &str) -> Writer {
+    fn writer(root: &Path) -> Writer {
         let facts = nix::sys::stat::stat(root).unwrap();
         Writer {
             spec: VolumeSpec {
@@ -326,7 +300,6 @@ mod tests {
             root: File::open(root).unwrap().into(),
             owner: (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid)),
             disk: DiskGuard::new(root, 0).unwrap(),
-            prefix: prefix.into(),
             file: None,
             path: Vec::new(),
         }
@@ -347,20 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_made_below_the_prefix_with_what_is_missing_on_the_way() {
+    fn entries_are_made_with_what_is_missing_on_the_way() {
         let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(root.path(), "pre");
-        writer.entry(&file("a/b/c")).unwrap();
+        let mut writer = writer(root.path());
+        writer.entry(&file("pre/a/b/c")).unwrap();
         writer.data(b"te").unwrap();
         writer.data(b"xt").unwrap();
         writer
             .entry(&TreeEntry::Dir {
-                path: b"a".into(),
+                path: b"pre/a".into(),
                 mode: 0o700,
             })
             .unwrap();
         let target = b"../anywhere".to_vec();
-        let path = b"a/link".to_vec();
+        let path = b"pre/a/link".to_vec();
         writer.entry(&TreeEntry::Symlink { path, target }).unwrap();
         let path = |rest: &str| root.path().join("pre").join(rest);
         let mode = |rest| fs::metadata(path(rest)).unwrap().permissions().mode() & 0o7777;
@@ -377,7 +350,7 @@ mod tests {
     fn what_is_there_is_replaced_but_for_directories() {
         let root = tempfile::tempdir().unwrap();
         let outside = tempfile::NamedTempFile::new().unwrap();
-        let mut writer = writer(root.path(), "");
+        let mut writer = writer(root.path());
         let path = root.path().join("name");
         fs::copy("/proc/self/stat", &path).unwrap();
         writer.entry(&file("name")).unwrap();
@@ -404,7 +377,7 @@ mod tests {
     fn nothing_is_written_outside_and_nothing_waits() {
         let outside = tempfile::tempdir().unwrap();
         let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(root.path(), "");
+        let mut writer = writer(root.path());
         symlink(outside.path(), root.path().join("out")).unwrap();
         symlink("loop", root.path().join("loop")).unwrap();
         for path in ["out/evil", "out/deep/evil", "loop/evil"] {
@@ -429,7 +402,7 @@ mod tests {
     #[test]
     fn the_hosts_reserve_is_not_touched() {
         let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(root.path(), "");
+        let mut writer = writer(root.path());
         writer.entry(&file("x")).unwrap();
         writer.disk = DiskGuard::new(root.path(), u64::MAX).unwrap();
         let refusal = writer.data(b"x").unwrap_err();
