@@ -8,8 +8,20 @@ pub(super) struct Block {
     pub(super) verdict: Verdict,
     /// As it is printed.
     pub(super) text: &'static str,
-    /// What is run, where it is not that.
-    pub(super) instead: Option<&'static str>,
+    /// What is run instead of what of it.
+    pub(super) changes: &'static [(&'static str, &'static str)],
+}
+
+impl Block {
+    /// What is run.
+    pub(super) fn tried(&self) -> String {
+        let mut tried = self.text.to_owned();
+        for (printed, instead) in self.changes {
+            assert!(tried.contains(printed), "{printed:?} is not in\n{tried}");
+            tried = tried.replacen(printed, instead, 1);
+        }
+        tried
+    }
 }
 
 /// How a block of the guide is tried.
@@ -76,7 +88,7 @@ rnx job run --volume=data-for-job-a ls /volumes/
 rnx job run --volume=data-for-job-b ls /volumes/
 # Output: data-for-job-b
 # Job A cannot access Job B's volume - it simply doesn't exist in Job A's filesystem"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const SHARING: Block = Block {
@@ -99,7 +111,7 @@ rnx job run --volume=shared-data cat /volumes/shared-data/message.txt
 # Output:
 # written by job A
 # modified by job B"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const SAFE_PATTERNS: Block = Block {
@@ -129,31 +141,16 @@ flock -x 200 # Acquire exclusive lock
 echo "update" >> /volumes/shared-data/shared-file.txt
 ) 200>/volumes/shared-data/.lock
 '"#,
-    instead: Some(
-        r#"# Pattern 1: Sequential jobs (no conflict)
-# Job A runs first, Job B runs after A completes
-rnx job run --volume=pipeline-data --upload=producer.py ./producer.py
-# Wait for completion...
-rnx job run --volume=pipeline-data --upload=consumer.py ./consumer.py
-# Pattern 2: Separate directories per job
-rnx job run --volume=shared-data --env=JOB_NAME=worker-1 bash -c '
-mkdir -p /volumes/shared-data/$JOB_NAME
-# Write only to own directory
-echo "output" > /volumes/shared-data/$JOB_NAME/result.txt
-'
-# Pattern 3: Append-only logs (generally safe)
-rnx job run --volume=logs bash -c '
-echo "$(date) - Job started" >> /volumes/logs/activity.log
-'
-# Pattern 4: File-based locking (when needed)
-rnx job run --volume=shared-data bash -c '
-(
-flock -x 200 # Acquire exclusive lock
-# Critical section - safe to modify shared file
-echo "update" >> /volumes/shared-data/shared-file.txt
-) 200>/volumes/shared-data/.lock
-'"#,
-    ),
+    changes: &[
+        (
+            "rnx job run --volume=pipeline-data producer.py",
+            "rnx job run --volume=pipeline-data --upload=producer.py ./producer.py",
+        ),
+        (
+            "rnx job run --volume=pipeline-data consumer.py",
+            "rnx job run --volume=pipeline-data --upload=consumer.py ./consumer.py",
+        ),
+    ],
 };
 
 pub(super) const UNSAFE_PATTERNS: Block = Block {
@@ -164,7 +161,7 @@ echo "data" > /volumes/shared/output.txt # Race condition!
 # DANGEROUS: Read-modify-write without locking
 count=$(cat /volumes/shared/counter.txt)
 echo $((count + 1)) > /volumes/shared/counter.txt # Lost updates!"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const TYPES: Block = Block {
@@ -175,7 +172,7 @@ rnx volume create mydata --size=1GB --type=filesystem
 rnx volume create cache --size=512MB --type=memory
 # Default type is filesystem
 rnx volume create storage --size=5GB"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const SIZES: Block = Block {
@@ -187,7 +184,7 @@ rnx volume create large --size=1TB # Terabytes
 rnx volume create tiny --size=50KB # Kilobytes
 # Precise sizes in bytes
 rnx volume create exact --size=1073741824 # Bytes (1GB)"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const NAMES: Block = Block {
@@ -200,7 +197,7 @@ rnx volume create Dataset2024 --size=10GB
 rnx volume create 123data --size=1GB # Starts with number
 rnx volume create my.data --size=1GB # Contains period
 rnx volume create "my data" --size=1GB # Contains space"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const MOUNTS: Block = Block {
@@ -213,17 +210,11 @@ rnx job run \
 --volume=output-data \
 --volume=cache \
 python3 process.py"#,
-    instead: Some(
-        r#"# Mount single volume
-rnx job run --volume=mydata ls -la /volumes/mydata
-# Mount multiple volumes
-rnx job run \
---volume=input-data \
---volume=output-data \
---volume=cache \
---upload=process.py \
-python3 process.py"#,
-    ),
+    changes: &[(
+        "python3 process.py",
+        r"--upload=process.py \
+python3 process.py",
+    )],
 };
 
 pub(super) const READ_AND_WRITE: Block = Block {
@@ -237,7 +228,7 @@ date >> /volumes/results/output.txt
 '
 # Read from volume in separate job
 rnx job run --volume=results cat /volumes/results/output.txt"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const FILES: Block = Block {
@@ -251,7 +242,7 @@ import os
 files = os.listdir('/volumes/dataset')
 print(f'Found {len(files)} files')
 ""#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const ALL_MOUNTED: Block = Block {
@@ -261,7 +252,7 @@ pub(super) const ALL_MOUNTED: Block = Block {
 # Volume 'ml-models' → /volumes/ml-models
 # List all mounted volumes
 rnx job run --volume=data1 --volume=data2 ls -la /volumes/"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const LIST: Block = Block {
@@ -274,7 +265,7 @@ rnx volume list
 # cache 512MB memory 2025-08-03 10:05:00
 # JSON output
 rnx volume list --json"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const USAGE: Block = Block {
@@ -286,15 +277,10 @@ rnx job run --volume=mydata du -sh /volumes/mydata/*
 # Find large files
 rnx job run --volume=logs \
 find /volumes/logs -type f -size +100M -exec ls -lh {} \;"#,
-    instead: Some(
-        r#"# Check space usage in filesystem volume
-rnx job run --volume=mydata df -h /volumes/mydata
-# Detailed usage
-rnx job run --volume=mydata bash -c 'du -sh /volumes/mydata/*'
-# Find large files
-rnx job run --volume=logs \
-find /volumes/logs -type f -size +100M -exec ls -lh {} \;"#,
-    ),
+    changes: &[(
+        "rnx job run --volume=mydata du -sh /volumes/mydata/*",
+        "rnx job run --volume=mydata bash -c 'du -sh /volumes/mydata/*'",
+    )],
 };
 
 pub(super) const REMOVE: Block = Block {
@@ -303,7 +289,7 @@ pub(super) const REMOVE: Block = Block {
 rnx volume remove mydata
 # Note: Volume must not be in use by any active jobs
 # If removal fails due to active jobs, stop the jobs first"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const CHECKPOINTS: Block = Block {
@@ -330,7 +316,7 @@ bash -c 'cat /volumes/ml-checkpoints/best_model.pth' | jq -r .id)
 # Wait for job completion then download
 sleep 5
 rnx job log $JOB_ID > model.pth"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const PIPE_BETWEEN_JOBS: Block = Block {
@@ -349,22 +335,10 @@ with open('/volumes/shared-data/status.json', 'r') as f:
 data = json.load(f)
 print(f'Status: {data[\"status\"]}, Count: {data[\"count\"]}')
 ""#,
-    instead: Some(
-        r#"# Job 1: Generate data
-rnx job run --volume=shared-data python3 -c "
-import json
-data = {'status': 'processed', 'count': 1000}
-with open('/volumes/shared-data/status.json', 'w') as f:
-    json.dump(data, f)
-"
-# Job 2: Read shared data (runs after Job 1 completes)
-rnx job run --volume=shared-data python3 -c "
-import json
-with open('/volumes/shared-data/status.json', 'r') as f:
-    data = json.load(f)
-print(f'Status: {data[\"status\"]}, Count: {data[\"count\"]}')
-""#,
-    ),
+    changes: &[
+        ("json.dump(data, f)", "    json.dump(data, f)"),
+        ("data = json.load(f)", "    data = json.load(f)"),
+    ],
 };
 
 pub(super) const BACKUP: Block = Block {
@@ -378,17 +352,10 @@ tar -czf /work/backup.tar.gz -C /volumes/important-data . \
 sleep 5
 # Download backup by getting job logs
 rnx job log $BACKUP_JOB > important-data-backup.tar.gz"#,
-    instead: Some(
-        r#"# Create backup job
-BACKUP_JOB=$(rnx job run --json \
---volume=important-data \
-tar -czf - -C /volumes/important-data . \
-| jq -r .id)
-# Wait for completion
-sleep 5
-# Download backup by getting job logs
-rnx job log $BACKUP_JOB > important-data-backup.tar.gz"#,
-    ),
+    changes: &[(
+        r"tar -czf /work/backup.tar.gz -C /volumes/important-data . \",
+        r"tar -czf - -C /volumes/important-data . \",
+    )],
 };
 
 pub(super) const RESTORE: Block = Block {
@@ -399,7 +366,7 @@ rnx job run \
 --volume=restored-data \
 --upload=important-data-backup.tar.gz \
 tar -xzf important-data-backup.tar.gz -C /volumes/restored-data"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const DISK_SPEED: Block = Block {
@@ -420,7 +387,7 @@ rnx job run --volume=perf-test bash -c '
 mount | grep /volumes/perf-test
 df -T /volumes/perf-test
 '"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const MEMORY_SPEED: Block = Block {
@@ -442,25 +409,13 @@ read_time = time.time() - start
 print(f'Write: {500/write_time:.2f} MB/s')
 print(f'Read: {500/read_time:.2f} MB/s')
 ""#,
-    instead: Some(
-        r#"# Memory volumes are much faster for I/O operations
-rnx job run --volume=mem-cache --max-memory=2048 python3 -c "
-import time
-import os
-# Write test
-start = time.time()
-with open('/volumes/mem-cache/test.dat', 'wb') as f:
-    f.write(os.urandom(500 * 1024 * 1024)) # 500MB
-write_time = time.time() - start
-# Read test
-start = time.time()
-with open('/volumes/mem-cache/test.dat', 'rb') as f:
-    data = f.read()
-read_time = time.time() - start
-print(f'Write: {500/write_time:.2f} MB/s')
-print(f'Read: {500/read_time:.2f} MB/s')
-""#,
-    ),
+    changes: &[
+        (
+            "f.write(os.urandom(500 * 1024 * 1024)) # 500MB",
+            "    f.write(os.urandom(500 * 1024 * 1024)) # 500MB",
+        ),
+        ("data = f.read()", "    data = f.read()"),
+    ],
 };
 
 pub(super) const STAGING: Block = Block {
@@ -480,24 +435,17 @@ process_data.py --input=/volumes/temp-work --output=/volumes/results
 # Clean up temporary files
 rm /volumes/temp-work/*
 '"#,
-    instead: Some(
-        r#"# Use memory volumes for temporary data
-rnx volume create temp-work --size=2GB --type=memory
-# Process large dataset with staging pattern
-rnx job run \
---volume=source-data \
---volume=temp-work \
---volume=results \
---upload=process_data.py \
-bash -c '
-# Copy input to fast memory volume
-cp /volumes/source-data/* /volumes/temp-work/
-# Process in memory
-./process_data.py --input=/volumes/temp-work --output=/volumes/results
-# Clean up temporary files
-rm /volumes/temp-work/*
-'"#,
-    ),
+    changes: &[
+        (
+            "bash -c '",
+            r"--upload=process_data.py \
+bash -c '",
+        ),
+        (
+            "process_data.py --input=/volumes/temp-work --output=/volumes/results",
+            "./process_data.py --input=/volumes/temp-work --output=/volumes/results",
+        ),
+    ],
 };
 
 pub(super) const CLEANUP: Block = Block {
@@ -507,7 +455,7 @@ rnx job run --schedule="168h" --volume=logs bash -c '
 find /volumes/logs -name "*.tmp" -mtime +7 -delete
 find /volumes/logs -name "*.log" -mtime +30 -delete
 '"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const GROWTH: Block = Block {
@@ -527,21 +475,10 @@ rnx job run \
 cp -r /volumes/test-vol/* /volumes/test-vol-large/
 # Remove old volume after migration
 rnx volume remove test-vol"#,
-    instead: Some(
-        r#"# Start with reasonable sizes and monitor usage
-rnx volume create test-vol --size=1GB
-# Monitor usage regularly
-rnx job run --volume=test-vol df -h /volumes/test-vol
-# Create larger volume if needed (no resize capability)
-rnx volume create test-vol-large --size=10GB
-# Migrate data manually
-rnx job run \
---volume=test-vol \
---volume=test-vol-large \
-cp -r /volumes/test-vol/. /volumes/test-vol-large/
-# Remove old volume after migration
-rnx volume remove test-vol"#,
-    ),
+    changes: &[(
+        "cp -r /volumes/test-vol/* /volumes/test-vol-large/",
+        "cp -r /volumes/test-vol/. /volumes/test-vol-large/",
+    )],
 };
 
 pub(super) const NAMING: Block = Block {
@@ -554,7 +491,7 @@ rnx volume create cache-layer-prod --size=2GB --type=memory
 rnx volume create dev-database --size=10GB
 rnx volume create staging-uploads --size=20GB
 rnx volume create prod-backups --size=100GB"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const DIRECTORIES: Block = Block {
@@ -568,7 +505,7 @@ mkdir -p /volumes/project-data/archives/$(date +%Y/%m)
 rnx job run --volume=ml-data bash -c '
 mkdir -p /volumes/ml-data/{datasets,models,checkpoints,metrics}
 '"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const CLEANUP_SCRIPT: Block = Block {
@@ -591,7 +528,7 @@ rnx job run \
 --volume=data \
 --upload=cleanup.sh \
 bash cleanup.sh"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const SECRETS: Block = Block {
@@ -608,7 +545,7 @@ rnx job run --volume=secrets --env=ENCRYPTION_KEY=xxx bash -c '
 openssl enc -aes-256-cbc -d -k "$ENCRYPTION_KEY" \
 < /volumes/secrets/data.enc
 '"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const NOT_FOUND: Block = Block {
@@ -618,7 +555,7 @@ pub(super) const NOT_FOUND: Block = Block {
 rnx volume list
 # Recreate if needed
 rnx volume create mydata --size=1GB"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const OUT_OF_SPACE: Block = Block {
@@ -633,18 +570,10 @@ rnx job run --volume=full-vol --volume=full-vol-v2 \
 cp -r /volumes/full-vol/* /volumes/full-vol-v2/
 # Remove old volume
 rnx volume remove full-vol"#,
-    instead: Some(
-        r#"# Error: "No space left on device"
-# Check volume usage
-rnx job run --volume=full-vol df -h /volumes/full-vol
-# Create larger volume (no resize capability)
-rnx volume create full-vol-v2 --size=20GB
-# Migrate data
-rnx job run --volume=full-vol --volume=full-vol-v2 \
-bash -c 'cp -r /volumes/full-vol/* /volumes/full-vol-v2/'
-# Remove old volume
-rnx volume remove full-vol"#,
-    ),
+    changes: &[(
+        "cp -r /volumes/full-vol/* /volumes/full-vol-v2/",
+        "bash -c 'cp -r /volumes/full-vol/* /volumes/full-vol-v2/'",
+    )],
 };
 
 pub(super) const PERMISSIONS: Block = Block {
@@ -658,7 +587,7 @@ ls -la /volumes/data
 # Fix if needed (be careful with chmod 777)
 chmod -R 755 /volumes/data
 '"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const MEMORY_FULL: Block = Block {
@@ -668,7 +597,7 @@ pub(super) const MEMORY_FULL: Block = Block {
 rnx job run --volume=mem-vol df -h /volumes/mem-vol
 # Use smaller memory volume or switch to filesystem volume
 rnx volume create cache-small --size=256MB --type=memory"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const REMOVAL_BLOCKED: Block = Block {
@@ -682,16 +611,11 @@ rnx job list
 rnx job stop <job-id>
 # Then remove volume
 rnx volume remove mydata"#,
-    instead: Some(
-        r#"# Error: Volume is in use by active jobs
-# List running jobs
-rnx job list
-# Stop jobs using the volume
-rnx job stop "$(rnx job list --status running --json | jq -r .[0].id)"
-rnx job wait "$(rnx job list --json | jq -r .[0].id)"; true
-# Then remove volume
-rnx volume remove mydata"#,
-    ),
+    changes: &[(
+        "rnx job stop <job-id>",
+        r#"rnx job stop "$(rnx job list --status running --json | jq -r .[0].id)"
+rnx job wait "$(rnx job list --json | jq -r .[0].id)"; true"#,
+    )],
 };
 
 pub(super) const DEBUG: Block = Block {
@@ -720,7 +644,7 @@ fi
 '
 # Verify volume size limits
 rnx job run --volume=debug-vol df -h /volumes/debug-vol"#,
-    instead: None,
+    changes: &[],
 };
 
 pub(super) const POSTGRES: Block = Block {
@@ -737,16 +661,12 @@ rnx job run \
 --network=db-network \
 --runtime=postgres:latest \
 postgres"#,
-    instead: Some(
-        r#"# Create volume for PostgreSQL
-rnx volume create postgres-data --size=50GB
-# Run PostgreSQL with persistent storage
-rnx job run \
---volume=postgres-data \
---env=POSTGRES_PASSWORD=secret \
---env=PGDATA=/volumes/postgres-data \
-bash -c 'test -w $PGDATA && test $POSTGRES_PASSWORD = secret'"#,
-    ),
+    changes: &[(
+        r"--network=db-network \
+--runtime=postgres:latest \
+postgres",
+        "bash -c 'test -w $PGDATA && test $POSTGRES_PASSWORD = secret'",
+    )],
 };
 
 pub(super) const BUILD_CACHE: Block = Block {
@@ -764,17 +684,25 @@ mkdir -p /volumes/build-cache/maven
 mvn -Dmaven.repo.local=/volumes/build-cache/maven install
 mvn -Dmaven.repo.local=/volumes/build-cache/maven package
 ""#,
-    instead: Some(
-        r#"rnx volume create build-cache --size=2GB --type=memory
-mkdir -p src
-rnx job run \
---volume=build-cache \
---upload=./src \
---env=MAVEN_CACHE_DIR=/volumes/build-cache/maven \
-bash -c "
-mkdir -p /volumes/build-cache/maven
-""#,
-    ),
+    changes: &[
+        (
+            r"# Create build cache volume (memory for speed)
+",
+            "",
+        ),
+        ("# Use for faster builds", "mkdir -p src"),
+        (
+            r"--runtime=java:17 \
+",
+            "",
+        ),
+        (
+            r"mvn -Dmaven.repo.local=/volumes/build-cache/maven install
+mvn -Dmaven.repo.local=/volumes/build-cache/maven package
+",
+            "",
+        ),
+    ],
 };
 
 pub(super) const PIPELINE: Block = Block {
@@ -797,5 +725,5 @@ rnx job run \
 --volume=final-results \
 --upload=analyze_results.py \
 python3 analyze_results.py"#,
-    instead: None,
+    changes: &[],
 };
