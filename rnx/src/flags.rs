@@ -150,7 +150,7 @@ pub(crate) enum JobVerb {
     Status(JobId),
     /// Print the output of a job, live until it ends
     Log(LogFlags),
-    /// Ask jobs to stop; what still lives after their grace is killed
+    /// Stop jobs and wait for their end; what still lives after their grace is killed
     Stop(StopFlags),
     /// Wait until jobs have ended and exit like the first that failed
     Wait(JobIds),
@@ -356,6 +356,9 @@ pub(crate) struct MetricsFlags {
 pub(crate) struct StopFlags {
     #[command(flatten)]
     pub(crate) jobs: JobIds,
+    /// Return once they are asked, without waiting for their end
+    #[arg(long)]
+    pub(crate) no_wait: bool,
     #[arg(long, hide = true, value_name = "DURATION")]
     pub(crate) grace: Option<OsString>,
 }

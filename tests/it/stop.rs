@@ -59,9 +59,13 @@ fn asking_twice_or_after_the_end_is_no_error() {
     };
     let id = daemon.submit(&["--grace=1s"], &["sh", "-c", &trapping("trap '' TERM")]);
     daemon.wait_output(&id, "up");
-    daemon.rnx(["job", "stop", &id]).assert_code(0);
-    daemon.rnx(["job", "stop", &id]).assert_code(0);
-    daemon.ended(&id);
+    let asked = daemon.rnx(["job", "stop", "--no-wait", &id]);
+    asked.assert_code(0);
+    assert_eq!(asked.text(), format!("{id} STOPPING\n"));
+    let ended = daemon.rnx(["job", "stop", &id]);
+    ended.assert_code(0);
+    assert_eq!(ended.text(), format!("{id} STOPPED\n"));
+    assert_eq!(daemon.state(&id), "STOPPED");
     daemon.rnx(["job", "stop", &id]).assert_code(0);
     daemon
         .rnx(["job", "stop", "00000000-0000-4000-8000-000000000000"])

@@ -1,7 +1,7 @@
 //! The client against a server of our own making: `server` speaks the wire and says what a test tells it.
 //!
 //! `library` is about requests, `resume` about connections that are lost, `schedule` about what runs later, `volume` about
-//! volumes, `trust` about certificates and everything else that prevents a connection, `command` about the program: codes, streams, JSON, signals; `local` about `--local`.
+//! volumes, `stop` about stopping, `trust` about certificates and everything else that prevents a connection, `command` about the program: codes, streams, JSON, signals; `local` about `--local`.
 #![allow(
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
@@ -16,5 +16,6 @@ mod local;
 mod resume;
 mod schedule;
 mod server;
+mod stop;
 mod trust;
 mod volume;

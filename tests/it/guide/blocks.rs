@@ -30,7 +30,7 @@ impl Block {
 pub(super) enum Verdict {
     /// As it is printed.
     Literal,
-    /// As it is printed, with these volumes and files there.
+    /// As it is printed, with these volumes and files there, and what `<…>` stands for.
     Fixtures(&'static str),
     /// It cannot do what it says as it is printed, and why; what is run instead.
     Cannot(&'static str),
@@ -601,9 +601,7 @@ rnx volume create cache-small --size=256MB --type=memory"#,
 };
 
 pub(super) const REMOVAL_BLOCKED: Block = Block {
-    verdict: Cannot(
-        "<job-id> stands for one: it is that of the job that runs, and its end is waited for",
-    ),
+    verdict: Fixtures("<job-id> is that of the job that runs"),
     text: r#"# Error: Volume is in use by active jobs
 # List running jobs
 rnx job list
@@ -611,11 +609,7 @@ rnx job list
 rnx job stop <job-id>
 # Then remove volume
 rnx volume remove mydata"#,
-    changes: &[(
-        "rnx job stop <job-id>",
-        r#"rnx job stop "$(rnx job list --status running --json | jq -r .[0].id)"
-rnx job wait "$(rnx job list --json | jq -r .[0].id)"; true"#,
-    )],
+    changes: &[("<job-id>", "$JOB_ID")],
 };
 
 pub(super) const DEBUG: Block = Block {
