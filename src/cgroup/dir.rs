@@ -16,6 +16,17 @@ use nix::{
 
 use super::CgroupError;
 
+/// What the kernel says at once of one file.
+const PAGE_BYTES: usize = 4096;
+
+/// What a file of a cgroup says from where it stands to its end. With room for all of it that takes two reads; left to
+/// itself the library asks for a size that such files do not have and then begins with 32 bytes, eight calls a file.
+pub(super) fn contents(file: &File) -> io::Result<String> {
+    let mut text = String::with_capacity(PAGE_BYTES);
+    file.take(u64::MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// A directory that is open, and where it is, for messages.
 #[derive(Debug)]
 pub(super) struct Dir {
@@ -79,14 +90,12 @@ impl Dir {
     }
 
     pub(super) fn read(&self, name: &str) -> Result<String, CgroupError> {
-        let mut text = String::new();
         self.open_at(name, OFlag::O_RDONLY)
-            .and_then(|file| File::from(file).read_to_string(&mut text))
+            .and_then(|file| contents(&File::from(file)))
             .map_err(|source| CgroupError::Read {
                 path: self.path.join(name),
                 source,
-            })?;
-        Ok(text)
+            })
     }
 
     /// A file that holds one number; `None` when it is not there or says `max`.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Seek, SeekFrom},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use nix::{
 
 use super::{
     Backend, CgroupError, Controller, Device, Enforcement, HELPERS, Place,
-    dir::{self, Dir, value_of},
+    dir::{self, Dir, contents, value_of},
     directory_name,
     standing::{self, Standing},
     v1::{Seat, SeatMemory, V1},
@@ -491,10 +491,9 @@ fn missing(job: JobId, error: CgroupError) -> CgroupError {
 }
 
 fn reread_populated(file: &mut File) -> io::Result<bool> {
-    let mut text = String::new();
     file.seek(SeekFrom::Start(0))?;
-    match file.read_to_string(&mut text) {
-        Ok(_) => Ok(text.lines().any(|line| line == "populated 1")),
+    match contents(file) {
+        Ok(text) => Ok(text.lines().any(|line| line == "populated 1")),
         // The cgroup itself is gone, and what was in it.
         Err(gone) if gone.raw_os_error() == Some(libc::ENODEV) => Ok(false),
         Err(error) => Err(error),
