@@ -517,9 +517,12 @@ pub const FORWARDED_DATAGRAMS_MAX: usize = 1_024;
 
 // ---- front: requests --------------------------------------------------------------------------------
 
-/// Concurrent request streams of one connection; more wait on the client's side. QUIC makes room for all of them
-/// when a connection opens, which takes a millisecond for 8,192.
+/// Concurrent request streams of one connection; more wait on the client's side.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
+/// As many of them as a connection may open before it has shown that it needs more: room for all that are allowed is
+/// made at once, which takes a millisecond for 8,192.
+pub const STREAMS_AT_FIRST: u32 = 64;
+const _: () = assert!(STREAMS_AT_FIRST < STREAMS_PER_CONNECTION_MAX);
 /// Requests of one shard that are served at once; more are refused as busy. Twice what a full host of idle,
 /// attached jobs needs.
 pub const REQUESTS_PER_SHARD_MAX: usize = 20_000;

@@ -20,6 +20,7 @@ use quinn_proto::{
 };
 
 use super::{stream::StreamError, work::Work};
+use crate::limits;
 
 /// A connection, shared on its thread.
 pub(super) struct Link {
@@ -144,9 +145,16 @@ impl Link {
         }
     }
 
-    /// The next stream that the peer has opened.
-    pub(super) fn accept(&self) -> Option<StreamId> {
-        let id = self.connection().streams().accept(Dir::Bi)?;
+    /// The next stream that the peer has opened. One that shows that it opens many makes room for more.
+    pub(super) fn accept(self: &Rc<Self>) -> Option<StreamId> {
+        let mut connection = self.connection();
+        let id = connection.streams().accept(Dir::Bi)?;
+        if id.index() == u64::from(limits::STREAMS_AT_FIRST / 2) {
+            let all = VarInt::from_u32(limits::STREAMS_PER_CONNECTION_MAX);
+            connection.set_max_concurrent_streams(Dir::Bi, all);
+            self.mark_dirty();
+        }
+        drop(connection);
         self.streams.borrow_mut().insert(id, Waiters::default());
         self.work.request_begins();
         Some(id)

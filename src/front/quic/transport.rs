@@ -104,7 +104,7 @@ fn transport(mtu: u16, path: Path) -> TransportConfig {
             .congestion_controller_factory(Arc::new(congestion));
     }
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(limits::STREAMS_PER_CONNECTION_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits::STREAMS_AT_FIRST))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(limits::STREAM_RECEIVE_WINDOW_BYTES))
