@@ -11,6 +11,7 @@ mod flags;
 mod json;
 mod local;
 mod out;
+mod pow;
 mod schedule;
 mod signal;
 mod text;

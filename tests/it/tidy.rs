@@ -67,7 +67,13 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
     ("monoio", &["src/rt/"], "the runtime is behind rt"),
     (
         "unsafe",
-        &["src/sys/", "src/sandbox/init", "tests/", "tools/"],
+        &[
+            "src/sys/",
+            "src/sandbox/init",
+            "rnx/src/pow.rs",
+            "tests/",
+            "tools/",
+        ],
         "kernel calls are behind sys",
     ),
     (

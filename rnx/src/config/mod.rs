@@ -294,7 +294,8 @@ impl Config {
                 });
             }
         }
-        let mut text = String::new();
+        let bytes = meta.len().min(FILE_BYTES_MAX);
+        let mut text = String::with_capacity(usize::try_from(bytes).unwrap_or_default() + 1);
         file.take(FILE_BYTES_MAX)
             .read_to_string(&mut text)
             .map_err(failed)?;

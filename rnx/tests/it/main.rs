@@ -1,7 +1,8 @@
 //! The client against a server of our own making: `server` speaks the wire and says what a test tells it.
 //!
 //! `library` is about requests, `resume` about connections that are lost, `schedule` about what runs later, `volume` about
-//! volumes, `stop` about stopping, `trust` about certificates and everything else that prevents a connection, `command` about the program: codes, streams, JSON, signals; `local` about `--local`.
+//! volumes, `stop` about stopping, `trust` about certificates and everything else that prevents a connection, `command`
+//! about the program: codes, streams, JSON, signals; `linkage` about how it is linked; `local` about `--local`.
 #![allow(
     clippy::unwrap_used,
     clippy::wildcard_enum_match_arm,
@@ -12,6 +13,7 @@
 
 mod command;
 mod library;
+mod linkage;
 mod local;
 mod resume;
 mod schedule;
