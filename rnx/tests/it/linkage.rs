@@ -6,6 +6,10 @@ use std::process::Command;
 /// ld.so(8), `LD_TRACE_LOADED_OBJECTS`.
 #[cfg(target_env = "gnu")]
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the program itself is what is tested"
+)]
 fn a_start_loads_the_c_library_and_no_other() {
     let listed = Command::new(env!("CARGO_BIN_EXE_rnx"))
         .env("LD_TRACE_LOADED_OBJECTS", "1")

@@ -277,6 +277,24 @@ fn stalled_streams_do_not_hold_up_another() {
 }
 
 #[test]
+fn a_connection_that_asks_much_has_room_for_all_that_is_allowed() {
+    let pki = Pki::new();
+    let server = server(&pki, 1);
+    client(async {
+        let (_endpoint, connection) = connect(&pki, &pki.admin(), server.address).await;
+        let mut stalled = Vec::new();
+        for _ in 1..limits::STREAMS_PER_CONNECTION_MAX {
+            let (mut send, recv) = connection.open_bi().await.unwrap();
+            send.write_all(&[STALL]).await.unwrap();
+            stalled.push((send, recv));
+        }
+        let all = limits::STREAMS_PER_CONNECTION_MAX.to_string();
+        assert_eq!(ask(&connection, COUNT, b"").await.unwrap(), all.as_bytes());
+    });
+    server.close();
+}
+
+#[test]
 fn a_peer_that_vanishes_ends_its_requests() {
     let pki = Pki::new();
     let server = server(&pki, 1);
