@@ -388,7 +388,7 @@ fn floor_binary() -> PathBuf {
     let path = joblet_binary().with_file_name("floor");
     assert!(
         path.exists(),
-        "{} is missing; run `cargo build --release --workspace`",
+        "{} is missing; run `cargo xtask bench`, which builds it",
         path.display()
     );
     path

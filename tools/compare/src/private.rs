@@ -119,7 +119,7 @@ fn binary(name: &str) -> Result<Command> {
     let path = sibling(name);
     ensure!(
         path.exists(),
-        "{} is missing; run `cargo build --release --workspace`",
+        "{} is missing; run `cargo xtask bench`, which builds it",
         path.display()
     );
     Ok(quiet(path))

@@ -1,7 +1,7 @@
 //! `cargo xtask VERB`: the same checks with the same words on every machine.
 //!
-//! It adds nothing to what cargo does but the order, the profile (release everywhere, so that nothing is
-//! built twice) and the two binaries that the integration tests run.
+//! It adds nothing to what cargo does but the order, the profile (release, so that nothing is built
+//! twice; `dist` for what is measured) and the two binaries that the integration tests run.
 #![expect(
     clippy::print_stderr,
     clippy::disallowed_methods,
@@ -139,11 +139,17 @@ fn test_binary() -> Result<PathBuf> {
         .context("cargo names no binary of tests/it")
 }
 
+/// Measures what is installed, and both tools as they are built with it.
 fn bench() -> Result<()> {
-    cargo(&["build", "--release", "--workspace", "--locked"])?;
-    cargo(&["bench", "--bench", "canonical", "--locked"])?;
-    cargo(&["run", "--release", "--package", "compare", "--locked"])
+    let packages = ["joblet", "rnx", "floor", "compare"].map(|name| format!("--package={name}"));
+    let mut build = vec!["build", "--bins", DIST, "--locked"];
+    build.extend(packages.iter().map(String::as_str));
+    cargo(&build)?;
+    cargo(&["bench", "--bench", "canonical", DIST, "--locked"])?;
+    cargo(&["run", DIST, "--package", "compare", "--locked"])
 }
+
+const DIST: &str = "--profile=dist";
 
 /// Runs cargo in the workspace and fails as it fails.
 fn cargo<S: AsRef<OsStr>>(args: &[S]) -> Result<()> {
