@@ -1,7 +1,10 @@
 //! Volumes: what jobs leave in them, who sees it, how large they are, and who may have them removed.
 
 mod crash;
+mod database;
 mod full;
+mod host;
+mod list;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
