@@ -5,6 +5,7 @@ mod database;
 mod full;
 mod host;
 mod list;
+mod many;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
