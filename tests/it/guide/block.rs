@@ -12,18 +12,6 @@ pub(super) struct Block {
     pub(super) changes: &'static [(&'static str, &'static str)],
 }
 
-impl Block {
-    /// What is run.
-    pub(super) fn tried(&self) -> String {
-        let mut tried = self.text.to_owned();
-        for (printed, instead) in self.changes {
-            assert!(tried.contains(printed), "{printed:?} is not in\n{tried}");
-            tried = tried.replacen(printed, instead, 1);
-        }
-        tried
-    }
-}
-
 /// How a block of the guide is tried.
 #[derive(Debug)]
 #[expect(dead_code, reason = "the words are for whoever reads the table")]

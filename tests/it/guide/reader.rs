@@ -56,7 +56,12 @@ impl Guide {
     /// What a block says, or what is run instead, for who runs it at once.
     pub(super) fn tried(&self, block: &Block) -> String {
         self.tried.borrow_mut().push(block.text);
-        block.tried()
+        let mut tried = block.text.to_owned();
+        for (printed, instead) in block.changes {
+            assert!(tried.contains(printed), "{printed:?} is not in\n{tried}");
+            tried = tried.replacen(printed, instead, 1);
+        }
+        tried
     }
 
     pub(super) fn has_tried(&self, block: &Block) -> bool {
