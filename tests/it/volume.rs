@@ -1,7 +1,11 @@
 //! Volumes: what jobs leave in them, who sees it, how large they are, and who may have them removed.
 
 mod crash;
+mod database;
 mod full;
+mod host;
+mod list;
+mod many;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

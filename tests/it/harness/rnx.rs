@@ -19,6 +19,7 @@ use super::{Process, rnx_binary};
 pub(crate) struct Rnx {
     config: PathBuf,
     args: Vec<OsString>,
+    zone: Option<&'static str>,
     timeout: Duration,
 }
 
@@ -39,8 +40,15 @@ impl Rnx {
         Self {
             config: config.to_owned(),
             args: Vec::new(),
+            zone: None,
             timeout: patient(LONG),
         }
+    }
+
+    /// In this time zone, as `TZ` says it.
+    pub(crate) fn zone(mut self, zone: &'static str) -> Self {
+        self.zone = Some(zone);
+        self
     }
 
     /// One more argument.
@@ -61,6 +69,7 @@ impl Rnx {
         let mut command = Command::new(rnx_binary());
         command.arg("--config").arg(&self.config).args(&self.args);
         command.env_remove("RNX_CONFIG").env("NO_COLOR", "1");
+        command.envs(self.zone.map(|zone| ("TZ", zone)));
         let mut running = Running::start(command);
         running.timeout = self.timeout;
         running
