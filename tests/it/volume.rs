@@ -1,5 +1,6 @@
 //! Volumes: what jobs leave in them, who sees it, how large they are, and who may have them removed.
 
+mod again;
 mod crash;
 mod full;
 
