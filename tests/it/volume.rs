@@ -3,6 +3,7 @@
 mod again;
 mod crash;
 mod full;
+mod special;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

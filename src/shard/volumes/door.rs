@@ -6,7 +6,7 @@ use super::{KEEPER, VolumeSink, registry::Known};
 use crate::{
     job::{Refusal, RefusalCode, VolumeName, VolumeSpec, VolumeView},
     rt,
-    shard::{Handle, Tree, driver::Shard, tree::busy},
+    shard::{Handle, Tree, beneath::Root, driver::Shard, tree::busy},
     volume::VolumeError,
 };
 
@@ -59,13 +59,12 @@ impl Handle {
     /// Not found; a volume that cannot be reached.
     pub async fn copy_from_volume(&self, name: &VolumeName, path: &[u8]) -> Result<Tree, Refusal> {
         let known = self.shard().known_volume(name).await?;
-        let place = format!("volume {name}: ");
         let host = Arc::clone(&self.shard().host);
         let root = rt::blocking("open a volume", move || host.volumes.root(&known.spec))
             .await
             .map_err(|error| busy(&error))?;
         let root = root.map_err(|error: VolumeError| error.refusal())?;
-        Tree::open(root, path.to_vec(), &place).await
+        Tree::open(root, path.to_vec(), Root::Volume(name.clone())).await
     }
 
     /// Takes a tree into a volume.
