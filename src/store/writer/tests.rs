@@ -191,12 +191,12 @@ fn keys_belong_to_their_owner_expire_and_go_with_their_job() {
     let (_, done) = submit(key_for("k", 1, DAY_NS - 1), DAY_NS - 1);
     assert_eq!(done.unwrap(), Done::Duplicate { id: first });
     let reader = scratch.reader();
-    let ask = |key: &Key, now_ns| reader.remembered(key, now_ns).unwrap();
+    let look = |key: &Key, now_ns| reader.remembered(key, now_ns).unwrap();
     let key = key_for("k", 1, 0);
-    assert_eq!(ask(&key, DAY_NS - 1), Remembered::Job(first));
-    assert_eq!(ask(&key, DAY_NS), Remembered::Nothing);
-    assert_eq!(ask(&key_for("k", 2, 0), 0), Remembered::Other(first));
-    assert_eq!(ask(&key_for("j", 1, 0), 0), Remembered::Nothing);
+    assert_eq!(look(&key, DAY_NS - 1), Remembered::Job(first));
+    assert_eq!(look(&key, DAY_NS), Remembered::Nothing);
+    assert_eq!(look(&key_for("k", 2, 0), 0), Remembered::Other(first));
+    assert_eq!(look(&key_for("j", 1, 0), 0), Remembered::Nothing);
     let second = accepted(key_for("k", 2, DAY_NS), DAY_NS);
     let (_, done) = submit(key_for("k", 1, DAY_NS), DAY_NS);
     assert!(
