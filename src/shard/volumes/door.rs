@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use super::{KEEPER, VolumeSink, registry::Known};
 use crate::{
-    job::{Refusal, RefusalCode, VolumeName, VolumeSpec, VolumeView},
+    job::{Refusal, RefusalCode, VolumeKind, VolumeName, VolumeSpec, VolumeView},
     rt,
     shard::{Handle, Tree, beneath::Root, driver::Shard, tree::busy},
     volume::VolumeError,
@@ -18,6 +18,18 @@ impl Handle {
     /// left.
     pub async fn create_volume(&self, spec: VolumeSpec) -> Result<VolumeView, Refusal> {
         self.shard().create_volume(spec).await
+    }
+
+    /// What volumes of a kind are made of here, in words.
+    ///
+    /// # Errors
+    /// `Failed` with what is missing.
+    pub async fn volume_mechanism(&self, kind: VolumeKind) -> Result<String, Refusal> {
+        let host = Arc::clone(&self.shard().host);
+        let look = move || host.volumes.mechanism(kind);
+        let found = rt::blocking("look at what volumes are made of", look).await;
+        let found = found.map_err(|error| busy(&error))?;
+        found.map_err(|error| error.refusal())
     }
 
     /// All volumes, by name.
