@@ -265,7 +265,11 @@ fn an_export_can_be_imported_again() {
         .into_iter()
         .map(|(entry, contents)| match entry {
             Upload::Dir { path, .. } | Upload::File { path, .. } => (path, contents),
-            _ => (Vec::new(), contents),
+            Upload::Symlink { .. }
+            | Upload::Fifo { .. }
+            | Upload::Link { .. }
+            | Upload::Remark { .. }
+            | Upload::End => (Vec::new(), contents),
         })
         .collect();
     assert_eq!(
@@ -335,7 +339,12 @@ fn files_are_copied_in_and_out_like_by_cp() {
         .into_iter()
         .filter_map(|(entry, contents)| match entry {
             Upload::File { path, .. } => Some((path, contents)),
-            _ => None,
+            Upload::Dir { .. }
+            | Upload::Symlink { .. }
+            | Upload::Fifo { .. }
+            | Upload::Link { .. }
+            | Upload::Remark { .. }
+            | Upload::End => None,
         })
         .collect();
     assert_eq!(files, [(b"there/model.bin".to_vec(), b"weights".to_vec())]);
@@ -367,7 +376,11 @@ fn directories_that_are_there_keep_their_modes_and_copied_ones_their_own() {
                     Some(format!("{} {mode:o}", String::from_utf8_lossy(&path)))
                 }
                 Upload::File { path, .. } => Some(String::from_utf8_lossy(&path).into_owned()),
-                _ => None,
+                Upload::Symlink { .. }
+                | Upload::Fifo { .. }
+                | Upload::Link { .. }
+                | Upload::Remark { .. }
+                | Upload::End => None,
             })
             .collect()
     };
