@@ -39,6 +39,8 @@ pub const SPOOL_CHUNK_BYTES: usize = 128 << 10;
 const _: () = assert!(PATH_BYTES_MAX < SPOOL_CHUNK_BYTES);
 /// Directories below one another that a copy out of `/work` descends into: one open descriptor each.
 pub const TREE_DEPTH_MAX: usize = 128;
+/// What one copy remembers of files with several names, bytes: some hundred thousand names of a usual length.
+pub const TREE_LINKS_BYTES_MAX: usize = 16 << 20;
 /// Jobs in one list.
 pub const LIST_JOBS_MAX: usize = 10_000;
 /// Default time between SIGTERM and SIGKILL.

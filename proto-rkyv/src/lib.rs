@@ -20,9 +20,9 @@ pub use frame::{FrameError, HEADER_BYTES, Header, Kind, Piece, Reader, encode, h
 // By name: the derives also make `Archived*` and `*Resolver` types, which are nobody's business.
 pub use message::{
     After, Attachment, Caveat, Copy, Cursor, Finding, Id, Job, JobRef, LimitKind, Limits, List,
-    Log, LogTotals, Metrics, Node, Outcome, Pressure, Reason, Refusal, RefusalCode, Reply, Request,
-    Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit, Transition, Upload, Usage,
-    Verdict, Volume, VolumeCreate, VolumeKind, VolumeRead, VolumeWrite, Work,
+    Log, LogTotals, Metrics, Node, Outcome, Pressure, Reason, Refusal, RefusalCode, Remark, Reply,
+    Request, Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit, Transition, Upload,
+    Usage, Verdict, Volume, VolumeCreate, VolumeKind, VolumeRead, VolumeWrite, Work,
 };
 
 /// ALPN of version 1, the only one there is.

@@ -189,6 +189,39 @@ pub enum Upload {
     },
     /// No more entries.
     End,
+    /// A FIFO. Jobs' uploads have none.
+    Fifo {
+        /// Where.
+        path: Vec<u8>,
+        /// Permission bits (0o777).
+        mode: u32,
+    },
+    /// Another name of a file that came before. Jobs' uploads have none.
+    Link {
+        /// Where.
+        path: Vec<u8>,
+        /// The path that the file came under.
+        target: Vec<u8>,
+    },
+    /// Something about the tree that it cannot carry; only from the server.
+    Remark {
+        /// About what.
+        path: Vec<u8>,
+        /// What is said of it.
+        remark: Remark,
+    },
+}
+
+/// What a tree does not carry of what it is read from.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remark {
+    /// It is a socket, and left out.
+    Socket,
+    /// It is a device, and left out.
+    Device,
+    /// It is another name of a file that came before, and comes as a file of its own: the tree has more such names
+    /// than are remembered.
+    Doubled,
 }
 
 /// Which jobs to list.

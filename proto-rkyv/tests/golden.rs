@@ -5,9 +5,9 @@
 use proto_rkyv::{
     After, Attachment, Caveat, Copy, Cursor, Finding, HEADER_BYTES, Header, Job, Kind, LimitKind,
     Limits, List, Log, LogTotals, Metrics, Node, Outcome, Piece, Pressure, Reader, Reason, Refusal,
-    RefusalCode, Reply, Request, Sample, Schedule, Stall, State, Stop, StopSignal, Streams, Submit,
-    Transition, Upload, Usage, Verdict, Volume, VolumeCreate, VolumeKind, VolumeRead, VolumeWrite,
-    Work, encode, header_bytes,
+    RefusalCode, Remark, Reply, Request, Sample, Schedule, Stall, State, Stop, StopSignal, Streams,
+    Submit, Transition, Upload, Usage, Verdict, Volume, VolumeCreate, VolumeKind, VolumeRead,
+    VolumeWrite, Work, encode, header_bytes,
 };
 
 const GOLDEN: &str = include_str!("golden/v1.txt");
@@ -427,6 +427,27 @@ fn uploads() -> Vec<(&'static str, Upload)> {
             },
         ),
         ("upload-end", Upload::End),
+        (
+            "fifo",
+            Upload::Fifo {
+                path: b"queue".to_vec(),
+                mode: 0o600,
+            },
+        ),
+        (
+            "link",
+            Upload::Link {
+                path: b"a second name".to_vec(),
+                target: b"src/main.rs".to_vec(),
+            },
+        ),
+        (
+            "remark",
+            Upload::Remark {
+                path: b"run/socket".to_vec(),
+                remark: Remark::Socket,
+            },
+        ),
     ]
 }
 

@@ -10,11 +10,12 @@ pub(crate) mod sink;
 use std::{
     env,
     io::{self, IsTerminal, Write},
-    path::Path,
+    path::PathBuf,
 };
 
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rnx::Omission;
 use serde_json::Value;
 
 use crate::{exit::Failure, text};
@@ -49,6 +50,16 @@ impl Bar {
     pub(crate) fn set(&self, bytes: u64) {
         if let Some(bar) = &self.0 {
             bar.set_position(bytes);
+        }
+    }
+}
+
+impl Bar {
+    /// Says something beside it.
+    pub(crate) fn aside(&self, say: impl FnOnce()) {
+        match &self.0 {
+            Some(bar) => bar.suspend(say),
+            None => say(),
         }
     }
 }
@@ -145,12 +156,29 @@ impl Out {
         Bar(Some(bar))
     }
 
-    /// Something that was to be sent and is neither file, directory nor link.
-    pub(crate) fn left_out(self, path: &Path) {
-        let path = text::plain(&path.to_string_lossy());
-        self.warn(&format!(
-            "{path} is left out: it is no file, directory or link"
-        ));
+    /// What was to be sent and is neither file, directory nor link: each of it, and how much it is.
+    pub(crate) fn left_out(self, paths: &[PathBuf]) {
+        for path in paths {
+            let path = text::plain(&path.to_string_lossy());
+            self.warn(&format!(
+                "{path} is left out: it is no file, directory or link"
+            ));
+        }
+        self.left_out_count(paths.len());
+    }
+
+    /// What did not come as it is there.
+    pub(crate) fn omission(self, omission: &Omission) {
+        self.warn(&text::plain(&omission.to_string()));
+    }
+
+    /// How much was left out.
+    pub(crate) fn left_out_count(self, count: usize) {
+        match count {
+            0 => {}
+            1 => self.note("1 entry was left out"),
+            more => self.note(&format!("{more} entries were left out")),
+        }
     }
 
     /// Why a command failed, and what to do about it.

@@ -316,7 +316,7 @@ impl Samples {
 /// A piece of a copied tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arrival {
-    /// A directory, file or link; never [`Upload::End`]. Its path comes from the server: see
+    /// An entry or a remark; never [`Upload::End`]. Its path comes from the server: see
     /// [`crate::Landing`] before writing it anywhere.
     Entry(Upload),
     /// Contents of the file that came last.
@@ -355,7 +355,12 @@ impl Arrivals {
             {
                 Piece::Control(archive) => match entry(&archive)? {
                     Upload::End => self.ended = true,
-                    entry @ (Upload::Dir { .. } | Upload::File { .. } | Upload::Symlink { .. }) => {
+                    entry @ (Upload::Dir { .. }
+                    | Upload::File { .. }
+                    | Upload::Symlink { .. }
+                    | Upload::Fifo { .. }
+                    | Upload::Link { .. }
+                    | Upload::Remark { .. }) => {
                         return Ok(Some(Arrival::Entry(entry)));
                     }
                 },
@@ -382,7 +387,7 @@ fn entry(archive: &[u8]) -> Result<Upload, RequestError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto_rkyv::{HEADER_BYTES, Refusal, RefusalCode, encode};
+    use proto_rkyv::{HEADER_BYTES, Refusal, RefusalCode, Remark, encode};
 
     #[test]
     fn refusals_and_entries_of_a_copy_are_never_taken_for_each_other() {
@@ -416,9 +421,21 @@ mod tests {
                 target: vec![0; len],
             });
             check_entry(Upload::Symlink {
-                path,
+                path: path.clone(),
                 target: Vec::new(),
             });
+            check_entry(Upload::Fifo {
+                path: path.clone(),
+                mode: 0,
+            });
+            check_entry(Upload::Link {
+                path: path.clone(),
+                target: vec![0; len],
+            });
+            for remark in [Remark::Socket, Remark::Device, Remark::Doubled] {
+                let path = path.clone();
+                check_entry(Upload::Remark { path, remark });
+            }
         }
         for len in 0..40 {
             for hint in [None, Some("look elsewhere".to_owned()), Some("x".into())] {

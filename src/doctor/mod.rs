@@ -5,6 +5,7 @@
 //! would be refused, and the reason stands in its place. Trials are labelled, so that a list shows what they are.
 
 mod promise;
+mod volumes;
 
 use std::time::Duration;
 
@@ -54,12 +55,17 @@ pub async fn examine(handle: &Handle, peer: &Peer) -> Result<Vec<Finding>, Refus
         let (handle, peer) = (handle.clone(), peer.clone());
         rt::spawn(async move { timeout(&handle, &peer).await })
     };
+    let volumes = {
+        let (handle, peer) = (handle.clone(), peer.clone());
+        rt::spawn(async move { volumes::examine(&handle, &peer).await })
+    };
     let broken = |panicked| Refusal::new(crate::job::RefusalCode::Failed, format!("{panicked}"));
     let mut findings = Vec::new();
     for trial in running {
         findings.push(trial.await.map_err(broken)??);
     }
     findings.push(timeout.await.map_err(broken)??);
+    findings.extend(volumes.await.map_err(broken)??);
     findings.extend(facts.await.map_err(broken)??);
     Ok(findings)
 }

@@ -25,7 +25,8 @@ pub use request::{Accepted, Cursor, Deleted, IdempotencyKey, ListQuery};
 pub use role::{Peer, Role, RoleError};
 pub use schedule::{Schedule, ScheduleError};
 pub use spec::{
-    ByteString, EnvEntry, LogQuery, Spec, StopSignal, Stream, Streams, TreeEntry, User,
+    ByteString, EnvEntry, ExtraEntry, LogQuery, Remark, Spec, StopSignal, Stream, Streams,
+    TreeEntry, User,
 };
 pub use state::{State, Transition};
 pub use usage::{Caveat, LimitKind, Limits, Sample, Stall, Usage};

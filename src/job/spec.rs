@@ -182,3 +182,33 @@ pub enum TreeEntry {
         target: ByteString,
     },
 }
+
+/// What a volume's tree may have beside what every tree has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExtraEntry {
+    /// A FIFO.
+    Fifo {
+        /// Where.
+        path: ByteString,
+        /// Permission bits, without setuid, setgid and sticky.
+        mode: u32,
+    },
+    /// Another name of a file that came before.
+    Link {
+        /// Where.
+        path: ByteString,
+        /// The path that the file came under.
+        target: ByteString,
+    },
+}
+
+/// What a tree that is read does not carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remark {
+    /// A socket, which is left out.
+    Socket,
+    /// A device, which is left out.
+    Device,
+    /// Another name of a file that came before, which comes as a file of its own.
+    Doubled,
+}

@@ -10,6 +10,7 @@ use std::{
 use hdrhistogram::Histogram;
 
 use super::{
+    beneath::Root,
     driver::Shard,
     effect::Event,
     output::Output,
@@ -379,7 +380,7 @@ impl Handle {
                 Box::pin(async move { shard.open_work(id).await })
             })
             .await??;
-        Tree::open(root, path.to_vec(), "/work/").await
+        Tree::open(root, path.to_vec(), Root::Work).await
     }
 
     /// What a job uses now, or, when it has ended, used in all.

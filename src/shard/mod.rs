@@ -42,6 +42,7 @@ mod places;
 mod prune;
 pub mod queue;
 pub mod reactor;
+mod recall;
 mod records;
 mod remote;
 mod repeat;

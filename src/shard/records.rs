@@ -412,6 +412,15 @@ pub(super) fn refused(error: &Unkept) -> Refusal {
     Refusal::new(RefusalCode::Failed, chain(error))
 }
 
+/// A key that was used for another request.
+pub(super) fn key_conflict(key: &str, id: JobId) -> Refusal {
+    Refusal::new(
+        RefusalCode::Conflict,
+        format!("idempotency key {key} belongs to job {id}, which was asked for differently"),
+    )
+    .hint("use another key, or repeat the very same request")
+}
+
 /// Why a job that the store could not take is not accepted.
 fn unrecorded(error: &Unkept) -> Refusal {
     match error {
@@ -420,11 +429,7 @@ fn unrecorded(error: &Unkept) -> Refusal {
             "the disk of the state directory is full and the job cannot be recorded",
         )
         .hint("jobs that run go on; submits are taken again when there is space"),
-        Unkept::Refused(StoreError::KeyConflict { key, id }) => Refusal::new(
-            RefusalCode::Conflict,
-            format!("idempotency key {key} belongs to job {id}, which was asked for differently"),
-        )
-        .hint("use another key, or repeat the very same request"),
+        Unkept::Refused(StoreError::KeyConflict { key, id }) => key_conflict(key, *id),
         Unkept::Backlog => {
             Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
         }

@@ -40,7 +40,36 @@ pub struct Submission {
 
 impl Submission {
     /// Makes the job, on this shard or another one. Without uploads it is accepted with this call.
+    ///
+    /// Whatever is in the way of a new job is not in the way of one that was made before: what is refused is looked
+    /// up by its key, and only then, as the store looks at the key of every job that it takes.
     pub(super) async fn make(shard: &Rc<Shard>, asked: Asked) -> Result<Self, Refusal> {
+        let target = shard.place();
+        let id = JobId::random_owned_by(target, shard.shards);
+        let key = asked.key.clone();
+        let refusal = match Self::make_new(shard, asked, target, id).await {
+            Ok(made) => return Ok(made),
+            Err(refusal) => refusal,
+        };
+        let Some(key) = key else {
+            return Err(refusal);
+        };
+        let accepted = shard.recall(key, id, refusal).await?;
+        Ok(Self {
+            shard: Rc::clone(shard),
+            id: accepted.id,
+            upload: None,
+            is_spooled: false,
+            accepted: Some(accepted),
+        })
+    }
+
+    async fn make_new(
+        shard: &Rc<Shard>,
+        asked: Asked,
+        target: usize,
+        id: JobId,
+    ) -> Result<Self, Refusal> {
         let host = &shard.host;
         if !host.disk.has_room(limits::JOB_RECORD_BYTES) {
             return Err(no_space(&host.base_dir));
@@ -56,8 +85,6 @@ impl Submission {
         let enforcement = |limit| host.cgroups.enforcement(limit);
         let default = &host.settings.default_limits;
         let caveats = admit(&spec.limits, default, host.best_effort, enforcement)?;
-        let target = shard.place();
-        let id = JobId::random_owned_by(target, shard.shards);
         // Before anything of it exists: what it names cannot be removed any more.
         let hold = shard.hold_volumes(id, &spec.volumes).await?;
         let start = match spec.schedule.as_ref() {

@@ -4,6 +4,8 @@
 //! nothing outside the tree can be reached however it changes meanwhile. The walk runs on the blocking pool,
 //! one step a call; what is held is one chunk and the directories on the way down.
 
+mod linked;
+
 use std::{
     ffi::{CString, OsStr},
     fs::File,
@@ -12,19 +14,19 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    sync::Arc,
 };
 
 use bytes::Bytes;
 use nix::{
-    dir::{Dir, Type},
+    dir::Dir,
     fcntl::{OFlag, readlinkat},
     sys::stat::{FileStat, SFlag, fstat},
 };
 
-use super::beneath::open_beneath;
+use self::linked::{Linked, Seen};
+use super::beneath::{Root, open_beneath};
 use crate::{
-    job::{Refusal, RefusalCode, TreeEntry},
+    job::{ByteString, ExtraEntry, Refusal, RefusalCode, Remark, TreeEntry},
     limits,
     rt::{self, BlockingError},
 };
@@ -40,28 +42,24 @@ pub struct Tree {
 pub enum TreeItem {
     /// The next entry.
     Entry(TreeEntry),
+    /// The next entry, which not every tree may have.
+    Extra(ExtraEntry),
+    /// What the tree does not carry of a path.
+    Remark(ByteString, Remark),
     /// Some bytes of the last file.
     Data(Bytes),
-}
-
-/// What is put before the path in everything that is said of it.
-#[derive(Debug, Clone)]
-struct Place(Arc<str>);
-
-impl Place {
-    fn shown(&self, path: &[u8]) -> String {
-        format!("{}{}", self.0, String::from_utf8_lossy(path))
-    }
 }
 
 /// Where a walk is: open directories from the top, and the file being read.
 #[derive(Debug)]
 struct Walk {
-    place: Place,
+    /// How people know where it began.
+    known_as: Root,
     levels: Vec<Level>,
+    linked: Linked,
     file: Option<Reading>,
-    /// The very first entry: what was asked for itself, unless that is the whole root.
-    first: Option<TreeEntry>,
+    /// What comes before anything else: at first what was asked for itself, unless that is the whole root.
+    next: Option<TreeItem>,
 }
 
 #[derive(Debug)]
@@ -82,10 +80,13 @@ struct Reading {
 }
 
 impl Tree {
-    /// Opens `path` below `root`, which people know as `place`.
-    pub(super) async fn open(root: OwnedFd, path: Vec<u8>, place: &str) -> Result<Self, Refusal> {
-        let place = Place(place.into());
-        let walk = rt::blocking("read a tree", move || Walk::open(&root, &path, place))
+    /// Opens `path` below `root`, which people know as `known_as`.
+    pub(super) async fn open(
+        root: OwnedFd,
+        path: Vec<u8>,
+        known_as: Root,
+    ) -> Result<Self, Refusal> {
+        let walk = rt::blocking("read a tree", move || Walk::open(&root, &path, known_as))
             .await
             .map_err(|error| busy(&error))??;
         Ok(Self { walk: Some(walk) })
@@ -115,40 +116,44 @@ impl Tree {
 }
 
 impl Walk {
-    fn open(root: &OwnedFd, path: &[u8], place: Place) -> Result<Self, Refusal> {
-        let shown = place.shown(path);
+    fn open(root: &OwnedFd, path: &[u8], known_as: Root) -> Result<Self, Refusal> {
+        let refused = |error: &io::Error| known_as.refusal(path, error);
         let trimmed: &[u8] = if path.is_empty() { b"." } else { path };
         let fd = open_beneath(
             root,
             OsStr::from_bytes(trimmed),
             OFlag::O_PATH | OFlag::O_NOFOLLOW,
         )
-        .map_err(|error| refused(&shown, &error))?;
-        let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
+        .map_err(|error| refused(&error))?;
+        let stat = fstat(&fd).map_err(|errno| refused(&errno.into()))?;
         let mut walk = Self {
-            place,
+            known_as: known_as.clone(),
             levels: Vec::new(),
+            linked: Linked::default(),
             file: None,
-            first: None,
+            next: None,
         };
         match kind(&stat) {
             SFlag::S_IFDIR => {
                 walk.enter(&fd, path.to_vec())?;
                 let mode = stat.st_mode & 0o777;
                 let path = path.to_vec();
-                walk.first = (!path.is_empty()).then_some(TreeEntry::Dir { path, mode });
+                let is_root = path.is_empty();
+                walk.next = (!is_root).then_some(TreeItem::Entry(TreeEntry::Dir { path, mode }));
             }
             SFlag::S_IFREG => {
-                walk.first = Some(walk.begin_file(root, trimmed, path.to_vec(), &stat)?);
+                let file = walk.begin_file(root, trimmed, path.to_vec(), &stat)?;
+                walk.next = Some(TreeItem::Entry(file));
             }
             SFlag::S_IFLNK => {
-                let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
-                walk.first = Some(TreeEntry::Symlink {
+                let target = readlinkat(&fd, "").map_err(|errno| refused(&errno.into()))?;
+                walk.next = Some(TreeItem::Entry(TreeEntry::Symlink {
                     path: path.to_vec(),
                     target: target.as_bytes().to_vec(),
-                });
+                }));
             }
             _ => {
+                let shown = known_as.shown(path);
                 return Err(Refusal::new(
                     RefusalCode::Invalid,
                     format!("{shown} is neither a file, a directory nor a symbolic link"),
@@ -160,38 +165,34 @@ impl Walk {
 
     /// Pushes a directory; its names are read at once and bounded.
     fn enter(&mut self, fd: &impl AsFd, path: Vec<u8>) -> Result<(), Refusal> {
-        let shown = self.place.shown(&path);
         if self.levels.len() >= limits::TREE_DEPTH_MAX {
             let message = format!(
-                "{shown} lies more than {} levels deep",
+                "{} lies more than {} levels deep",
+                self.known_as.shown(&path),
                 limits::TREE_DEPTH_MAX
             );
             return Err(Refusal::new(RefusalCode::TooLarge, message));
         }
-        let fd = open_beneath(fd, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
-            .map_err(|error| refused(&shown, &error))?;
-        let copy = fd.try_clone().map_err(|error| refused(&shown, &error))?;
-        let mut names = Vec::new();
-        for entry in Dir::from_fd(copy).map_err(|errno| refused(&shown, &errno.into()))? {
-            let entry = entry.map_err(|errno| refused(&shown, &errno.into()))?;
-            let is_special = entry.file_type().is_some_and(|kind| {
-                matches!(
-                    kind,
-                    Type::Fifo | Type::Socket | Type::BlockDevice | Type::CharacterDevice
-                )
-            });
-            if !is_special && entry.file_name() != c"." && entry.file_name() != c".." {
-                names.push(entry.file_name().to_owned());
+        let read = || -> io::Result<(OwnedFd, Vec<CString>)> {
+            let fd = open_beneath(fd, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+            let mut names = Vec::new();
+            for entry in Dir::from_fd(fd.try_clone()?)? {
+                let entry = entry?;
+                if entry.file_name() != c"." && entry.file_name() != c".." {
+                    names.push(entry.file_name().to_owned());
+                }
             }
-        }
+            Ok((fd, names))
+        };
+        let (fd, mut names) = read().map_err(|error| self.known_as.refusal(&path, &error))?;
         names.sort_unstable_by(|a, b| b.cmp(a));
         self.levels.push(Level { fd, path, names });
         Ok(())
     }
 
     fn step(&mut self) -> Result<Option<TreeItem>, Refusal> {
-        if let Some(first) = self.first.take() {
-            return Ok(Some(TreeItem::Entry(first)));
+        if let Some(next) = self.next.take() {
+            return Ok(Some(next));
         }
         if let Some(reading) = &mut self.file {
             if reading.left > 0 {
@@ -204,52 +205,70 @@ impl Walk {
                 self.levels.pop();
                 continue;
             };
-            if let Some(entry) = self.visit(&name)? {
-                return Ok(Some(TreeItem::Entry(entry)));
+            if let Some(item) = self.visit(&name)? {
+                return Ok(Some(item));
             }
         }
         Ok(None)
     }
 
-    /// One name of the deepest directory; `None` when it vanished or is of a kind that is not copied.
-    fn visit(&mut self, name: &CString) -> Result<Option<TreeEntry>, Refusal> {
+    /// One name of the deepest directory; `None` when it has vanished.
+    fn visit(&mut self, name: &CString) -> Result<Option<TreeItem>, Refusal> {
         let level = self.levels.last().expect("visit is called with a level");
         let mut path = level.path.clone();
         if !path.is_empty() {
             path.push(b'/');
         }
         path.extend_from_slice(name.as_bytes());
-        let shown = self.place.shown(&path);
+        let refused = |error: &io::Error| self.known_as.refusal(&path, error);
         let os_name = OsStr::from_bytes(name.as_bytes());
         let fd = match open_beneath(&level.fd, os_name, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Ok(fd) => fd,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(refused(&shown, &error)),
+            Err(error) => return Err(refused(&error)),
         };
-        let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
+        let stat = fstat(&fd).map_err(|errno| refused(&errno.into()))?;
         let mode = stat.st_mode & 0o777;
-        match kind(&stat) {
+        Ok(Some(match kind(&stat) {
             SFlag::S_IFDIR => {
                 self.enter(&fd, path.clone())?;
-                Ok(Some(TreeEntry::Dir { path, mode }))
+                TreeItem::Entry(TreeEntry::Dir { path, mode })
             }
             SFlag::S_IFREG => {
-                let parent = level
-                    .fd
-                    .try_clone()
-                    .map_err(|error| refused(&shown, &error))?;
-                self.begin_file(&parent, name.as_bytes(), path, &stat)
-                    .map(Some)
+                let parent = level.fd.try_clone().map_err(|error| refused(&error))?;
+                self.visit_file(&parent, name.as_bytes(), path, &stat)?
             }
             SFlag::S_IFLNK => {
-                let target = readlinkat(&fd, "").map_err(|errno| refused(&shown, &errno.into()))?;
-                Ok(Some(TreeEntry::Symlink {
+                let target = readlinkat(&fd, "").map_err(|errno| refused(&errno.into()))?;
+                TreeItem::Entry(TreeEntry::Symlink {
                     path,
                     target: target.as_bytes().to_vec(),
-                }))
+                })
             }
-            _ => Ok(None),
+            SFlag::S_IFIFO => TreeItem::Extra(ExtraEntry::Fifo { path, mode }),
+            SFlag::S_IFSOCK => TreeItem::Remark(path, Remark::Socket),
+            _ => TreeItem::Remark(path, Remark::Device),
+        }))
+    }
+
+    /// A file of the tree: its contents under its first name, and afterwards that name.
+    fn visit_file(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        path: Vec<u8>,
+        stat: &FileStat,
+    ) -> Result<TreeItem, Refusal> {
+        let seen = self.linked.look(stat, &path);
+        if let Seen::Before(target) = seen {
+            return Ok(TreeItem::Extra(ExtraEntry::Link { path, target }));
         }
+        let file = TreeItem::Entry(self.begin_file(at, name, path.clone(), stat)?);
+        if seen == Seen::Unknown {
+            self.next = Some(file);
+            return Ok(TreeItem::Remark(path, Remark::Doubled));
+        }
+        Ok(file)
     }
 
     fn begin_file(
@@ -259,12 +278,12 @@ impl Walk {
         path: Vec<u8>,
         seen: &FileStat,
     ) -> Result<TreeEntry, Refusal> {
-        let shown = self.place.shown(&path);
+        let shown = self.known_as.shown(&path);
         // O_NONBLOCK: it was a plain file a moment ago, but a FIFO may be there by now.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let fd = open_beneath(at, OsStr::from_bytes(name), flags)
-            .map_err(|error| refused(&shown, &error))?;
-        let stat = fstat(&fd).map_err(|errno| refused(&shown, &errno.into()))?;
+            .map_err(|error| self.known_as.refusal(&path, &error))?;
+        let stat = fstat(&fd).map_err(|errno| self.known_as.refusal(&path, &errno.into()))?;
         if kind(&stat) != SFlag::S_IFREG || (stat.st_dev, stat.st_ino) != (seen.st_dev, seen.st_ino)
         {
             return Err(Refusal::new(
@@ -292,10 +311,9 @@ impl Reading {
             .unwrap_or(usize::MAX)
             .min(limits::COPY_CHUNK_BYTES);
         let mut buffer = vec![0; want];
-        let have = self
-            .file
-            .read(&mut buffer)
-            .map_err(|error| refused(&self.shown, &error))?;
+        let have = self.file.read(&mut buffer).map_err(|error| {
+            Refusal::new(RefusalCode::Failed, format!("{}: {error}", self.shown))
+        })?;
         if have == 0 {
             let message = format!("{} became shorter while it was read", self.shown);
             return Err(Refusal::new(RefusalCode::Conflict, message));
@@ -313,19 +331,4 @@ pub(super) fn busy(error: &BlockingError) -> Refusal {
 
 fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
-}
-
-fn refused(path: &str, error: &io::Error) -> Refusal {
-    let code = match error.raw_os_error() {
-        Some(libc::ENOENT) => RefusalCode::NotFound,
-        Some(libc::ELOOP | libc::EXDEV) => RefusalCode::Invalid,
-        _ => RefusalCode::Failed,
-    };
-    let message = match error.raw_os_error() {
-        Some(libc::ENOENT) => format!("{path} not found"),
-        Some(libc::ELOOP) => format!("{path} leads through a symbolic link"),
-        Some(libc::EXDEV) => format!("{path} leads out of its root"),
-        _ => format!("{path}: {error}"),
-    };
-    Refusal::new(code, message)
 }

@@ -6,7 +6,7 @@
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, params};
 
 use super::{
-    Change, Done, Key, SealKey, SmallOutput, StoreError,
+    Change, Done, Key, Remembered, SealKey, SmallOutput, StoreError, key,
     row::{Progress, created_ns, encode_progress, encode_spec, to_integer},
     volumes::VolumeStatements,
 };
@@ -91,10 +91,7 @@ impl<'c> Statements<'c> {
                  VALUES (?1, ?2, ?3, ?4)",
             )?,
             has_output: prepare(HAS_OUTPUT)?,
-            find_key: prepare(
-                "SELECT job_id, fingerprint, expires_ns FROM idempotency_keys \
-                 WHERE owner = ?1 AND key = ?2",
-            )?,
+            find_key: prepare(key::FIND)?,
             insert_key: prepare(
                 "INSERT OR REPLACE INTO idempotency_keys (owner, key, job_id, fingerprint, expires_ns) \
                  VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -184,30 +181,13 @@ impl<'c> Statements<'c> {
 
     /// The job that came with this key before.
     fn remembered(&mut self, key: &Key, now_ns: i64) -> Result<Option<JobId>, StoreError> {
-        let found = self
-            .find_key
-            .query_row(params![key.owner, key.key], |row| {
-                Ok((
-                    row.get::<_, [u8; 16]>(0)?,
-                    row.get::<_, [u8; 32]>(1)?,
-                    row.get::<_, i64>(2)?,
-                ))
-            })
-            .optional()
-            .map_err(StoreError::from_sqlite("read"))?;
-        match found {
-            Some((id, fingerprint, expires_ns)) if expires_ns > now_ns => {
-                let id = JobId::from_bytes(id);
-                if fingerprint == key.fingerprint {
-                    Ok(Some(id))
-                } else {
-                    Err(StoreError::KeyConflict {
-                        key: key.key.clone(),
-                        id,
-                    })
-                }
-            }
-            Some(_) | None => Ok(None),
+        match key::find(&mut self.find_key, key, now_ns)? {
+            Remembered::Nothing => Ok(None),
+            Remembered::Job(id) => Ok(Some(id)),
+            Remembered::Other(id) => Err(StoreError::KeyConflict {
+                key: key.key.clone(),
+                id,
+            }),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What may be asked of the store, and what it answers.
 
-use super::{StoredVolume, VolumeState};
+use super::{Key, StoredVolume, VolumeState};
 use crate::{
     job::{JobId, JobView, VolumeName},
     limits,
@@ -105,19 +105,6 @@ pub enum Done {
     },
     /// The volume is written down, overwritten or forgotten.
     VolumeNoted,
-}
-
-/// What makes a repeated submit the same one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// Common name of the certificate: keys of different peers never meet.
-    pub owner: String,
-    /// As the client chose it.
-    pub key: String,
-    /// Digest of the request: the same key for another request is a conflict.
-    pub fingerprint: [u8; 32],
-    /// When it is forgotten, nanoseconds since the epoch: [`limits::IDEMPOTENCY_KEY_KEPT`] after the submit.
-    pub expires_ns: i64,
 }
 
 /// Whole output of an ended job, small enough not to need files.

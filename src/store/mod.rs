@@ -10,6 +10,7 @@ mod apply;
 mod change;
 mod checkpoint;
 mod error;
+mod key;
 mod reader;
 mod record;
 mod row;
@@ -18,8 +19,9 @@ mod seal;
 mod volumes;
 mod writer;
 
-pub use change::{Change, Done, Key, SmallOutput};
+pub use change::{Change, Done, SmallOutput};
 pub use error::{OpenError, StoreError};
+pub use key::{Key, Remembered};
 pub use reader::{Cursor, ListQuery, Live, Reader};
 pub use seal::SealKey;
 pub use volumes::{StoredVolume, StoredVolumes, VolumeState};

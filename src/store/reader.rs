@@ -8,8 +8,9 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, Params, ToSql, params};
 
 use super::{
-    OpenError, SealKey, SmallOutput, StoreError, StoredVolumes,
+    Key, OpenError, Remembered, SealKey, SmallOutput, StoreError, StoredVolumes,
     apply::HAS_OUTPUT,
+    key,
     row::{COLUMNS, decode, place_of, state_text, to_integer},
     schema, volumes,
 };
@@ -97,6 +98,18 @@ impl Reader {
             found = read.map(|(view, _)| Some(view));
         })?;
         found
+    }
+
+    /// What `key` stands for at `now_ns`, nanoseconds since the epoch.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be read.
+    pub fn remembered(&self, key: &Key, now_ns: i64) -> Result<Remembered, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare(key::FIND)
+            .map_err(StoreError::from_sqlite("read"))?;
+        key::find(&mut statement, key, now_ns)
     }
 
     /// The ids that begin with `prefix` ([`JobId::check_prefix`]), in their order: at most `max`, and never more than

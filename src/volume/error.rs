@@ -61,6 +61,12 @@ pub enum VolumeError {
         #[source]
         source: ToolError,
     },
+    /// A program that volumes are made with.
+    #[error("look at what volumes are made with")]
+    Tool(#[source] ToolError),
+    /// Whether owners can be mapped cannot be found out.
+    #[error("map the owner of a tmpfs")]
+    Mapping(#[source] io::Error),
     /// No loop device.
     #[error("find a loop device for volume {name}")]
     Loop {
@@ -149,7 +155,8 @@ impl VolumeError {
             Self::Format {
                 source: ToolError::Missing { .. },
                 ..
-            } => "install e2fsprogs on the daemon's host".to_owned(),
+            }
+            | Self::Tool(ToolError::Missing { .. }) => "install e2fsprogs on the daemon's host".to_owned(),
             Self::Loop { source, .. } if source.kind() == ErrorKind::NotFound => {
                 "the daemon's host has no loop devices: load the kernel module loop".to_owned()
             }
@@ -168,7 +175,12 @@ impl VolumeError {
                 Damage::Failing => "stop the jobs that hold it".to_owned(),
             },
             _ if self.is_disk_full() => "free space on the daemon's disk".to_owned(),
-            Self::Format { .. } | Self::Mount { .. } | Self::File { .. } => return None,
+            Self::Mapping(_) => {
+                "joblet needs root with CAP_SYS_ADMIN, and user namespaces that are not switched off".to_owned()
+            }
+            Self::Format { .. } | Self::Tool(_) | Self::Mount { .. } | Self::File { .. } => {
+                return None;
+            }
         })
     }
 
@@ -181,6 +193,8 @@ impl VolumeError {
             Self::CreationNotPermitted { .. }
             | Self::NotPermitted { .. }
             | Self::Format { .. }
+            | Self::Tool(_)
+            | Self::Mapping(_)
             | Self::Loop { .. }
             | Self::Mount { .. }
             | Self::File { .. }

@@ -70,6 +70,19 @@ pub(super) fn make<S: AsRef<str>>(
     }
 }
 
+/// Which mkfs.ext4 there is: its name and version.
+pub(super) fn version() -> Result<String, ToolError> {
+    const PROGRAM: &str = "mkfs.ext4";
+    let output = run(PROGRAM, command(PROGRAM)?.arg("-V"))?;
+    if !output.status.success() {
+        return Err(failed(PROGRAM, &output));
+    }
+    // "mke2fs 1.47.0 (5-Feb-2023)", on standard error.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let number = said.split_whitespace().nth(1).unwrap_or("of no version");
+    Ok(format!("{PROGRAM} {number}"))
+}
+
 /// What [`mend`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mended {

@@ -36,7 +36,7 @@ use super::{
     disk::{self, DISK_OWNER, not_done},
     error::{Damage, VolumeError},
     geometry::Geometry,
-    memory,
+    memory, mkfs,
     place::{self, Place, Root, file},
 };
 use crate::{
@@ -115,6 +115,30 @@ impl Volumes {
             directory,
             maps_tmpfs: OnceLock::new(),
         })
+    }
+
+    /// What volumes of `kind` are made of on this host.
+    ///
+    /// # Errors
+    /// [`VolumeError::Tool`] when mkfs.ext4 is needed and not there, [`VolumeError::Mapping`] when the kernel makes no
+    /// tmpfs or no user namespace.
+    pub fn mechanism(&self, kind: VolumeKind) -> Result<String, VolumeError> {
+        let image = || -> Result<String, VolumeError> {
+            let version = mkfs::version().map_err(VolumeError::Tool)?;
+            Ok(format!(
+                "ext4 by {version} on a loop device, idmapped mount"
+            ))
+        };
+        match kind {
+            VolumeKind::Filesystem => image(),
+            VolumeKind::Memory if memory::is_mapped_here().map_err(VolumeError::Mapping)? => {
+                Ok("idmapped tmpfs".to_owned())
+            }
+            VolumeKind::Memory => Ok(format!(
+                "an image in a tmpfs, whose owners this kernel cannot map: {}",
+                image()?
+            )),
+        }
     }
 
     /// Makes an empty volume and mounts it at `BASE/volumes/NAME/data`.

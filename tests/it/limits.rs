@@ -384,6 +384,8 @@ fn the_doctor_tries_every_limit_and_every_wall_and_finds_them_standing() {
         "no-capabilities",
         "read-only-system",
         "no-network",
+        "filesystem-volumes",
+        "memory-volumes",
     ] {
         let found = findings
             .iter()
@@ -393,4 +395,6 @@ fn the_doctor_tries_every_limit_and_every_wall_and_finds_them_standing() {
         let expected = if partly { "partly" } else { "enforced" };
         assert_eq!(found["verdict"], expected, "{found}");
     }
+    let left = daemon.rnx(["volume", "list"]).text();
+    assert!(!left.contains("joblet-doctor-"), "{left}");
 }

@@ -1,11 +1,13 @@
 //! Volumes: what jobs leave in them, who sees it, how large they are, and who may have them removed.
 
+mod again;
 mod crash;
 mod database;
 mod full;
 mod host;
 mod list;
 mod many;
+mod special;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};

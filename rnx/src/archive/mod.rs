@@ -4,8 +4,9 @@
 //! else writes nowhere else; what comes out of one is looked at entry by entry before it is sent, and the server
 //! looks again. Names are bytes: a newline in one is as good as any other.
 //!
-//! Files, directories and symbolic links travel, with their contents, names and permission bits. Owners and times
-//! do not: whatever is in a volume belongs to the user of the job that has it.
+//! Files, directories, symbolic links and FIFOs travel, with their contents, names and permission bits, and hard links
+//! stay what they are. Owners and times do not: whatever is in a volume belongs to the user of the job that has it.
+//! Sockets and devices are left out, and each is named.
 
 mod pack;
 mod unpack;
@@ -48,8 +49,10 @@ pub enum ArchiveError {
         /// Which link.
         link: String,
     },
-    /// A second name of a file, whose contents are not at hand any more.
-    #[error("entry {path:?} of the archive is a hard link to {target:?}")]
+    /// A second name of something that does not lie below the root.
+    #[error(
+        "entry {path:?} of the archive is a hard link to {target:?}, which does not lie in the volume"
+    )]
     HardLink {
         /// Which entry.
         path: String,

@@ -9,6 +9,7 @@ use tar::{EntryType, Header};
 use thiserror::Error;
 
 use super::{components, shown};
+use crate::omission::Omission;
 
 const BLOCK_BYTES: usize = 512;
 /// Bytes of a name that fit a header.
@@ -63,29 +64,37 @@ impl<W: Write> Pack<W> {
         }
     }
 
-    /// The next entry; a file's contents follow.
+    /// The next entry; a file's contents follow. Gives what the archive does not have as it is there.
     ///
     /// # Errors
     /// [`PackError`].
-    pub fn entry(&mut self, entry: &Upload) -> Result<(), PackError> {
+    pub fn entry(&mut self, entry: &Upload) -> Result<Option<Omission>, PackError> {
         self.complete()?;
         match entry {
+            Upload::Remark { path, remark } => return Ok(Some(Omission::remarked(path, *remark))),
             Upload::Dir { path, mode } => {
                 let mut name = inside(path)?;
                 name.push(b'/');
-                self.header(EntryType::Directory, &name, *mode, 0, b"")
+                self.header(EntryType::Directory, &name, *mode, 0, b"")?;
             }
             Upload::File { path, mode, bytes } => {
                 let name = inside(path)?;
                 self.header(EntryType::Regular, &name, *mode, *bytes, b"")?;
                 (self.path, self.bytes, self.written) = (name, *bytes, 0);
-                Ok(())
             }
             Upload::Symlink { path, target } => {
-                self.header(EntryType::Symlink, &inside(path)?, 0o777, 0, target)
+                self.header(EntryType::Symlink, &inside(path)?, 0o777, 0, target)?;
             }
-            Upload::End => Ok(()),
+            Upload::Fifo { path, mode } => {
+                self.header(EntryType::Fifo, &inside(path)?, *mode, 0, b"")?;
+            }
+            Upload::Link { path, target } => {
+                let target = inside(target)?;
+                self.header(EntryType::Link, &inside(path)?, 0o644, 0, &target)?;
+            }
+            Upload::End => {}
         }
+        Ok(None)
     }
 
     /// Contents of the file that came last.

@@ -73,6 +73,12 @@ fn link(path: &[u8], target: &[u8]) -> (Upload, Vec<u8>) {
     (Upload::Symlink { path, target }, Vec::new())
 }
 
+/// Another name of `target`.
+fn second(path: &[u8], target: &[u8]) -> (Upload, Vec<u8>) {
+    let (path, target) = (path.to_vec(), target.to_vec());
+    (Upload::Link { path, target }, Vec::new())
+}
+
 /// An archive with one entry as somebody else writes it.
 fn foreign(kind: EntryType, name: &[u8], target: &[u8]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
@@ -103,6 +109,15 @@ fn a_tree_comes_back_as_it_went_in() {
         file(&long, &[1; 70_000]),
         link(b"d/link", b"../anywhere at all"),
         link(b"d/far", &[b'y'; 300]),
+        (
+            Upload::Fifo {
+                path: b"d/fifo".to_vec(),
+                mode: 0o600,
+            },
+            Vec::new(),
+        ),
+        second(b"d/block again", b"d/block"),
+        second(b"again", &long),
     ];
     let archive = packed(&tree).unwrap();
     assert_eq!(archive.len() % 512, 0);
@@ -190,19 +205,56 @@ fn dots_and_special_bits_are_left_out_and_directories_on_the_way_left_alone() {
 }
 
 #[test]
-fn devices_are_left_out_and_second_names_refused() {
+fn devices_are_left_out() {
     assert_eq!(
         sent(foreign(EntryType::Char, b"null", b"")).unwrap(),
         Entries::new()
     );
-    let refused = sent(foreign(EntryType::Link, b"second", b"first"));
-    assert!(
-        matches!(
-            refused,
-            Err(RequestError::Archive(ArchiveError::HardLink { .. }))
-        ),
-        "{refused:?}"
-    );
+}
+
+#[test]
+fn second_names_are_of_what_lies_in_the_volume() {
+    let again = sent(foreign(EntryType::Link, b"./second", b"./a/first")).unwrap();
+    assert_eq!(again, [second(b"second", b"a/first")]);
+    for target in [&b"/etc/passwd"[..], b"../x", b"a/../../x", b"", b"."] {
+        let refused = sent(foreign(EntryType::Link, b"second", target));
+        assert!(
+            matches!(
+                refused,
+                Err(RequestError::Archive(ArchiveError::HardLink { .. }))
+            ),
+            "{refused:?}"
+        );
+    }
+    // Neither through a link, nor through another name of one.
+    for target in [&b"out/passwd"[..], b"too/passwd"] {
+        let mut builder = Builder::new(Vec::new());
+        append(&mut builder, EntryType::Symlink, b"out", b"/etc");
+        append(&mut builder, EntryType::Link, b"too", b"out");
+        append(&mut builder, EntryType::Link, b"second", target);
+        let refused = sent(builder.into_inner().unwrap());
+        assert!(
+            matches!(
+                refused,
+                Err(RequestError::Archive(ArchiveError::Through { .. }))
+            ),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn what_an_archive_cannot_have_is_named_and_leaves_no_trace() {
+    let mut pack = Pack::new(Vec::new(), 0);
+    let path = b"run/so\ncket".to_vec();
+    let remark = proto_rkyv::Remark::Socket;
+    let omission = pack.entry(&Upload::Remark { path, remark }).unwrap();
+    assert!(omission.is_some_and(|omission| omission.is_left_out()));
+    assert_eq!(pack.finish().unwrap(), packed(&[]).unwrap());
+    for (path, target) in [(&b"../x"[..], &b"a"[..]), (b"a", b"../x"), (b"a", b"/x")] {
+        let refused = packed(&[second(path, target)]);
+        assert!(matches!(refused, Err(PackError::Path { .. })), "{path:?}");
+    }
 }
 
 #[test]

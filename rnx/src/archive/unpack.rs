@@ -138,12 +138,28 @@ impl Unpacker<'_> {
                 self.links.insert(path);
                 Ok(())
             }
-            EntryType::Link => Err(ArchiveError::HardLink {
-                path: shown(&written),
-                target: shown(&target.unwrap_or_default()),
+            EntryType::Link => {
+                let written_target = target.unwrap_or_default();
+                let target = components(&written_target).filter(|names| !names.is_empty());
+                let target = target.map(|names| names.join(&b'/'));
+                let target = target.ok_or_else(|| ArchiveError::HardLink {
+                    path: shown(&written),
+                    target: shown(&written_target),
+                })?;
+                self.check_way(&target)?;
+                // Another name of a symbolic link is one.
+                if self.links.contains(&target) {
+                    self.links.insert(path.clone());
+                } else {
+                    self.links.remove(&path);
+                }
+                self.joiner.entry(&Upload::Link { path, target })
             }
-            .into()),
-            EntryType::Fifo | EntryType::Char | EntryType::Block => {
+            EntryType::Fifo => {
+                self.links.remove(&path);
+                self.joiner.entry(&Upload::Fifo { path, mode })
+            }
+            EntryType::Char | EntryType::Block => {
                 self.joiner.skip(OsString::from_vec(path).into());
                 Ok(())
             }

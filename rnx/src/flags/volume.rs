@@ -8,10 +8,11 @@ use rnx::proto::Attachment;
 const CP_HELP: &str = "\
 As with `cp -r`: into a directory that is there, else under the new name. DIR/. is what DIR holds.
 A path of this machine that has a colon begins with ./ or /";
-const ARCHIVE_HELP: &str =
-    "It holds contents, names, permission bits and symbolic links, not owners and times.";
+const ARCHIVE_HELP: &str = "It holds contents, names, permission bits, symbolic and hard links and FIFOs, not owners and times. \
+     Sockets and devices are left out; each is named on standard error.";
 const IMPORT_HELP: &str = "\
-Files that are there already are replaced, others stay. Owners, times and special files are left out.
+Files that are there already are replaced, others stay. Owners and times are left out, and devices, each of which is
+named on standard error. A hard link is made to what the volume has under that name when it comes.
 When it fails, what came before that is written.";
 
 #[derive(Subcommand, Debug)]

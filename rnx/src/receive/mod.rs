@@ -22,12 +22,14 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{self, OFlag},
+    fcntl::{self, AtFlags, OFlag},
     sys::stat::{self, Mode},
     unistd::{self, UnlinkatFlags},
 };
 use proto_rkyv::Upload;
 use thiserror::Error;
+
+use crate::omission::{Omission, Omitted};
 
 /// Why a tree could not be written.
 #[derive(Debug, Error)]
@@ -133,38 +135,62 @@ impl Landing {
         })
     }
 
-    /// Makes a directory, link or file; a file's contents follow.
+    /// Makes a directory, link or file; a file's contents follow. Gives what is not made as it is there: FIFOs are
+    /// left out.
     ///
     /// # Errors
     /// [`LandingError`]; what came before stays.
-    pub fn entry(&mut self, entry: &Upload) -> Result<(), LandingError> {
+    pub fn entry(&mut self, entry: &Upload) -> Result<Option<Omission>, LandingError> {
         self.complete()?;
         match entry {
+            Upload::Fifo { path, .. } => return Ok(Some(Omission::new(path, Omitted::Fifo))),
+            Upload::Remark { path, remark } => return Ok(Some(Omission::remarked(path, *remark))),
             Upload::Dir { path, mode } => {
                 let place = self.place(path)?;
                 let (dir, name) = self.leaf(&place)?;
                 // Ours to write into, whatever the job thought of that.
                 let mode = mode_of(*mode | 0o700);
                 match stat::mkdirat(&dir, name.as_c_str(), mode) {
-                    Ok(()) => Ok(()),
+                    Ok(()) => {}
                     Err(Errno::EEXIST) => {
                         fcntl::openat(&dir, name.as_c_str(), DIRECTORY, Mode::empty())
-                            .map(drop)
-                            .map_err(|errno| self.failed(&place, errno))
+                            .map_err(|errno| self.failed(&place, errno))?;
                     }
-                    Err(errno) => Err(self.failed(&place, errno)),
+                    Err(errno) => return Err(self.failed(&place, errno)),
                 }
             }
-            Upload::File { path, mode, bytes } => self.file(path, *mode, *bytes),
+            Upload::File { path, mode, bytes } => self.file(path, *mode, *bytes)?,
             Upload::Symlink { path, target } => {
                 let place = self.place(path)?;
                 let (dir, name) = self.leaf(&place)?;
                 let _ = unistd::unlinkat(&dir, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
                 unistd::symlinkat(OsStr::from_bytes(target), &dir, name.as_c_str())
-                    .map_err(|errno| self.failed(&place, errno))
+                    .map_err(|errno| self.failed(&place, errno))?;
             }
-            Upload::End => Ok(()),
+            Upload::Link { path, target } => self.second_name(path, target)?,
+            Upload::End => {}
         }
+        Ok(None)
+    }
+
+    /// Another name for something that landed before. A link is not followed, so what it names has landed too, or was
+    /// there already.
+    fn second_name(&self, path: &[u8], target: &[u8]) -> Result<(), LandingError> {
+        let (place, first) = (self.place(path)?, self.place(target)?);
+        if place == first {
+            return Ok(());
+        }
+        let (dir, name) = self.leaf(&place)?;
+        let (from, old) = self.leaf(&first)?;
+        let _ = unistd::unlinkat(&dir, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
+        unistd::linkat(
+            &from,
+            old.as_c_str(),
+            &dir,
+            name.as_c_str(),
+            AtFlags::empty(),
+        )
+        .map_err(|errno| self.failed(&place, errno))
     }
 
     /// Writes contents of the file that came last.

@@ -197,3 +197,49 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn names_of_one_file_stay_names_of_one_file_and_fifos_are_left_out() {
+    let here = tempfile::tempdir().unwrap();
+    let second = |path: &str, target: &str| Upload::Link {
+        path: path.into(),
+        target: target.into(),
+    };
+    for _ in 0..2 {
+        let mut landing = Landing::new(b"", "work", here.path()).unwrap();
+        land(&mut landing, "a/first").unwrap();
+        assert_eq!(landing.entry(&second("b", "a/first")).unwrap(), None);
+        assert_eq!(landing.entry(&second("b", "b")).unwrap(), None);
+        let fifo = Upload::Fifo {
+            path: b"fifo".to_vec(),
+            mode: 0o600,
+        };
+        let omission = landing.entry(&fifo).unwrap();
+        assert_eq!(omission, Some(Omission::new(b"fifo", Omitted::Fifo)));
+        landing.finish().unwrap();
+    }
+    let inode = |name: &str| {
+        fs::metadata(here.path().join("work").join(name))
+            .unwrap()
+            .ino()
+    };
+    assert_eq!(inode("a/first"), inode("b"));
+    assert!(!here.path().join("work/fifo").exists());
+}
+
+#[test]
+fn no_second_name_is_made_of_what_lies_elsewhere() {
+    let (here, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::copy("/proc/self/stat", outside.path().join("secret")).unwrap();
+    let mut landing = Landing::new(b"", "work", here.path()).unwrap();
+    let target = outside.path().to_str().unwrap();
+    landing.entry(&link("out", target)).unwrap();
+    for target in ["out/secret", "../x", "/etc/passwd", "none", ""] {
+        let entry = Upload::Link {
+            path: b"second".to_vec(),
+            target: target.into(),
+        };
+        assert!(landing.entry(&entry).is_err(), "{target}");
+    }
+    assert!(!here.path().join("work/second").exists());
+}

@@ -32,7 +32,12 @@ fn join(joiner: &mut Joiner, entry: &Entry) -> Result<(), Stop> {
     // Opened before it is announced: a file that cannot be opened leaves no half entry.
     let file = match entry.upload {
         Upload::File { bytes, .. } => Some((open(entry, bytes)?, bytes)),
-        Upload::Dir { .. } | Upload::Symlink { .. } | Upload::End => None,
+        Upload::Dir { .. }
+        | Upload::Symlink { .. }
+        | Upload::Fifo { .. }
+        | Upload::Link { .. }
+        | Upload::Remark { .. }
+        | Upload::End => None,
     };
     joiner.entry(&entry.upload)?;
     match file {

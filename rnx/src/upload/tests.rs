@@ -13,7 +13,9 @@ fn shown(tree: &Tree) -> Vec<String> {
             Upload::Dir { path, mode } => format!("dir {} {mode:o}", text(path)),
             Upload::File { path, mode, bytes } => format!("file {} {mode:o} {bytes}", text(path)),
             Upload::Symlink { path, target } => format!("link {} -> {}", text(path), text(target)),
-            Upload::End => "end".into(),
+            Upload::Fifo { .. } | Upload::Link { .. } | Upload::Remark { .. } | Upload::End => {
+                format!("{upload:?}")
+            }
         })
         .collect()
 }

@@ -8,7 +8,7 @@ use super::{Session, receive::receive};
 use crate::{
     exit::{Failure, code},
     flags::CpFlags,
-    out::{Out, Progress},
+    out::Out,
     text,
 };
 
@@ -29,8 +29,7 @@ async fn copy(
     out: Out,
 ) -> Result<(), Failure> {
     let arrivals = client.copy(job, path).await?;
-    let bar = out.progress(Progress::Receive);
-    let landing = receive(arrivals, landing, |bytes| bar.set(bytes)).await?;
+    let landing = receive(arrivals, landing, out).await?;
     Ok(landing.finish()?)
 }
 

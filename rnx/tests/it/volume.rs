@@ -3,15 +3,17 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     process::Stdio,
 };
 
 use nix::pty::openpty;
 use proto_rkyv::{
-    Attachment, Kind, Reason, RefusalCode, Reply, Request, Upload, Volume, VolumeCreate, VolumeKind,
+    Attachment, Kind, Reason, RefusalCode, Remark, Reply, Request, Upload, Volume, VolumeCreate,
+    VolumeKind,
 };
 use serde_json::{Value, json};
+use tar::EntryType;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -82,6 +84,28 @@ fn answer(request: &Request) -> Vec<bytes::Bytes> {
             entry(Upload::Dir {
                 path: b"there".to_vec(),
                 mode: 0o755,
+            }),
+            entry(Upload::End),
+        ],
+        // With what no archive and no directory takes as it is.
+        Request::VolumeRead(read) if read.volume == "special" => vec![
+            entry(Upload::File {
+                path: b"f".to_vec(),
+                mode: 0o644,
+                bytes: 3,
+            }),
+            data(Kind::File, 0, b"abc"),
+            entry(Upload::Remark {
+                path: b"s\nerror: forged".to_vec(),
+                remark: Remark::Socket,
+            }),
+            entry(Upload::Link {
+                path: b"g".to_vec(),
+                target: b"f".to_vec(),
+            }),
+            entry(Upload::Fifo {
+                path: b"p".to_vec(),
+                mode: 0o600,
             }),
             entry(Upload::End),
         ],
@@ -241,7 +265,11 @@ fn an_export_can_be_imported_again() {
         .into_iter()
         .map(|(entry, contents)| match entry {
             Upload::Dir { path, .. } | Upload::File { path, .. } => (path, contents),
-            Upload::Symlink { .. } | Upload::End => (Vec::new(), contents),
+            Upload::Symlink { .. }
+            | Upload::Fifo { .. }
+            | Upload::Link { .. }
+            | Upload::Remark { .. }
+            | Upload::End => (Vec::new(), contents),
         })
         .collect();
     assert_eq!(
@@ -252,6 +280,47 @@ fn an_export_can_be_imported_again() {
             (Vec::new(), Vec::new()),
         ]
     );
+}
+
+#[test]
+fn what_is_not_taken_is_named_on_a_line_of_its_own_and_counted() {
+    let (rnx, _told) = with_volumes();
+    let here = tempfile::tempdir().unwrap();
+    let out = here.path().join("out");
+    let exported = rnx.run(&["volume", "export", "special"]);
+    let (_, copied) = rnx.check(&["volume", "cp", "special:/", out.to_str().unwrap()], 0);
+    assert_eq!(exported.status.code(), Some(0));
+    let exported_said = String::from_utf8_lossy(&exported.stderr);
+    for said in [&*exported_said, &copied] {
+        assert!(
+            !said.lines().any(|line| line.starts_with("error")),
+            "{said}"
+        );
+        assert!(said.contains("is left out: it is a socket"), "{said}");
+    }
+    assert!(
+        exported_said.contains("1 entry was left out"),
+        "{exported_said}"
+    );
+    assert!(copied.contains("p is left out: it is a FIFO"), "{copied}");
+    assert!(copied.contains("2 entries were left out"), "{copied}");
+    let inode = |name: &str| fs::metadata(out.join(name)).unwrap().ino();
+    assert_eq!(inode("f"), inode("g"));
+    let archive = tar::Archive::new(&exported.stdout[..])
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            (entry.path_bytes().into_owned(), entry.header().entry_type())
+        })
+        .collect::<Vec<_>>();
+    let expected = [
+        ("f", EntryType::Regular),
+        ("g", EntryType::Link),
+        ("p", EntryType::Fifo),
+    ];
+    let expected = expected.map(|(name, kind)| (name.as_bytes().to_vec(), kind));
+    assert_eq!(archive, expected);
 }
 
 #[test]
@@ -270,7 +339,12 @@ fn files_are_copied_in_and_out_like_by_cp() {
         .into_iter()
         .filter_map(|(entry, contents)| match entry {
             Upload::File { path, .. } => Some((path, contents)),
-            Upload::Dir { .. } | Upload::Symlink { .. } | Upload::End => None,
+            Upload::Dir { .. }
+            | Upload::Symlink { .. }
+            | Upload::Fifo { .. }
+            | Upload::Link { .. }
+            | Upload::Remark { .. }
+            | Upload::End => None,
         })
         .collect();
     assert_eq!(files, [(b"there/model.bin".to_vec(), b"weights".to_vec())]);
@@ -302,7 +376,11 @@ fn directories_that_are_there_keep_their_modes_and_copied_ones_their_own() {
                     Some(format!("{} {mode:o}", String::from_utf8_lossy(&path)))
                 }
                 Upload::File { path, .. } => Some(String::from_utf8_lossy(&path).into_owned()),
-                Upload::Symlink { .. } | Upload::End => None,
+                Upload::Symlink { .. }
+                | Upload::Fifo { .. }
+                | Upload::Link { .. }
+                | Upload::Remark { .. }
+                | Upload::End => None,
             })
             .collect()
     };

@@ -16,7 +16,9 @@ pub(super) use finding::findings;
 pub(super) use list::{deleted, list_query, more};
 pub(super) use schedule::idempotency_key;
 pub(super) use spec::{Bulk, spec};
-pub(super) use tree::{UploadStep, Uploads, copy_path, entry_message, volume_path};
+pub(super) use tree::{
+    UploadStep, Uploads, copy_path, entry_message, extra_message, remark_message, volume_path,
+};
 #[cfg(test)]
 pub(super) use view::tests::largest_job;
 pub(super) use view::{environment, job, job_in_full, node, sample, spec_bytes};

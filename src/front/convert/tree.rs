@@ -5,7 +5,7 @@ use proto_rkyv::{Kind, Piece, Upload};
 
 use super::{invalid, too_large};
 use crate::{
-    job::{ByteString, Refusal, TreeEntry},
+    job::{ByteString, ExtraEntry, Refusal, Remark, TreeEntry},
     limits,
 };
 
@@ -35,6 +35,8 @@ impl Place {
 pub(in crate::front) enum UploadStep {
     /// Make this.
     Entry(TreeEntry),
+    /// Make this, which only a volume may have.
+    Extra(ExtraEntry),
     /// These bytes go to the last file.
     Data(Bytes),
     /// Nothing yet: a header whose payload follows.
@@ -93,10 +95,11 @@ impl Uploads {
                         self.file_left
                     )));
                 }
-                match entry(upload, self.place)? {
-                    Some(entry) => self.begin(entry),
-                    None => Ok(UploadStep::End),
+                let step = step(upload, self.place)?;
+                if step != UploadStep::End {
+                    self.begin(&step)?;
                 }
+                Ok(step)
             }
             Piece::Begin(header)
                 if header.kind == Kind::File && u64::from(header.len) <= self.file_left =>
@@ -119,26 +122,26 @@ impl Uploads {
         }
     }
 
-    fn begin(&mut self, entry: TreeEntry) -> Result<UploadStep, Refusal> {
+    fn begin(&mut self, step: &UploadStep) -> Result<(), Refusal> {
         self.entries += 1;
         if self.place == Place::Work && self.entries > limits::UPLOAD_ENTRIES_MAX {
             let message = format!("upload of more than {} files", limits::UPLOAD_ENTRIES_MAX);
             return Err(too_large(message).hint("upload an archive and unpack it in the job"));
         }
-        if let TreeEntry::File { bytes, .. } = &entry {
+        if let UploadStep::Entry(TreeEntry::File { bytes, .. }) = step {
             self.announced_left = self
                 .announced_left
                 .checked_sub(*bytes)
                 .ok_or_else(|| invalid("upload: files are larger than was announced"))?;
             self.file_left = *bytes;
         }
-        Ok(UploadStep::Entry(entry))
+        Ok(())
     }
 }
 
-/// An entry as it was sent, checked; `None` at the end.
-fn entry(upload: Upload, place: Place) -> Result<Option<TreeEntry>, Refusal> {
-    Ok(Some(match upload {
+/// What was sent, checked.
+fn step(upload: Upload, place: Place) -> Result<UploadStep, Refusal> {
+    let entry = match upload {
         Upload::Dir { path, mode } => TreeEntry::Dir {
             path: upload_path(path, place)?,
             mode: mode & MODE_MASK,
@@ -159,8 +162,28 @@ fn entry(upload: Upload, place: Place) -> Result<Option<TreeEntry>, Refusal> {
             check_components(&target, "target of a symbolic link")?;
             TreeEntry::Symlink { path, target }
         }
-        Upload::End => return Ok(None),
-    }))
+        Upload::Fifo { path, .. } | Upload::Link { path, .. } if place == Place::Work => {
+            let message = format!("upload: {} is a FIFO or a hard link", shown(&path));
+            return Err(invalid(message).hint("only volumes take those"));
+        }
+        Upload::Fifo { path, mode } => {
+            return Ok(UploadStep::Extra(ExtraEntry::Fifo {
+                path: upload_path(path, place)?,
+                mode: mode & MODE_MASK,
+            }));
+        }
+        Upload::Link { path, target } => {
+            let path = upload_path(path, place)?;
+            check_below(place, &target, "target of a hard link")?;
+            return Ok(UploadStep::Extra(ExtraEntry::Link { path, target }));
+        }
+        Upload::Remark { path, .. } => {
+            let message = format!("upload: a remark on {} is no entry", shown(&path));
+            return Err(invalid(message));
+        }
+        Upload::End => return Ok(UploadStep::End),
+    };
+    Ok(UploadStep::Entry(entry))
 }
 
 /// An entry as it is sent.
@@ -170,6 +193,24 @@ pub(in crate::front) fn entry_message(entry: TreeEntry) -> Upload {
         TreeEntry::File { path, mode, bytes } => Upload::File { path, mode, bytes },
         TreeEntry::Symlink { path, target } => Upload::Symlink { path, target },
     }
+}
+
+/// An entry of a volume as it is sent.
+pub(in crate::front) fn extra_message(extra: ExtraEntry) -> Upload {
+    match extra {
+        ExtraEntry::Fifo { path, mode } => Upload::Fifo { path, mode },
+        ExtraEntry::Link { path, target } => Upload::Link { path, target },
+    }
+}
+
+/// A remark as it is sent.
+pub(in crate::front) fn remark_message(path: ByteString, remark: Remark) -> Upload {
+    let remark = match remark {
+        Remark::Socket => proto_rkyv::Remark::Socket,
+        Remark::Device => proto_rkyv::Remark::Device,
+        Remark::Doubled => proto_rkyv::Remark::Doubled,
+    };
+    Upload::Remark { path, remark }
 }
 
 /// A destination below `place`.
@@ -463,6 +504,42 @@ mod tests {
             refusal.message,
             "upload: files are larger than was announced"
         );
+    }
+
+    #[test]
+    fn fifos_and_hard_links_are_for_volumes_and_stay_in_them() {
+        let fifo = |path: &[u8]| Upload::Fifo {
+            path: path.to_vec(),
+            mode: 0o4640,
+        };
+        let link = |path: &[u8], target: &[u8]| Upload::Link {
+            path: path.to_vec(),
+            target: target.to_vec(),
+        };
+        let volume = |upload| Uploads::into_volume(None).step(control(&upload));
+        let expected = ExtraEntry::Fifo {
+            path: b"a/f".to_vec(),
+            mode: 0o640,
+        };
+        assert_eq!(volume(fifo(b"a/f")), Ok(UploadStep::Extra(expected)));
+        let expected = ExtraEntry::Link {
+            path: b"a/l".to_vec(),
+            target: b"b".to_vec(),
+        };
+        assert_eq!(volume(link(b"a/l", b"b")), Ok(UploadStep::Extra(expected)));
+        for outside in [&b"/x"[..], b"../x", b"a/../../x", b"", b"a\0"] {
+            assert!(volume(fifo(outside)).is_err(), "{outside:?}");
+            assert!(volume(link(outside, b"b")).is_err(), "{outside:?}");
+            assert!(volume(link(b"b", outside)).is_err(), "{outside:?}");
+        }
+        let remark = remark_message(b"s".to_vec(), Remark::Socket);
+        for upload in [fifo(b"f"), link(b"a", b"b"), remark.clone()] {
+            assert!(
+                Uploads::new(9).step(control(&upload)).is_err(),
+                "{upload:?}"
+            );
+        }
+        assert!(volume(remark).is_err());
     }
 
     #[test]

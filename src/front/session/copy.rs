@@ -26,6 +26,13 @@ impl Session {
                 TreeItem::Entry(entry) => {
                     self.outgoing.upload(&convert::entry_message(entry)).await?
                 }
+                TreeItem::Extra(extra) => {
+                    self.outgoing.upload(&convert::extra_message(extra)).await?
+                }
+                TreeItem::Remark(path, remark) => {
+                    let remark = convert::remark_message(path, remark);
+                    self.outgoing.upload(&remark).await?
+                }
                 TreeItem::Data(bytes) => {
                     self.outgoing
                         .data(Header::new(Kind::File, 0), bytes)

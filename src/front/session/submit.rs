@@ -100,6 +100,9 @@ impl Session {
                         self.outgoing.unless_gone(sink.entry(&entry)).await??;
                     }
                 }
+                UploadStep::Extra(_) => {
+                    return Err(convert::invalid("an upload has no such entry").into());
+                }
                 UploadStep::Data(bytes) => {
                     if let Some(sink) = submission.upload() {
                         self.outgoing.unless_gone(sink.data(bytes)).await??;

@@ -74,6 +74,9 @@ impl Session {
                 UploadStep::Entry(entry) => {
                     self.outgoing.unless_gone(sink.entry(&entry)).await??;
                 }
+                UploadStep::Extra(extra) => {
+                    self.outgoing.unless_gone(sink.extra(&extra)).await??;
+                }
                 UploadStep::Data(bytes) => {
                     self.outgoing.unless_gone(sink.data(bytes)).await??;
                 }

@@ -4,9 +4,9 @@ use std::{rc::Rc, sync::Arc};
 
 use super::{KEEPER, VolumeSink, registry::Known};
 use crate::{
-    job::{Refusal, RefusalCode, VolumeName, VolumeSpec, VolumeView},
+    job::{Refusal, RefusalCode, VolumeKind, VolumeName, VolumeSpec, VolumeView},
     rt,
-    shard::{Handle, Tree, driver::Shard, tree::busy},
+    shard::{Handle, Tree, beneath::Root, driver::Shard, tree::busy},
     volume::VolumeError,
 };
 
@@ -18,6 +18,18 @@ impl Handle {
     /// left.
     pub async fn create_volume(&self, spec: VolumeSpec) -> Result<VolumeView, Refusal> {
         self.shard().create_volume(spec).await
+    }
+
+    /// What volumes of a kind are made of here, in words.
+    ///
+    /// # Errors
+    /// `Failed` with what is missing.
+    pub async fn volume_mechanism(&self, kind: VolumeKind) -> Result<String, Refusal> {
+        let host = Arc::clone(&self.shard().host);
+        let look = move || host.volumes.mechanism(kind);
+        let found = rt::blocking("look at what volumes are made of", look).await;
+        let found = found.map_err(|error| busy(&error))?;
+        found.map_err(|error| error.refusal())
     }
 
     /// All volumes, by name.
@@ -59,13 +71,12 @@ impl Handle {
     /// Not found; a volume that cannot be reached.
     pub async fn copy_from_volume(&self, name: &VolumeName, path: &[u8]) -> Result<Tree, Refusal> {
         let known = self.shard().known_volume(name).await?;
-        let place = format!("volume {name}: ");
         let host = Arc::clone(&self.shard().host);
         let root = rt::blocking("open a volume", move || host.volumes.root(&known.spec))
             .await
             .map_err(|error| busy(&error))?;
         let root = root.map_err(|error: VolumeError| error.refusal())?;
-        Tree::open(root, path.to_vec(), &place).await
+        Tree::open(root, path.to_vec(), Root::Volume(name.clone())).await
     }
 
     /// Takes a tree into a volume.

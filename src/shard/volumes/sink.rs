@@ -4,7 +4,7 @@
 //! only plain files are written to. One piece is held at a time, on the blocking pool.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, Write},
     os::{
@@ -19,14 +19,19 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag},
     sys::stat::{Mode, SFlag, fchmod, fstat, mkdirat},
-    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, unlinkat},
+    unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, mkfifoat, symlinkat, unlinkat},
 };
 
 use crate::{
-    job::{Refusal, RefusalCode, TreeEntry, VolumeKind, VolumeSpec},
+    job::{ExtraEntry, Refusal, RefusalCode, TreeEntry, VolumeKind, VolumeSpec},
     log::DiskGuard,
     rt,
-    shard::{beneath::open_beneath, topology::Host, tree::busy, upload::progress::Progress},
+    shard::{
+        beneath::{Root, open_beneath},
+        topology::Host,
+        tree::busy,
+        upload::progress::Progress,
+    },
 };
 
 /// Takes a tree into a volume, entry by entry; a file's bytes follow its entry.
@@ -70,6 +75,16 @@ impl VolumeSink {
         self.progress.begin(entry)?;
         let entry = entry.clone();
         self.write(move |writer| writer.entry(&entry)).await
+    }
+
+    /// The next entry, of a kind that only volumes take. As [`VolumeSink::entry`].
+    ///
+    /// # Errors
+    /// As there; `NotFound` when the file that another name is for is not there.
+    pub async fn extra(&mut self, extra: &ExtraEntry) -> Result<(), Refusal> {
+        self.progress.check_complete()?;
+        let extra = extra.clone();
+        self.write(move |writer| writer.extra(&extra)).await
     }
 
     /// Some bytes of the last file.
@@ -142,6 +157,25 @@ impl Writer {
         made.map_err(|error| self.refusal(&error))
     }
 
+    fn extra(&mut self, extra: &ExtraEntry) -> Result<(), Refusal> {
+        self.file = None;
+        let (ExtraEntry::Fifo { path, .. } | ExtraEntry::Link { path, .. }) = extra;
+        self.path.clone_from(path);
+        let made = match extra {
+            ExtraEntry::Fifo { mode, .. } => self.make_fifo(*mode),
+            ExtraEntry::Link { target, .. } => {
+                let found = self.find(target).map_err(|error| {
+                    let path = String::from_utf8_lossy(path);
+                    let mut refusal = self.known_as().refusal(target, &error);
+                    refusal.message = format!("{}, of which /{path} is a hard link", refusal.message);
+                    refusal.hint("make the archive with `tar --hard-dereference`, which has files instead of such links")
+                })?;
+                self.make_name(&found)
+            }
+        };
+        made.map_err(|error| self.refusal(&error))
+    }
+
     fn data(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let wanted = bytes.len() as u64;
         if self.spec.kind == VolumeKind::Filesystem {
@@ -164,7 +198,13 @@ impl Writer {
         let Some((parent, name)) = self.parent()? else {
             return Ok(()); // The root itself, which is there.
         };
-        let dir = self.open_or_make_dir(&parent, &name)?;
+        let dir =
+            self.open_or_make_dir(&parent, &name)
+                .map_err(|error| match error.raw_os_error() {
+                    // Not on the way, but at its end.
+                    Some(libc::ENOTDIR | libc::ELOOP) => Errno::EEXIST.into(),
+                    _ => error,
+                })?;
         // An O_PATH descriptor cannot be changed.
         let dir = open_beneath(&dir, OsStr::new("."), DIRECTORY)?;
         Ok(fchmod(&dir, Mode::from_bits_truncate(mode))?)
@@ -174,20 +214,19 @@ impl Writer {
         let (parent, name) = self
             .parent()?
             .ok_or_else(|| io::Error::from(Errno::EISDIR))?;
-        // Only truncated when it is known to be a file: a FIFO there would make an open wait.
+        // Only truncated when it is known to be a file of this name alone: a FIFO would make an open wait, and a file
+        // with other names would change under those too.
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = match open_beneath(&parent, &name, flags) {
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-                unlinkat(&parent, &*name, UnlinkatFlags::NoRemoveDir)?;
-                open_beneath(&parent, &name, flags)?
-            }
-            other => other?,
+        let mut file = match open_beneath(&parent, &name, flags) {
+            Ok(file) => Some(file).filter(is_lone_file),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => None,
+            Err(error) => return Err(error),
         };
-        let facts = fstat(&file)?;
-        if SFlag::from_bits_truncate(facts.st_mode & libc::S_IFMT) != SFlag::S_IFREG {
-            return Err(Errno::EEXIST.into());
+        if file.is_none() {
+            unlinkat(&parent, &*name, UnlinkatFlags::NoRemoveDir)?;
+            file = Some(open_beneath(&parent, &name, flags | OFlag::O_EXCL)?);
         }
-        let file = File::from(file);
+        let file = File::from(file.expect("it was made a moment ago"));
         file.set_len(0)?;
         self.own(&file)?;
         fchmod(&file, Mode::from_bits_truncate(mode))?;
@@ -195,25 +234,68 @@ impl Writer {
         Ok(())
     }
 
+    fn make_fifo(&self, mode: u32) -> io::Result<()> {
+        let (parent, name) = self
+            .parent()?
+            .ok_or_else(|| io::Error::from(Errno::EISDIR))?;
+        replacing(&parent, &name, || {
+            mkfifoat(&parent, &*name, Mode::from_bits_truncate(mode))
+        })?;
+        // By a descriptor: the name may be another's by now.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let fifo = open_beneath(&parent, &name, flags)?;
+        if file_kind(&fifo)? != SFlag::S_IFIFO {
+            return Err(Errno::ESTALE.into());
+        }
+        self.own(&fifo)?;
+        Ok(fchmod(&fifo, Mode::from_bits_truncate(mode))?)
+    }
+
+    /// Where `target` is: its directory and its name there.
+    fn find(&self, target: &[u8]) -> io::Result<(OwnedFd, OsString)> {
+        let (dir, name) = match target.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&target[..slash], &target[slash + 1..]),
+            None => (&b"."[..], target),
+        };
+        let dir = open_beneath(&self.root, OsStr::from_bytes(dir), DIRECTORY)?;
+        let name = OsStr::from_bytes(name).to_owned();
+        open_beneath(&dir, &name, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+        Ok((dir, name))
+    }
+
+    /// Gives what is at `target` the path of this entry as well. Whatever takes its place meanwhile is in this
+    /// volume too, and a link is not followed.
+    fn make_name(&self, (from, target): &(OwnedFd, OsString)) -> io::Result<()> {
+        let (parent, name) = self
+            .parent()?
+            .ok_or_else(|| io::Error::from(Errno::EISDIR))?;
+        let inode = |at: &OwnedFd, name: &OsStr| -> io::Result<(u64, u64)> {
+            let facts = fstat(open_beneath(at, name, OFlag::O_PATH | OFlag::O_NOFOLLOW)?)?;
+            Ok((facts.st_dev, facts.st_ino))
+        };
+        // To replace a name of it by itself would be to lose it.
+        if inode(&parent, &name).is_ok_and(|there| inode(from, target).is_ok_and(|it| it == there))
+        {
+            return Ok(());
+        }
+        replacing(&parent, &name, || {
+            linkat(from, target.as_os_str(), &parent, &*name, AtFlags::empty())
+        })
+    }
+
     fn make_link(&self, target: &[u8]) -> io::Result<()> {
         let (parent, name) = self
             .parent()?
             .ok_or_else(|| io::Error::from(Errno::EISDIR))?;
         let target = OsStr::from_bytes(target);
-        match symlinkat(target, &parent, &*name) {
-            Err(Errno::EEXIST) => {
-                unlinkat(&parent, &*name, UnlinkatFlags::NoRemoveDir)?;
-                symlinkat(target, &parent, &*name)?;
-            }
-            other => other?,
-        }
+        replacing(&parent, &name, || symlinkat(target, &parent, &*name))?;
         let (uid, gid) = self.owner;
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
         Ok(fchownat(&parent, &*name, Some(uid), Some(gid), flags)?)
     }
 
     /// The directory of the entry, made where it is missing, and its name there; `None` for the root.
-    fn parent(&self) -> io::Result<Option<(OwnedFd, std::ffi::OsString)>> {
+    fn parent(&self) -> io::Result<Option<(OwnedFd, OsString)>> {
         let mut parts = self
             .path
             .split(|byte| *byte == b'/')
@@ -251,25 +333,41 @@ impl Writer {
         Ok(fchown(fd, Some(uid), Some(gid))?)
     }
 
-    fn refusal(&self, error: &io::Error) -> Refusal {
-        let name = &self.spec.name;
-        let path = String::from_utf8_lossy(&self.path);
-        let code = match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => {
-                let message = format!("volume {name}: /{path}: the volume is full");
-                return Refusal::new(RefusalCode::TooLarge, message)
-                    .hint("a volume cannot grow: make a larger one and copy this one into it");
-            }
-            Some(libc::ELOOP | libc::EXDEV) => {
-                let message =
-                    format!("volume {name}: /{path} leads through a symbolic link or out of it");
-                return Refusal::new(RefusalCode::Invalid, message);
-            }
-            Some(libc::EEXIST | libc::EISDIR | libc::ENOTDIR) => RefusalCode::Conflict,
-            Some(_) | None => RefusalCode::Failed,
-        };
-        Refusal::new(code, format!("volume {name}: /{path}: {error}"))
+    fn known_as(&self) -> Root {
+        Root::Volume(self.spec.name.clone())
     }
+
+    fn refusal(&self, error: &io::Error) -> Refusal {
+        if let Some(libc::ENOSPC | libc::EDQUOT) = error.raw_os_error() {
+            let shown = self.known_as().shown(&self.path);
+            return Refusal::new(
+                RefusalCode::TooLarge,
+                format!("{shown}: the volume is full"),
+            )
+            .hint("a volume cannot grow: make a larger one and copy this one into it");
+        }
+        self.known_as().refusal(&self.path, error)
+    }
+}
+
+/// Makes something, in place of what has its name, unless that is a directory.
+fn replacing(parent: &OwnedFd, name: &OsStr, make: impl Fn() -> nix::Result<()>) -> io::Result<()> {
+    match make() {
+        Err(Errno::EEXIST) => {
+            unlinkat(parent, name, UnlinkatFlags::NoRemoveDir)?;
+            Ok(make()?)
+        }
+        other => Ok(other?),
+    }
+}
+
+fn file_kind(fd: &OwnedFd) -> io::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode & libc::S_IFMT))
+}
+
+fn is_lone_file(fd: &OwnedFd) -> bool {
+    file_kind(fd).is_ok_and(|kind| kind == SFlag::S_IFREG)
+        && fstat(fd).is_ok_and(|facts| facts.st_nlink == 1)
 }
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY
@@ -277,138 +375,4 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_NOFOLLOW);
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        fs,
-        os::unix::fs::{PermissionsExt, symlink},
-        path::Path,
-    };
-
-    use nix::{sys::stat::Mode, unistd::mkfifo};
-
-    use super::*;
-    use crate::job::{VolumeName, VolumeSize};
-
-    fn writer(root: &Path) -> Writer {
-        let facts = nix::sys::stat::stat(root).unwrap();
-        Writer {
-            spec: VolumeSpec {
-                name: VolumeName::parse("data").unwrap(),
-                size: VolumeSize::parse("1MB").unwrap(),
-                kind: VolumeKind::Filesystem,
-            },
-            root: File::open(root).unwrap().into(),
-            owner: (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid)),
-            disk: DiskGuard::new(root, 0).unwrap(),
-            file: None,
-            path: Vec::new(),
-        }
-    }
-
-    fn file(path: &str) -> TreeEntry {
-        TreeEntry::File {
-            path: path.into(),
-            mode: 0o640,
-            bytes: 0,
-        }
-    }
-
-    fn refused(writer: &mut Writer, entry: &TreeEntry) -> RefusalCode {
-        let refusal = writer.entry(entry).unwrap_err();
-        assert!(refusal.message.starts_with("volume data: /"), "{refusal}");
-        refusal.code
-    }
-
-    #[test]
-    fn entries_are_made_with_what_is_missing_on_the_way() {
-        let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(root.path());
-        writer.entry(&file("pre/a/b/c")).unwrap();
-        writer.data(b"te").unwrap();
-        writer.data(b"xt").unwrap();
-        writer
-            .entry(&TreeEntry::Dir {
-                path: b"pre/a".into(),
-                mode: 0o700,
-            })
-            .unwrap();
-        let target = b"../anywhere".to_vec();
-        let path = b"pre/a/link".to_vec();
-        writer.entry(&TreeEntry::Symlink { path, target }).unwrap();
-        let path = |rest: &str| root.path().join("pre").join(rest);
-        let mode = |rest| fs::metadata(path(rest)).unwrap().permissions().mode() & 0o7777;
-        assert_eq!(fs::read(path("a/b/c")).unwrap(), b"text");
-        assert_eq!(
-            (mode("a"), mode("a/b"), mode("a/b/c")),
-            (0o700, 0o755, 0o640)
-        );
-        let link = fs::read_link(path("a/link")).unwrap();
-        assert_eq!(link, Path::new("../anywhere"));
-    }
-
-    #[test]
-    fn what_is_there_is_replaced_but_for_directories() {
-        let root = tempfile::tempdir().unwrap();
-        let outside = tempfile::NamedTempFile::new().unwrap();
-        let mut writer = writer(root.path());
-        let path = root.path().join("name");
-        fs::copy("/proc/self/stat", &path).unwrap();
-        writer.entry(&file("name")).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"");
-        fs::remove_file(&path).unwrap();
-        // A link is replaced and what it names is not touched.
-        symlink(outside.path(), &path).unwrap();
-        writer.entry(&file("name")).unwrap();
-        writer.data(b"inside").unwrap();
-        assert_eq!(fs::read(outside.path()).unwrap(), b"");
-        assert_eq!(fs::read(&path).unwrap(), b"inside");
-        let link = TreeEntry::Symlink {
-            path: b"name".into(),
-            target: b"x".into(),
-        };
-        writer.entry(&link).unwrap();
-        writer.entry(&link).unwrap();
-        fs::create_dir(root.path().join("dir")).unwrap();
-        assert_eq!(refused(&mut writer, &file("dir")), RefusalCode::Conflict);
-        assert_eq!(refused(&mut writer, &file("")), RefusalCode::Conflict);
-    }
-
-    #[test]
-    fn nothing_is_written_outside_and_nothing_waits() {
-        let outside = tempfile::tempdir().unwrap();
-        let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(root.path());
-        symlink(outside.path(), root.path().join("out")).unwrap();
-        symlink("loop", root.path().join("loop")).unwrap();
-        for path in ["out/evil", "out/deep/evil", "loop/evil"] {
-            let code = refused(&mut writer, &file(path));
-            assert!(
-                matches!(code, RefusalCode::Invalid | RefusalCode::Conflict),
-                "{path}: {code:?}"
-            );
-        }
-        for path in ["../evil", "a/../../evil"] {
-            refused(&mut writer, &file(path));
-        }
-        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-        let fifo = root.path().join("fifo");
-        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-        refused(&mut writer, &file("fifo"));
-        // With a reader it could be opened.
-        let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
-        assert_eq!(refused(&mut writer, &file("fifo")), RefusalCode::Conflict);
-    }
-
-    #[test]
-    fn the_hosts_reserve_is_not_touched() {
-        let root = tempfile::tempdir().unwrap();
-        let mut writer = writer(root.path());
-        writer.entry(&file("x")).unwrap();
-        writer.disk = DiskGuard::new(root.path(), u64::MAX).unwrap();
-        let refusal = writer.data(b"x").unwrap_err();
-        assert_eq!(refusal.code, RefusalCode::Busy);
-        assert_eq!(fs::read(root.path().join("x")).unwrap(), b"");
-        writer.spec.kind = VolumeKind::Memory;
-        writer.data(b"x").unwrap();
-    }
-}
+mod tests;

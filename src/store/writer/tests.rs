@@ -13,7 +13,7 @@ use nix::{
 };
 
 use super::{
-    super::{Key, tests::*},
+    super::{Key, Remembered, tests::*},
     *,
 };
 use crate::job::{JobId, JobView};
@@ -190,6 +190,13 @@ fn keys_belong_to_their_owner_expire_and_go_with_their_job() {
     // Both sides of the moment at which it expires.
     let (_, done) = submit(key_for("k", 1, DAY_NS - 1), DAY_NS - 1);
     assert_eq!(done.unwrap(), Done::Duplicate { id: first });
+    let reader = scratch.reader();
+    let look = |key: &Key, now_ns| reader.remembered(key, now_ns).unwrap();
+    let key = key_for("k", 1, 0);
+    assert_eq!(look(&key, DAY_NS - 1), Remembered::Job(first));
+    assert_eq!(look(&key, DAY_NS), Remembered::Nothing);
+    assert_eq!(look(&key_for("k", 2, 0), 0), Remembered::Other(first));
+    assert_eq!(look(&key_for("j", 1, 0), 0), Remembered::Nothing);
     let second = accepted(key_for("k", 2, DAY_NS), DAY_NS);
     let (_, done) = submit(key_for("k", 1, DAY_NS), DAY_NS);
     assert!(

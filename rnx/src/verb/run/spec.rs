@@ -19,9 +19,7 @@ pub(super) fn spec(flags: &RunFlags, after: After, out: Out) -> Result<Spec, Fai
         env::var_os(name)
     })?;
     let uploads = uploads(&flags.upload)?;
-    for path in uploads.iter().flat_map(Tree::skipped) {
-        out.left_out(path);
-    }
+    out.left_out(uploads.as_ref().map_or(&[], Tree::skipped));
     let submit = Submit {
         name: flags.name.clone(),
         labels: flags.label.clone(),

@@ -55,10 +55,7 @@ async fn copy_out(
     let arrivals = client
         .read_volume(&from.volume, from.path.as_slice())
         .await?;
-    let bar = out.progress(Progress::Receive);
-    receive(arrivals, landing, |bytes| bar.set(bytes))
-        .await?
-        .finish()?;
+    receive(arrivals, landing, out).await?.finish()?;
     Ok(code::DONE)
 }
 
@@ -75,9 +72,7 @@ async fn copy_in(
         Landed::As(name) if is_dir => tree.add_dir(from, &name)?,
         Landed::As(name) | Landed::In(name) => tree.add(from, Some(&name))?,
     }
-    for path in tree.skipped() {
-        out.left_out(path);
-    }
+    out.left_out(tree.skipped());
     let bar = out.progress(Progress::Send(Some(tree.bytes())));
     client
         .write_volume(&to.volume, &tree, |sent| bar.set(sent))
@@ -122,8 +117,7 @@ pub(crate) async fn export(volume: &VolumeName, session: &Session) -> Result<u8,
     let client = session.connect().await?;
     let exported = async {
         let arrivals = client.read_volume(name, "").await?;
-        let bar = out.progress(Progress::Receive);
-        receive(arrivals, pack, |bytes| bar.set(bytes)).await
+        receive(arrivals, pack, out).await
     };
     let exported = exported.await;
     client.close().await;
@@ -149,9 +143,7 @@ pub(crate) async fn import(volume: &VolumeName, session: &Session) -> Result<u8,
     client.close().await;
     drop(bar);
     let imported = imported?;
-    for path in &imported.skipped {
-        out.left_out(path);
-    }
+    out.left_out(&imported.skipped);
     if out.json {
         out.json(&json::imported(name, &imported))?;
     }

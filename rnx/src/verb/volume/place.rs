@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{exit::Failure, text};
+use crate::{
+    exit::{Failure, code},
+    text,
+};
 
 /// A path in a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,12 +101,16 @@ pub(super) fn destination(
     let mut path = to.path.clone();
     match found {
         Found::Other if is_dir || to.is_dir => {
+            // As the server says it when it finds out.
             let message = format!(
-                "{}:/{} is not a directory",
+                "volume {}: /{} is not a directory",
                 to.volume,
                 OsStr::from_bytes(&path).display()
             );
-            let failure = Failure::new(message);
+            let failure = Failure {
+                code: code::CONFLICT,
+                ..Failure::new(message)
+            };
             return Err(if is_dir {
                 failure.hint("a directory cannot replace it")
             } else {
@@ -132,7 +139,6 @@ pub(super) fn destination(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::code;
 
     fn there(volume: &str, path: &str, is_dir: bool) -> Remote {
         Remote {
@@ -218,7 +224,7 @@ mod tests {
         let refused = destination(Path::new("d"), true, &there("v", "f", false), Found::Other);
         assert_eq!(
             refused.unwrap_err().message.as_deref(),
-            Some("v:/f is not a directory")
+            Some("volume v: /f is not a directory")
         );
         let refused = destination(Path::new("d"), false, &there("v", "f", true), Found::Other);
         assert!(refused.is_err());
