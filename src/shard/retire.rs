@@ -117,6 +117,8 @@ impl Shard {
             // Its keeper holds the end until the store has it.
             self.hold(id, link);
         }
+        // At once: who hears of the end may copy from it.
+        let too_many = body.image.and_then(|image| self.keep(id, image));
         let shard = Rc::clone(self);
         // A daemon that goes down with its last job gives this back first.
         let waiting = self.records.begin();
@@ -127,8 +129,8 @@ impl Shard {
             if let Some(ids) = body.ids {
                 shard.desk.free_ids(ids);
             }
-            if let Some(image) = body.image {
-                shard.keep(id, image).await;
+            if let Some(image) = too_many {
+                shard.discard(image).await;
             }
             drop(waiting);
         });
@@ -164,22 +166,15 @@ impl Shard {
         tracing::error!(job_id = %id, "a cgroup stays busy and is left to the next start");
     }
 
-    /// Keeps the image of a job that has ended, in the place of the oldest one when there are enough.
-    async fn keep(&self, id: JobId, image: WorkImage) {
+    /// Keeps the image of a job that has ended; the oldest one when there are too many, which is to be discarded.
+    fn keep(&self, id: JobId, image: WorkImage) -> Option<WorkImage> {
         let until = rt::now() + self.host.work_keep;
-        let oldest = {
-            let mut images = self.kept.images.borrow_mut();
-            images.push_back((until, id, image));
-            if images.len() > self.host.work_keep_jobs {
-                images.pop_front()
-            } else {
-                None
-            }
-        };
+        let mut images = self.kept.images.borrow_mut();
+        images.push_back((until, id, image));
         self.kept.changed.notify_one();
-        if let Some((_, _, image)) = oldest {
-            self.discard(image).await;
-        }
+        let has_too_many = images.len() > self.host.work_keep_jobs;
+        let (.., oldest) = has_too_many.then(|| images.pop_front()).flatten()?;
+        Some(oldest)
     }
 
     /// Discards kept images when their time is over, for ever.

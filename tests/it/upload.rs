@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use proto_rkyv::{After, Kind, List, Reply, Request, Submit, Upload, encode, join};
 
 use crate::harness::{
-    Client, Daemon, Host, Identity, LONG, SHORT, Shared, Stream, Waiting, Wire, block_on,
+    Client, Daemon, Host, Identity, LONG, Running, SHORT, Shared, Stream, Waiting, Wire, block_on,
     daemon_memory, loop_devices, now, patient, wait_until,
 };
 
@@ -159,6 +160,39 @@ fn work_of_so_many_jobs_is_kept_and_the_oldest_goes_first() {
     for id in &ids[2..] {
         copy(id).assert_code(0);
     }
+}
+
+#[test]
+fn work_can_be_copied_from_as_soon_as_the_job_has_ended_whatever_its_cgroups_still_hold() {
+    let Some(daemon) = DAEMON.get(Host::Hybrid) else {
+        return;
+    };
+    let id = daemon.submit(
+        &["--work-size=100M"],
+        &["sh", "-c", "echo x > out; echo up; exec sleep 600"],
+    );
+    daemon.wait_output(&id, "up");
+    // A process of ours in one of version 1: it is no process of the job, and the cgroup cannot be removed.
+    let mut holder = Command::new("sleep");
+    holder.arg("600");
+    let holder = Running::start(holder);
+    let is_v1 = |leaf: &PathBuf| leaf.join("tasks").exists();
+    let leaf = daemon.leaves(&id).into_iter().find(is_v1).unwrap();
+    fs::write(leaf.join("tasks"), holder.process().pid.to_string()).unwrap();
+    daemon.rnx(["job", "stop", &id]).assert_code(0);
+    let here = tempfile::tempdir().unwrap();
+    let copy = ["job", "cp", &format!("{id}:/work/out")];
+    let copied = daemon
+        .client()
+        .args(copy)
+        .arg(here.path().join("out"))
+        .run();
+    copied.assert_code(0);
+    assert!(leaf.exists(), "it is held");
+    drop(holder);
+    wait_until(SHORT, "it is removed", || {
+        Waiting::when(!leaf.exists(), || leaf.display().to_string())
+    });
 }
 
 #[test]
