@@ -8,15 +8,13 @@ use std::{collections::HashMap, time::Duration};
 use super::{MIB, run, spec};
 use crate::{
     job::{
-        Attachment, Finding, JobId, Limits, Peer, Refusal, RefusalCode, Verdict, VolumeKind,
-        VolumeName, VolumeSize, VolumeSpec,
+        Attachment, Finding, Limits, Peer, Refusal, RefusalCode, Verdict, VolumeKind, VolumeName,
+        VolumeSize, VolumeSpec,
     },
     rt,
     shard::Handle,
 };
 
-/// What names of trials begin with; an id follows.
-const PREFIX: &str = "joblet-doctor-";
 /// As large as a volume is that is tried.
 const SIZE: &str = "2MB";
 /// A trial takes less, so one that is older is nobody's.
@@ -51,7 +49,7 @@ async fn remove_stale(handle: &Handle) -> Result<(), Refusal> {
     for volume in handle.volumes().await? {
         let age_ns = now_ns.saturating_sub(volume.created_ns);
         let name = volume.spec.name;
-        if is_ours(name.as_str()) && i128::from(age_ns) > STALE.as_nanos().cast_signed() {
+        if name.is_of_trial() && i128::from(age_ns) > STALE.as_nanos().cast_signed() {
             // One that is removed by another trial, or in use, is not ours to remove.
             if let Err(refusal) = handle.remove_volume(&name).await {
                 tracing::warn!(volume = %name, %refusal, "what is left of a trial is not removed");
@@ -61,15 +59,8 @@ async fn remove_stale(handle: &Handle) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether a name is one that only a trial has.
-fn is_ours(name: &str) -> bool {
-    name.strip_prefix(PREFIX)
-        .is_some_and(|id| id.len() == 36 && JobId::parse(id).is_some())
-}
-
 async fn attempt(handle: &Handle, peer: &Peer, kind: VolumeKind) -> Result<Finding, Refusal> {
-    let name = format!("{PREFIX}{}", JobId::random());
-    let name = VolumeName::parse(&name).map_err(broken)?;
+    let name = VolumeName::of_trial();
     let volume = VolumeSpec {
         name: name.clone(),
         size: VolumeSize::parse(SIZE).map_err(broken)?,
@@ -202,18 +193,5 @@ mod tests {
         assert_eq!(found.verdict, Verdict::NotEnforced);
         assert_eq!(found.detail, "no mkfs");
         assert_eq!(found.remedy.as_deref(), Some("install e2fsprogs"));
-    }
-
-    #[test]
-    fn no_volume_of_a_user_is_taken_for_a_trials() {
-        assert!(is_ours(&format!("{PREFIX}{}", JobId::random())));
-        for name in [
-            "joblet-doctor-",
-            "joblet-doctor-data",
-            "data",
-            "joblet-doctor-1f3a",
-        ] {
-            assert!(!is_ours(name), "{name}");
-        }
     }
 }

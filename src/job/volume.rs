@@ -11,6 +11,9 @@ use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, VOLUME_BYTES_RANGE, VOLU
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeName(String);
 
+/// What the names of volumes begin with that are made to see whether volumes work.
+const TRIAL: &str = "joblet-doctor-";
+
 /// Text that names no volume.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum VolumeNameError {
@@ -62,6 +65,18 @@ impl VolumeName {
                 character,
             }),
         }
+    }
+
+    /// A name for a trial, which no other volume has.
+    #[must_use]
+    pub fn of_trial() -> Self {
+        Self(format!("{TRIAL}{}", JobId::random()))
+    }
+
+    /// Whether it is a trial's: such a volume goes when the trial is over, so no user may have the name.
+    #[must_use]
+    pub fn is_of_trial(&self) -> bool {
+        self.0.starts_with(TRIAL)
     }
 
     /// The name.
@@ -203,6 +218,15 @@ mod tests {
         for name in ["user-data", "app_cache_v2", "Dataset2024", "a", "A-", &long] {
             assert_eq!(VolumeName::parse(name).unwrap().as_str(), name);
         }
+    }
+
+    #[test]
+    fn trials_have_names_of_their_own() {
+        let [one, other] = [VolumeName::of_trial(), VolumeName::of_trial()];
+        assert_ne!(one, other);
+        assert_eq!(VolumeName::parse(one.as_str()), Ok(one.clone()));
+        assert!(one.is_of_trial());
+        assert!(!VolumeName::parse("joblet-data").unwrap().is_of_trial());
     }
 
     #[test]

@@ -32,8 +32,13 @@ const _: () = assert!(
 /// # Errors
 /// A refusal that says what is wrong with name or size.
 pub(in crate::front) fn volume_spec(create: &VolumeCreate) -> Result<VolumeSpec, Refusal> {
+    let name = volume_name(&create.name)?;
+    if name.is_of_trial() {
+        let message = format!("volume name {name} is kept for what `rnx doctor` tries");
+        return Err(invalid(message).hint("choose another beginning"));
+    }
     Ok(VolumeSpec {
-        name: volume_name(&create.name)?,
+        name,
         size: volume_size(&create.size)?,
         kind: match create.kind {
             proto_rkyv::VolumeKind::Filesystem => VolumeKind::Filesystem,
@@ -159,6 +164,13 @@ mod tests {
             size: size.into(),
             kind: proto_rkyv::VolumeKind::Memory,
         }
+    }
+
+    #[test]
+    fn a_name_that_trials_have_is_refused() {
+        let refusal = volume_spec(&create("joblet-doctor-mine", "1MB")).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Invalid);
+        assert!(volume_spec(&create("joblet-data", "1MB")).is_ok());
     }
 
     fn asked(names: &[&str]) -> Vec<proto_rkyv::Attachment> {
