@@ -52,9 +52,7 @@ impl Bar {
             bar.set_position(bytes);
         }
     }
-}
 
-impl Bar {
     /// Says something beside it.
     pub(crate) fn aside(&self, say: impl FnOnce()) {
         match &self.0 {

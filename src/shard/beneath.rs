@@ -8,7 +8,7 @@ use std::{
 
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    sys::stat::Mode,
+    sys::stat::{FileStat, Mode, SFlag},
 };
 
 use crate::job::{Refusal, RefusalCode, VolumeName};
@@ -83,6 +83,11 @@ pub(super) fn open_beneath(at: &impl AsFd, path: &OsStr, flags: OFlag) -> io::Re
                 | ResolveFlag::RESOLVE_NO_SYMLINKS,
         );
     Ok(openat2(at, path, how)?)
+}
+
+/// What kind of file it is: one of the S_IF values.
+pub(super) fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use nix::{
 };
 
 use self::linked::{Linked, Seen};
-use super::beneath::{Root, open_beneath};
+use super::beneath::{Root, kind, open_beneath};
 use crate::{
     job::{ByteString, ExtraEntry, Refusal, RefusalCode, Remark, TreeEntry},
     limits,
@@ -327,8 +327,4 @@ impl Reading {
 /// The blocking pool did not get to it.
 pub(super) fn busy(error: &BlockingError) -> Refusal {
     Refusal::new(RefusalCode::Busy, error.to_string()).hint("try again in a moment")
-}
-
-fn kind(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT)
 }

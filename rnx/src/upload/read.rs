@@ -30,14 +30,10 @@ fn spawn(entries: Vec<Entry>) -> Blobs {
 
 fn join(joiner: &mut Joiner, entry: &Entry) -> Result<(), Stop> {
     // Opened before it is announced: a file that cannot be opened leaves no half entry.
-    let file = match entry.upload {
-        Upload::File { bytes, .. } => Some((open(entry, bytes)?, bytes)),
-        Upload::Dir { .. }
-        | Upload::Symlink { .. }
-        | Upload::Fifo { .. }
-        | Upload::Link { .. }
-        | Upload::Remark { .. }
-        | Upload::End => None,
+    let file = if let Upload::File { bytes, .. } = entry.upload {
+        Some((open(entry, bytes)?, bytes))
+    } else {
+        None
     };
     joiner.entry(&entry.upload)?;
     match file {

@@ -27,7 +27,7 @@ use crate::{
     log::DiskGuard,
     rt,
     shard::{
-        beneath::{Root, open_beneath},
+        beneath::{Root, kind, open_beneath},
         topology::Host,
         tree::busy,
         upload::progress::Progress,
@@ -244,7 +244,7 @@ impl Writer {
         // By a descriptor: the name may be another's by now.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let fifo = open_beneath(&parent, &name, flags)?;
-        if file_kind(&fifo)? != SFlag::S_IFIFO {
+        if kind(&fstat(&fifo)?) != SFlag::S_IFIFO {
             return Err(Errno::ESTALE.into());
         }
         self.own(&fifo)?;
@@ -361,13 +361,8 @@ fn replacing(parent: &OwnedFd, name: &OsStr, make: impl Fn() -> nix::Result<()>)
     }
 }
 
-fn file_kind(fd: &OwnedFd) -> io::Result<SFlag> {
-    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode & libc::S_IFMT))
-}
-
 fn is_lone_file(fd: &OwnedFd) -> bool {
-    file_kind(fd).is_ok_and(|kind| kind == SFlag::S_IFREG)
-        && fstat(fd).is_ok_and(|facts| facts.st_nlink == 1)
+    fstat(fd).is_ok_and(|facts| kind(&facts) == SFlag::S_IFREG && facts.st_nlink == 1)
 }
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY
