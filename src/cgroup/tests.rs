@@ -93,6 +93,30 @@ fn a_leaf_is_made_filled_killed_emptied_and_removed() {
 }
 
 #[test]
+fn a_leaf_holds_only_one_process_while_no_other_is_in_it() {
+    let grove = Grove::new();
+    let tree = grove.tree();
+    let job = JobId::random();
+    assert!(
+        !tree.holds_only(job, std::process::id()),
+        "there is no leaf"
+    );
+    tree.create(job, &Limits::default(), None).unwrap();
+    let mut children = [sleeper(), sleeper()];
+    let [first, second] = children.each_ref().map(Child::id);
+    assert!(tree.holds_only(job, first), "nobody is in it");
+    join(procs(tree, job), &children[0]);
+    assert!(tree.holds_only(job, first) && !tree.holds_only(job, second));
+    join(procs(tree, job), &children[1]);
+    assert!(!tree.holds_only(job, first) && !tree.holds_only(job, second));
+    tree.kill(job).unwrap();
+    for child in &mut children {
+        child.wait().unwrap();
+    }
+    assert!(tree.holds_only(job, first));
+}
+
+#[test]
 fn what_is_asked_of_a_job_without_a_leaf_is_missing() {
     let grove = Grove::new();
     let (tree, job) = (grove.tree(), JobId::random());

@@ -29,7 +29,7 @@ const WEIGHT_MOST: &str = "10000";
 /// The cgroups of one instance.
 #[derive(Debug)]
 pub struct Tree {
-    dir: Dir,
+    pub(super) dir: Dir,
     v1: V1,
     v2: V2,
     /// Where it stands, when we made it.

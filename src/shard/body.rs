@@ -35,6 +35,8 @@ pub(super) struct Body {
     pub(super) upload: Option<OwnedFd>,
     /// It has volumes, which its shard gives back.
     pub(super) has_volumes: bool,
+    /// It was ended before its init had died, which its cgroup then waits for.
+    pub(super) is_reaped: bool,
     /// Its processes stand still: the host's disk is full.
     pub(super) is_frozen: bool,
     /// The idempotency key it was submitted with, until the store has its record.
@@ -68,6 +70,7 @@ impl Body {
             control: None,
             upload: None,
             has_volumes: false,
+            is_reaped: false,
             is_frozen: false,
             key: None,
             link: None,

@@ -330,7 +330,12 @@ impl Shard {
                 ));
             }
             KeeperEvent::Started { id, record } => self.feed(Event::Started(id, started(record))),
-            KeeperEvent::Exited { id, record } => self.feed(Event::Exited(id, exited(record))),
+            KeeperEvent::Exited { id, record } => {
+                self.feed(Event::Exited(id, exited(record)));
+                if self.is_reaped(id) {
+                    self.feed(Event::Reaped(id));
+                }
+            }
             KeeperEvent::Gone { id } => {
                 link.jobs.borrow_mut().remove(&id);
                 self.feed(Event::Gone(id));

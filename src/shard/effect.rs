@@ -103,6 +103,8 @@ pub enum Event {
     Started(JobId, Result<u64, ExecFailure>),
     /// The command has ended.
     Exited(JobId, Exit),
+    /// Every process of the job but its init is reaped; init ends by itself.
+    Reaped(JobId),
     /// No process of the job is left.
     Gone(JobId),
     /// The keeper died: nobody will tell how the job ends, and its processes have been killed.

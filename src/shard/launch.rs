@@ -479,14 +479,14 @@ impl Shard {
 
     /// Kills every process of a job.
     pub(super) fn kill(&self, id: JobId) {
-        if !self
-            .bodies
-            .borrow()
-            .get(&id)
-            .is_some_and(|body| body.has_leaf)
-        {
-            return;
+        let has_leaf = |body: &Body| body.has_leaf;
+        if self.bodies.borrow().get(&id).is_some_and(has_leaf) {
+            self.kill_leaf(id);
         }
+    }
+
+    /// Kills every process in a job's cgroup.
+    pub(super) fn kill_leaf(&self, id: JobId) {
         match self.host.cgroups.kill(id) {
             Ok(()) | Err(CgroupError::Missing(_)) => {}
             Err(error) => tracing::error!(job_id = %id, %error, "a job could not be killed"),

@@ -43,6 +43,7 @@ pub fn on(
         Event::Unsent(id) => on_unsent(core, now, id, out),
         Event::Started(id, result) => on_started(core, now, id, result, out),
         Event::Exited(id, exit) => on_exited(core, id, exit),
+        Event::Reaped(id) => on_reaped(core, id, out),
         Event::Gone(id) => on_gone(core, id, out),
         Event::Orphaned(id) => on_orphaned(core, now, id, out),
         Event::Drained(id, log, usage) => on_drained(core, now, id, (log, usage), out),
@@ -433,6 +434,18 @@ fn on_exited(core: &mut Core, id: JobId, exit: Exit) {
     };
     if let Phase::Alive(alive) = &mut job.phase {
         alive.exit.get_or_insert(exit);
+    }
+}
+
+/// How the command ended is known and nothing of the job runs any more. That its init, which is ours, takes a while to
+/// die is nobody's business but of whoever gives back what it lives in.
+fn on_reaped(core: &mut Core, id: JobId, out: &mut Vec<Effect>) {
+    let has_exited = core
+        .jobs
+        .get(&id)
+        .is_some_and(|job| matches!(&job.phase, Phase::Alive(alive) if alive.exit.is_some()));
+    if has_exited {
+        on_gone(core, id, out);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, fs::File, os::fd::OwnedFd, rc::Rc, time::Instant};
 
-use super::{desk::chain, driver::Shard, effect::Event, seats::MemoryCgroup};
+use super::{body::Body, desk::chain, driver::Shard, effect::Event, seats::MemoryCgroup};
 use crate::{
     cgroup::CgroupError,
     config::Durability,
@@ -24,7 +24,9 @@ impl Shard {
     pub(super) fn drain(self: &Rc<Self>, id: JobId) {
         let shard = Rc::clone(self);
         rt::spawn(async move {
-            shard.wait_until_empty(id).await;
+            if !shard.ends_before_its_init(id) {
+                shard.wait_until_empty(id).await;
+            }
             let capture = shard
                 .bodies
                 .borrow()
@@ -49,6 +51,29 @@ impl Shard {
             }
             shard.feed(Event::Drained(id, totals, shard.usage(id)));
         });
+    }
+
+    /// Whether a job whose command has ended has no process left but its init, as its cgroup says. init takes a while
+    /// to die, because the kernel waits for grace periods when a mount namespace goes; what can be told of the job
+    /// does not depend on it. Where it holds a volume or a disk image, whoever hears of the end may remove that, so
+    /// there the end waits.
+    pub(super) fn is_reaped(&self, id: JobId) -> bool {
+        let mut bodies = self.bodies.borrow_mut();
+        let Some(body) = bodies.get_mut(&id) else {
+            return false;
+        };
+        let is_bound_to_disk = body.has_volumes || body.image.is_some();
+        body.is_reaped = !is_bound_to_disk
+            && body.has_leaf
+            && body
+                .pid
+                .is_some_and(|pid| self.host.cgroups.holds_only(id, pid));
+        body.is_reaped
+    }
+
+    fn ends_before_its_init(&self, id: JobId) -> bool {
+        let bodies = self.bodies.borrow();
+        bodies.get(&id).is_some_and(|body| body.is_reaped)
     }
 
     /// Has the disk keep the files of a job's output before the store says how much there is, where that is to survive
@@ -78,19 +103,18 @@ impl Shard {
 
     /// Waits until no process is left in a job's cgroup, killing what is.
     pub(super) async fn wait_until_empty(&self, id: JobId) {
-        if !self
-            .bodies
-            .borrow()
-            .get(&id)
-            .is_some_and(|body| body.has_leaf)
-        {
-            return;
+        let has_leaf = |body: &Body| body.has_leaf;
+        if self.bodies.borrow().get(&id).is_some_and(has_leaf) {
+            self.empty_leaf(id).await;
         }
+    }
+
+    async fn empty_leaf(&self, id: JobId) {
         let mut pause = limits::LEAF_RETRY_FIRST;
         loop {
             match self.host.cgroups.populated(id) {
                 Ok(false) | Err(CgroupError::Missing(_)) => return,
-                Ok(true) => self.kill(id),
+                Ok(true) => self.kill_leaf(id),
                 Err(error) => {
                     tracing::error!(job_id = %id, %error, "a job's cgroup cannot be read");
                     return;
@@ -123,6 +147,9 @@ impl Shard {
         // A daemon that goes down with its last job gives this back first.
         let waiting = self.records.begin();
         rt::spawn(async move {
+            if body.is_reaped {
+                shard.empty_leaf(id).await;
+            }
             if body.has_leaf {
                 shard.remove_leaf(id, body.seat, body.memory).await;
             }

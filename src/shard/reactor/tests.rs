@@ -193,6 +193,17 @@ fn a_job_goes_from_submit_to_completed() {
 }
 
 #[test]
+fn a_job_ends_when_only_its_init_is_left_and_not_before_its_command_has_exited() {
+    let mut story = Story::running(None);
+    assert_eq!(story.feed(Event::Reaped(id(1))), []);
+    assert_eq!(story.feed(exit(ExitStatus::Code(0))), []);
+    assert_eq!(story.feed(Event::Reaped(id(1))), [Effect::Drain(id(1))]);
+    assert_eq!(story.feed(Event::Gone(id(1))), [], "it is drained once");
+    story.feed(Event::Drained(id(1), LogTotals::default(), None));
+    assert_eq!(story.outcome().0, State::Completed);
+}
+
+#[test]
 fn go_waits_until_the_store_keeps_the_job() {
     let mut story = Story::new();
     story.feed(new_job(1, None));
@@ -616,6 +627,7 @@ fn event() -> impl Strategy<Value = Event> {
                 cpu_system_us: 0
             }
         )),
+        job.clone().prop_map(Event::Reaped),
         job.clone().prop_map(Event::Gone),
         job.clone().prop_map(Event::Orphaned),
         job.clone()

@@ -32,6 +32,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Body {
     pub(super) has_leaf: bool,
+    /// It was ended before its init had died.
+    pub(super) is_reaped: bool,
     /// Our end of init's control socket, until the go is given.
     pub(super) control: Option<Incarnation>,
     pub(super) link: Option<KeeperId>,

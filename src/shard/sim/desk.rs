@@ -94,7 +94,10 @@ impl World {
                 self.feed(life, shard, Event::StepFailed(id, why));
             }
             Message::Started(id, result) => self.feed(life, shard, Event::Started(id, result)),
-            Message::Exited(id, exit) => self.feed(life, shard, Event::Exited(id, exit)),
+            Message::Exited(id, exit) => {
+                self.feed(life, shard, Event::Exited(id, exit));
+                self.look_what_is_left(life, shard, id);
+            }
             Message::Gone(id) => {
                 if let Some(link) = self.link(shard, keeper) {
                     link.jobs.remove(&id);
@@ -103,6 +106,19 @@ impl World {
             }
             Message::SpawnerGone => self.on_spawner_gone(life, shard, keeper),
             Message::Closed => self.on_keeper_closed(life, shard, keeper),
+        }
+    }
+
+    /// A command may leave processes behind, which die with init; without them the job has ended.
+    fn look_what_is_left(&mut self, life: Life, shard: ShardIndex, id: JobId) {
+        if !self.is_alive(life) {
+            return;
+        }
+        let is_reaped = self.dice.per_mille(500);
+        let body = self.shard(shard).bodies.get_mut(&id);
+        if let Some(body) = body.filter(|body| body.has_leaf && is_reaped) {
+            body.is_reaped = true;
+            self.feed(life, shard, Event::Reaped(id));
         }
     }
 

@@ -160,7 +160,9 @@ impl World {
     }
 
     fn drain(&mut self, life: Life, shard: ShardIndex, id: JobId) {
-        if !self.is_empty(shard, id) {
+        let body = self.shard(shard).bodies.get(&id);
+        let is_reaped = body.is_some_and(|body| body.is_reaped);
+        if !is_reaped && !self.is_empty(shard, id) {
             self.kill(shard, id);
             return self.work(life, shard, id, Task::Drain, 5 * MS);
         }

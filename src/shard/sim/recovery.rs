@@ -254,6 +254,7 @@ impl World {
             let holder = held.get(&id).copied();
             let body = Body {
                 has_leaf: holder.is_some(),
+                is_reaped: false,
                 // One that has started was let go; of any other nobody knows.
                 control: holder.and_then(|keeper| self.keepers[&keeper].control(id)),
                 link: holder,

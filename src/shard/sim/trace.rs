@@ -88,6 +88,7 @@ impl fmt::Display for Said<'_> {
                 return write!(f, "started {} {:?}", Short(*id), result);
             }
             Event::Exited(id, exit) => return write!(f, "exited {} {:?}", Short(*id), exit.status),
+            Event::Reaped(id) => ("reaped", *id),
             Event::Gone(id) => ("gone", *id),
             Event::Orphaned(id) => ("orphaned", *id),
             Event::Drained(id, _, _) => ("drained", *id),
