@@ -32,7 +32,7 @@ use crate::{
         mail::{Bell, Sleeper},
         oneshot,
     },
-    store::{Change, Done, Rejected, StoreError, Writer},
+    store::{self, Change, Done, Rejected, StoreError, Writer},
 };
 
 /// What the store said to one change.
@@ -81,6 +81,8 @@ impl Unkept {
 /// The store as one shard sees it.
 pub(super) struct Records {
     writer: Writer,
+    /// This turn's changes, in order, until its other tasks have run.
+    outbox: RefCell<Vec<(u64, Change, store::Answer)>>,
     /// Answers cross from the store's thread here; the bell is the shard's, the count says how many were sent.
     answers: mpsc::Sender<(u64, Answer)>,
     sent: Arc<AtomicU64>,
@@ -109,6 +111,7 @@ impl Records {
         let sleeper = Sleeper::new(&bell)?;
         let records = Rc::new(Self {
             writer,
+            outbox: RefCell::default(),
             answers,
             sent: Arc::clone(&sent),
             bell,
@@ -132,7 +135,10 @@ impl Records {
     ///
     /// # Cancel
     /// The change is made all the same.
-    pub(super) fn submit(&self, change: Change) -> impl Future<Output = Answer> + use<> {
+    pub(super) fn submit(
+        self: &Rc<Self>,
+        change: Change,
+    ) -> impl Future<Output = Answer> + use<> {
         let ticket = self.next.replace(self.next.get() + 1);
         let (sender, receiver) = oneshot();
         self.waiting.borrow_mut().insert(ticket, sender);
@@ -149,20 +155,29 @@ impl Records {
                 bell.ring();
             }
         };
-        let rejected = match self.writer.submit(change, Box::new(done)) {
-            Ok(()) => None,
-            Err(Rejected::Full(_)) => Some(Unkept::Backlog),
-            Err(Rejected::Closed(_)) => Some(Unkept::Closed),
-        };
-        if rejected.is_some() {
-            self.waiting.borrow_mut().remove(&ticket);
-            self.closed();
+        let mut outbox = self.outbox.borrow_mut();
+        outbox.push((ticket, change, Box::new(done)));
+        if outbox.len() == 1 {
+            let records = Rc::clone(self);
+            rt::spawn(async move { records.hand_over() });
         }
-        async move {
-            match rejected {
-                Some(why) => Err(why),
-                None => receiver.await.unwrap_or(Err(Unkept::Closed)),
+        async move { receiver.await.unwrap_or(Err(Unkept::Closed)) }
+    }
+
+    /// Gives the store this turn's changes. Last in the turn: the kernel may run the thread that is woken in place of
+    /// ours, and then all else that the turn began would wait for a commit.
+    fn hand_over(&self) {
+        for (ticket, change, done) in self.outbox.take() {
+            let why = match self.writer.submit(change, done) {
+                Ok(()) => continue,
+                Err(Rejected::Full(_)) => Unkept::Backlog,
+                Err(Rejected::Closed(_)) => Unkept::Closed,
+            };
+            let waiting = self.waiting.borrow_mut().remove(&ticket);
+            if let Some(waiting) = waiting {
+                let _ = waiting.send(Err(why));
             }
+            self.closed();
         }
     }
 
