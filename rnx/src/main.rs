@@ -10,6 +10,7 @@ mod exit;
 mod flags;
 mod json;
 mod local;
+mod names;
 mod out;
 mod pow;
 mod schedule;

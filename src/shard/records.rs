@@ -135,10 +135,7 @@ impl Records {
     ///
     /// # Cancel
     /// The change is made all the same.
-    pub(super) fn submit(
-        self: &Rc<Self>,
-        change: Change,
-    ) -> impl Future<Output = Answer> + use<> {
+    pub(super) fn submit(self: &Rc<Self>, change: Change) -> impl Future<Output = Answer> + use<> {
         let ticket = self.next.replace(self.next.get() + 1);
         let (sender, receiver) = oneshot();
         self.waiting.borrow_mut().insert(ticket, sender);

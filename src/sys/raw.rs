@@ -19,7 +19,7 @@ use core::{arch::asm, ffi::c_void};
 #[allow(missing_docs, reason = "each is the name of its system call")]
 pub mod number {
     pub const READ: usize = 0; pub const WRITE: usize = 1; pub const CLOSE: usize = 3;
-    pub const RT_SIGPROCMASK: usize = 14; pub const SENDTO: usize = 44; pub const RECVFROM: usize = 45;
+    pub const RT_SIGPROCMASK: usize = 14; pub const SCHED_YIELD: usize = 24; pub const SENDTO: usize = 44; pub const RECVFROM: usize = 45;
     pub const CLONE: usize = 56; pub const EXECVE: usize = 59; pub const WAIT4: usize = 61; pub const KILL: usize = 62;
     pub const CHDIR: usize = 80; pub const FCHMOD: usize = 91; pub const UMASK: usize = 95; pub const SETSID: usize = 112;
     pub const SETGROUPS: usize = 116; pub const SETRESUID: usize = 117; pub const SETRESGID: usize = 119;
@@ -46,7 +46,7 @@ pub mod number {
     pub const KEYCTL: usize = 219; pub const OPENAT: usize = 56; pub const MKDIRAT: usize = 34;
     pub const SYMLINKAT: usize = 36; pub const PPOLL: usize = 73; pub const UNSHARE: usize = 97;
     pub const SIGNALFD4: usize = 74; pub const DUP3: usize = 24; pub const PRLIMIT64: usize = 261;
-    pub const SETNS: usize = 268; pub const EXECVEAT: usize = 281;
+    pub const SCHED_YIELD: usize = 124; pub const SETNS: usize = 268; pub const EXECVEAT: usize = 281;
 }
 
 /// System call numbers that are the same everywhere, because they are young.

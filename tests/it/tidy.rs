@@ -71,6 +71,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
             "src/sys/",
             "src/sandbox/init",
             "rnx/src/pow.rs",
+            "rnx/src/names.rs",
             "tests/",
             "tools/",
         ],

@@ -22,12 +22,13 @@ pub(crate) mod version;
 pub(crate) mod volume;
 pub(crate) mod wait;
 
-use rnx::{Client, Config, Line};
+use rnx::{Client, Config, Line, Node};
 
 use crate::{
     exit::{Failure, code},
     flags::Global,
     local::Local,
+    names,
     out::Out,
 };
 
@@ -62,8 +63,7 @@ impl Session {
         if self.global.local {
             return Ok(Local::new().connect(self.out).await?.1);
         }
-        let config = self.config()?;
-        Ok(Client::connect(config.node(self.global.node.as_deref())?).await?)
+        Ok(Client::connect(&self.node()?).await?)
     }
 
     /// A connection to it that is made anew when it is lost.
@@ -72,8 +72,14 @@ impl Session {
             let (node, client) = Local::new().connect(self.out).await?;
             return Ok(Line::new(node, client));
         }
+        Ok(Line::connect(&self.node()?).await?)
+    }
+
+    /// The server that is meant, whose address may be a name.
+    fn node(&self) -> Result<Node, Failure> {
+        names::use_what_is_built_in();
         let config = self.config()?;
-        Ok(Line::connect(config.node(self.global.node.as_deref())?).await?)
+        Ok(config.node(self.global.node.as_deref())?.clone())
     }
 }
 

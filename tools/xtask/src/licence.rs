@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::host;
+
 /// Fails, naming each package, when a dependency has a licence that `deny.toml` does not allow or comes from
 /// elsewhere than the workspace and the registry.
 pub(crate) fn check(root: &Path) -> Result<()> {
@@ -66,17 +68,6 @@ fn refusal(package: &Value, allowed: &BTreeSet<String>) -> Option<String> {
         return None;
     }
     Some(format!("{name} {version} has licence {licence:?}"))
-}
-
-/// The target triple of this machine, as rustc names it.
-fn host() -> Result<String> {
-    let output = Command::new("rustc")
-        .args(["-vV"])
-        .output()
-        .context("start rustc")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV names no host")
 }
 
 /// The strings of `allow = [ … ]` in the section `[licenses]`.

@@ -8,7 +8,9 @@
     reason = "a tool for people: it prints, starts cargo and reads a clock"
 )]
 
+mod dist;
 mod licence;
+mod order;
 
 use std::{
     env,
@@ -33,6 +35,9 @@ usage: cargo xtask VERB
                    need a machine of their own (clock, systemd, power)
   vm [--kernel 6.1|6.12|all] power [--rounds N] [--seed N]
                    losses of power only
+  dist             what is installed: target/dist/joblet and target/dist/rnx
+  order            writes rnx/link-order.txt, by which rnx is linked, from runs of it; as root, after a change of the
+                   compiler or of dependencies
   bench            the numbers of benches/PROMISES.md, and the peers beside them";
 
 fn main() -> Result<()> {
@@ -46,6 +51,8 @@ fn main() -> Result<()> {
         Some("deny") => deny(),
         Some("test") => test(&rest),
         Some("vm") => vm(&rest),
+        Some("dist") => dist::build().map(drop),
+        Some("order") => order::record(),
         Some("bench") => bench(),
         Some("help" | "--help" | "-h") => {
             eprintln!("{USAGE}");
@@ -139,17 +146,14 @@ fn test_binary() -> Result<PathBuf> {
         .context("cargo names no binary of tests/it")
 }
 
-/// Measures what is installed, and both tools as they are built with it.
+/// Measures what is installed, with tools that are built as it is.
 fn bench() -> Result<()> {
-    let packages = ["joblet", "rnx", "floor", "compare"].map(|name| format!("--package={name}"));
-    let mut build = vec!["build", "--bins", DIST, "--locked"];
-    build.extend(packages.iter().map(String::as_str));
-    cargo(&build)?;
-    cargo(&["bench", "--bench", "canonical", DIST, "--locked"])?;
-    cargo(&["run", DIST, "--package", "compare", "--locked"])
+    dist::build()?;
+    let dist = dist::PROFILE;
+    cargo(&["build", "--bin=floor", "--bin=compare", dist, "--locked"])?;
+    cargo(&["bench", "--bench", "canonical", dist, "--locked"])?;
+    cargo(&["run", dist, "--package", "compare", "--locked"])
 }
-
-const DIST: &str = "--profile=dist";
 
 /// Runs cargo in the workspace and fails as it fails.
 fn cargo<S: AsRef<OsStr>>(args: &[S]) -> Result<()> {
@@ -191,6 +195,17 @@ fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("start {shown}"))?;
     ensure!(status.success(), "{shown}: {status}");
     Ok(())
+}
+
+/// The target triple of this machine, as rustc names it.
+fn host() -> Result<String> {
+    let output = Command::new("rustc")
+        .args(["-vV"])
+        .output()
+        .context("start rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
 }
 
 /// The root of the workspace, two levels above this package.
