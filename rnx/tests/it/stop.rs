@@ -1,4 +1,4 @@
-//! `rnx job stop`: every job is asked before the end of the first is waited for.
+//! `rnx job stop`: every job is asked, and its end asked for, before anything is made of the first.
 
 use proto_rkyv::{Reason, RefusalCode, Reply, Request, State};
 use tokio::sync::mpsc;
@@ -29,13 +29,15 @@ fn stopping() -> (Setting, mpsc::UnboundedReceiver<Asked>) {
 }
 
 fn asked(told: &mut mpsc::UnboundedReceiver<Asked>) -> Vec<String> {
-    std::iter::from_fn(|| told.try_recv().ok())
+    let mut asked: Vec<_> = std::iter::from_fn(|| told.try_recv().ok())
         .map(|asked| match asked.request {
             Request::Stop(stop) => format!("stop {}", stop.job),
             Request::Wait(job) => format!("wait {job}"),
             other => format!("{other:?}"),
         })
-        .collect()
+        .collect();
+    asked.sort_unstable(); // each on a stream of its own
+    asked
 }
 
 #[test]
@@ -43,11 +45,31 @@ fn it_returns_when_the_jobs_have_ended() {
     let (rnx, mut told) = stopping();
     let (stdout, _) = rnx.check(&["job", "stop", "1f3a", "2b4c", "ended"], 0);
     assert_eq!(stdout, format!("{ID_TEXT} STOPPED\n").repeat(3));
-    let wait = format!("wait {ID_TEXT}");
     assert_eq!(
         asked(&mut told),
-        ["stop 1f3a", "stop 2b4c", "stop ended", &wait, &wait]
+        [
+            "stop 1f3a",
+            "stop 2b4c",
+            "stop ended",
+            "wait 1f3a",
+            "wait 2b4c",
+            "wait ended"
+        ]
     );
+}
+
+#[test]
+fn more_jobs_than_a_connection_has_requests_for_are_all_stopped_and_waited_for() {
+    let (rnx, mut told) = stopping();
+    let ids: Vec<_> = (0..700).map(|number| format!("{:08x}", number)).collect();
+    let words = ["job", "stop"]
+        .into_iter()
+        .chain(ids.iter().map(String::as_str));
+    let (stdout, _) = rnx.check(&words.collect::<Vec<_>>(), 0);
+    assert_eq!(stdout, format!("{ID_TEXT} STOPPED\n").repeat(ids.len()));
+    let asked = asked(&mut told);
+    let count = |what| asked.iter().filter(|asked| asked.starts_with(what)).count();
+    assert_eq!((count("stop "), count("wait ")), (ids.len(), ids.len()));
 }
 
 #[test]
