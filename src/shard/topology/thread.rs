@@ -112,6 +112,10 @@ impl ThreadParts {
             .employ(self.crew)
             .await
             .map_err(io("a crew's sockets"))?;
+        if self.purpose == Purpose::Drain {
+            // Before anybody can ask: a shard that has not heard yet would admit a job.
+            shard.feed(Event::Close);
+        }
         let front = rt::spawn((self.front)(Handle::new(Rc::clone(&shard)), self.socket));
         shard.front.keep(front);
         if self.host.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.host.shards {
