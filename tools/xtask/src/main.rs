@@ -150,7 +150,8 @@ fn test_binary() -> Result<PathBuf> {
 fn bench() -> Result<()> {
     dist::build()?;
     let dist = dist::PROFILE;
-    cargo(&["build", "--bin=floor", "--bin=compare", dist, "--locked"])?;
+    let tools = ["--package=floor", "--package=compare"];
+    cargo(&[&["build", "--bins", dist, "--locked"], &tools[..]].concat())?;
     cargo(&["bench", "--bench", "canonical", dist, "--locked"])?;
     cargo(&["run", dist, "--package", "compare", "--locked"])
 }
