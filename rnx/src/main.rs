@@ -3,6 +3,7 @@
 //! Flags → what is asked → answer → exit code. Each command has a file of its own below `verb`; only `out`
 //! prints; `exit` knows every code. One thread runs everything but the writer of job output and the reader
 //! of uploads: start-up is part of every job's latency.
+#![cfg_attr(all(target_os = "linux", target_env = "gnu", not(test)), no_main)]
 
 mod amount;
 mod environment;
@@ -15,10 +16,12 @@ mod out;
 mod pow;
 mod schedule;
 mod signal;
+#[cfg(all(target_os = "linux", target_env = "gnu", not(test)))]
+mod start;
 mod text;
 mod verb;
 
-use std::{env, process::ExitCode};
+use std::env;
 
 use crate::{
     exit::{Failure, code},
@@ -27,7 +30,13 @@ use crate::{
     verb::Session,
 };
 
-fn main() -> ExitCode {
+#[cfg(not(all(target_os = "linux", target_env = "gnu", not(test))))]
+fn main() -> std::process::ExitCode {
+    command().into()
+}
+
+/// One call of the program; its exit code.
+fn command() -> u8 {
     let words: Vec<_> = env::args_os().collect();
     let flags = match Flags::read(&words) {
         Ok(flags) => flags,
@@ -38,15 +47,14 @@ fn main() -> ExitCode {
                 code::DONE
             };
             let shown = Out::new(false).clap(&error);
-            return shown.map_or_else(|failure| failure.code, |()| usage).into();
+            return shown.map_or_else(|failure| failure.code, |()| usage);
         }
     };
     let out = Out::new(flags.global.json);
-    let exit = run(flags, out).unwrap_or_else(|failure| {
+    run(flags, out).unwrap_or_else(|failure| {
         out.failure(&failure);
         failure.code
-    });
-    exit.into()
+    })
 }
 
 fn run(flags: Flags, out: Out) -> Result<u8, Failure> {

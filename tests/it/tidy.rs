@@ -72,6 +72,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
             "src/sandbox/init",
             "rnx/src/pow.rs",
             "rnx/src/names.rs",
+            "rnx/src/start.rs",
             "tests/",
             "tools/",
         ],

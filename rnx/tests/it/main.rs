@@ -13,11 +13,11 @@
 
 mod command;
 mod library;
-mod linkage;
 mod local;
 mod resume;
 mod schedule;
 mod server;
+mod start;
 mod stop;
 mod trust;
 mod volume;
