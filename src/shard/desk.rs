@@ -332,7 +332,7 @@ impl Shard {
             KeeperEvent::Started { id, record } => self.feed(Event::Started(id, started(record))),
             KeeperEvent::Exited { id, record } => {
                 self.feed(Event::Exited(id, exited(record)));
-                if self.is_reaped(id) {
+                if self.note_if_reaped(id) {
                     self.feed(Event::Reaped(id));
                 }
             }

@@ -53,11 +53,11 @@ impl Shard {
         });
     }
 
-    /// Whether a job whose command has ended has no process left but its init, as its cgroup says. init takes a while
-    /// to die, because the kernel waits for grace periods when a mount namespace goes; what can be told of the job
-    /// does not depend on it. Where it holds a volume or a disk image, whoever hears of the end may remove that, so
-    /// there the end waits.
-    pub(super) fn is_reaped(&self, id: JobId) -> bool {
+    /// Finds out whether a job whose command has ended has no process left but its init, as its cgroup says, and so
+    /// ends now. init takes a while to die, because the kernel waits for grace periods when a mount namespace goes;
+    /// what can be told of the job does not depend on it. Where it holds a volume or a disk image, whoever hears of
+    /// the end may remove that, so there the end waits.
+    pub(super) fn note_if_reaped(&self, id: JobId) -> bool {
         let mut bodies = self.bodies.borrow_mut();
         let Some(body) = bodies.get_mut(&id) else {
             return false;

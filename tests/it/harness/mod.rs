@@ -24,7 +24,7 @@ pub(crate) use dice::Dice;
 pub(crate) use disk::{Filler, free, on_a_disk_of, with_reserve};
 pub(crate) use leftovers::loop_devices;
 pub(crate) use mounts::{Mute, Requests, in_private_mounts};
-pub(crate) use process::{Process, daemon_memory};
+pub(crate) use process::{Process, all as all_processes, daemon_memory};
 pub(crate) use rnx::{Output, Rnx, Running};
 pub(crate) use shared::Shared;
 pub(crate) use trace::{KilledAt, Tracer};

@@ -1,7 +1,7 @@
 //! A job sees its own processes only.
 
 use super::DAEMON;
-use crate::harness::Host;
+use crate::harness::{Host, Process, all_processes};
 
 #[test]
 fn proc_lists_the_processes_of_the_job_and_no_other() {
@@ -84,4 +84,23 @@ fn orphans_are_reaped_and_leave_no_zombie() {
     let script = "for i in 1 2 3 4 5; do sh -c 'true & true &'; done; sleep 0.3; \
                   grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l";
     assert_eq!(daemon.sh(script).trim(), "0");
+}
+
+#[test]
+fn a_job_has_ended_when_none_of_its_processes_is_left() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let name = format!("left{}", std::process::id());
+    // One with much memory takes a while to die.
+    let script = format!(
+        "mkfifo up; perl -e '$0 = \"{name}\"; $much = \"x\" x 1e8; open UP, \">up\"; close UP; sleep 600' & \
+         cat up"
+    );
+    for _ in 0..5 {
+        daemon.sh(&script);
+        let left = all_processes().into_iter().filter_map(Process::of);
+        let left: Vec<_> = left.filter(|one| one.short_name() == name).collect();
+        assert_eq!(left, []);
+    }
 }
