@@ -54,8 +54,11 @@ trait Backend {
         devices: &[Device],
     ) -> Result<(), CgroupError>;
 
-    /// Adds what it counts of a leaf. What cannot be read is left as it is.
+    /// Adds what it has counted of a leaf. What cannot be read is left as it is.
     fn account(&self, tree: &Dir, leaf: &str, usage: &mut Usage);
+
+    /// Adds what a leaf has now. What cannot be read is left as it is.
+    fn account_now(&self, tree: &Dir, leaf: &str, usage: &mut Usage);
 }
 
 /// What can go wrong with a cgroup.

@@ -138,7 +138,7 @@ impl Tree {
     #[must_use]
     pub fn enforcement(&self, limit: LimitKind) -> Enforcement {
         let controller = Controller::from(limit);
-        let backends: [&dyn Backend; 2] = [&self.v2, &self.v1];
+        let backends = self.backends();
         backends
             .into_iter()
             .find_map(|backend| backend.enforcement(controller))
@@ -288,8 +288,7 @@ impl Tree {
             self.v1.rename(seat, job)?;
         }
         let leaf = job.to_string();
-        let backends: [&dyn Backend; 2] = [&self.v2, &self.v1];
-        backends
+        self.backends()
             .into_iter()
             .try_for_each(|backend| backend.limit(&self.dir, &leaf, limits, devices))
     }
@@ -299,6 +298,29 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::Missing`], [`CgroupError::Read`].
     pub fn usage(&self, job: JobId) -> Result<Usage, CgroupError> {
+        let mut usage = self.counted(job)?;
+        let leaf = job.to_string();
+        for backend in self.backends() {
+            backend.account_now(&self.dir, &leaf, &mut usage);
+        }
+        Ok(usage)
+    }
+
+    /// What a job that has ended has used in all: it has nothing now, though its init may not be dead yet.
+    ///
+    /// # Errors
+    /// [`CgroupError::Missing`], [`CgroupError::Read`].
+    pub fn usage_in_all(&self, job: JobId) -> Result<Usage, CgroupError> {
+        let counted = self.counted(job)?;
+        Ok(Usage {
+            // Not every kernel has every file.
+            memory_bytes: counted.memory_peak_bytes.or(counted.oom_kills).map(|_| 0),
+            pids: counted.pids_peak.or(counted.pids_refused).map(|_| 0),
+            ..counted
+        })
+    }
+
+    fn counted(&self, job: JobId) -> Result<Usage, CgroupError> {
         let leaf = job.to_string();
         // Counted with and without a controller.
         let cpu = self
@@ -310,11 +332,14 @@ impl Tree {
             cpu_system_us: value_of(&cpu, "system_usec").unwrap_or(0),
             ..Usage::default()
         };
-        let backends: [&dyn Backend; 2] = [&self.v2, &self.v1];
-        for backend in backends {
+        for backend in self.backends() {
             backend.account(&self.dir, &leaf, &mut usage);
         }
         Ok(usage)
+    }
+
+    fn backends(&self) -> [&dyn Backend; 2] {
+        [&self.v2, &self.v1]
     }
 
     /// How much of the time a job waited: for CPU, memory, I/O. `None` where the kernel does not tell.

@@ -406,7 +406,6 @@ impl Backend for V1 {
                         .map(|ns| ns / 1_000);
                 }
                 Controller::Memory => {
-                    usage.memory_bytes = number("memory.usage_in_bytes");
                     usage.memory_peak_bytes = number("memory.max_usage_in_bytes");
                     usage.oom_kills = self.oom_kills(leaf);
                 }
@@ -417,12 +416,22 @@ impl Backend for V1 {
                     }
                 }
                 Controller::Pids => {
-                    usage.pids = number("pids.current");
                     usage.pids_peak = number("pids.peak");
                     usage.pids_refused =
                         read("pids.events").and_then(|text| value_of(&text, "max"));
                 }
                 Controller::Cpuset => {}
+            }
+        }
+    }
+
+    fn account_now(&self, _tree: &Dir, leaf: &str, usage: &mut Usage) {
+        for (controller, dir) in &self.controllers {
+            let number = |file: &str| dir.number(&format!("{leaf}/{file}"));
+            match controller {
+                Controller::Memory => usage.memory_bytes = number("memory.usage_in_bytes"),
+                Controller::Pids => usage.pids = number("pids.current"),
+                Controller::Cpu | Controller::Io | Controller::Cpuset => {}
             }
         }
     }

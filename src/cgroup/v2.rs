@@ -118,7 +118,6 @@ impl Backend for V2 {
                         read("cpu.stat").and_then(|text| value_of(&text, "throttled_usec"));
                 }
                 Controller::Memory => {
-                    usage.memory_bytes = number("memory.current");
                     usage.memory_peak_bytes = number("memory.peak");
                     usage.oom_kills =
                         read("memory.events").and_then(|text| value_of(&text, "oom_kill"));
@@ -131,12 +130,22 @@ impl Backend for V2 {
                     }
                 }
                 Controller::Pids => {
-                    usage.pids = number("pids.current");
                     usage.pids_peak = number("pids.peak");
                     usage.pids_refused =
                         read("pids.events").and_then(|text| value_of(&text, "max"));
                 }
                 Controller::Cpuset => {}
+            }
+        }
+    }
+
+    fn account_now(&self, tree: &Dir, leaf: &str, usage: &mut Usage) {
+        let number = |file: &str| tree.number(&format!("{leaf}/{file}"));
+        for controller in &self.controllers {
+            match controller {
+                Controller::Memory => usage.memory_bytes = number("memory.current"),
+                Controller::Pids => usage.pids = number("pids.current"),
+                Controller::Cpu | Controller::Io | Controller::Cpuset => {}
             }
         }
     }

@@ -92,7 +92,7 @@ impl Shard {
         if !self.bodies.borrow().get(&id)?.has_leaf {
             return None;
         }
-        match self.host.cgroups.usage(id) {
+        match self.host.cgroups.usage_in_all(id) {
             Ok(usage) => Some(usage),
             Err(error) => {
                 tracing::warn!(job_id = %id, %error, "what a job used is not known");

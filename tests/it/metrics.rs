@@ -56,6 +56,22 @@ fn a_followed_job_uses_more_and_more_until_its_outcome() {
 }
 
 #[test]
+fn a_job_that_has_ended_has_no_process_and_no_memory() {
+    let Some(daemon) = DAEMON.get(Host::Any) else {
+        return;
+    };
+    let id = daemon.submit(&["--max-memory", "64", "--max-pids", "50"], &["true"]);
+    daemon.ended(&id);
+    let last = daemon.rnx(["job", "metrics", &id, "--json"]);
+    let last = &lines(&last.text())[0];
+    assert_eq!(
+        (&last["pids"], &last["memory_bytes"]),
+        (&0.into(), &0.into()),
+        "{last}"
+    );
+}
+
+#[test]
 fn looks_at_a_live_job_are_kept_with_it() {
     let Some(daemon) = DAEMON.get(Host::Any) else {
         return;
