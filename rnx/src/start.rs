@@ -35,11 +35,6 @@ extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
     debug_assert!(ignored.is_ok(), "SIGPIPE may be ignored");
     let code = panic::catch_unwind(crate::command).map_or(PANICKED, i32::from);
     // Not by returning: this writes what standard output still holds.
-    exit(code)
-}
-
-#[expect(clippy::exit, reason = "this is where the program ends")]
-fn exit(code: i32) -> ! {
     process::exit(code)
 }
 

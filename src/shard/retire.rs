@@ -24,9 +24,7 @@ impl Shard {
     pub(super) fn drain(self: &Rc<Self>, id: JobId) {
         let shard = Rc::clone(self);
         rt::spawn(async move {
-            if !shard.ends_before_its_init(id) {
-                shard.wait_until_empty(id).await;
-            }
+            shard.wait_until_empty(id).await;
             let capture = shard
                 .bodies
                 .borrow()
@@ -71,11 +69,6 @@ impl Shard {
         body.is_reaped
     }
 
-    fn ends_before_its_init(&self, id: JobId) -> bool {
-        let bodies = self.bodies.borrow();
-        bodies.get(&id).is_some_and(|body| body.is_reaped)
-    }
-
     /// Has the disk keep the files of a job's output before the store says how much there is, where that is to survive
     /// a loss of power.
     async fn flush_log(&self, id: JobId, totals: LogTotals) {
@@ -101,10 +94,11 @@ impl Shard {
         }
     }
 
-    /// Waits until no process is left in a job's cgroup, killing what is.
+    /// Waits until no process is left in a job's cgroup, killing what is. For the init of a job that is reaped only
+    /// the removal of the cgroup waits.
     pub(super) async fn wait_until_empty(&self, id: JobId) {
-        let has_leaf = |body: &Body| body.has_leaf;
-        if self.bodies.borrow().get(&id).is_some_and(has_leaf) {
+        let may_hold = |body: &Body| body.has_leaf && !body.is_reaped;
+        if self.bodies.borrow().get(&id).is_some_and(may_hold) {
             self.empty_leaf(id).await;
         }
     }

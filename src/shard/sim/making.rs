@@ -156,13 +156,11 @@ impl World {
 
     fn is_empty(&mut self, shard: ShardIndex, id: JobId) -> bool {
         let body = self.shard(shard).bodies.get(&id);
-        body.is_none_or(|body| !body.has_leaf) || !self.kernel.is_populated(id)
+        body.is_none_or(|body| !body.has_leaf || body.is_reaped) || !self.kernel.is_populated(id)
     }
 
     fn drain(&mut self, life: Life, shard: ShardIndex, id: JobId) {
-        let body = self.shard(shard).bodies.get(&id);
-        let is_reaped = body.is_some_and(|body| body.is_reaped);
-        if !is_reaped && !self.is_empty(shard, id) {
+        if !self.is_empty(shard, id) {
             self.kill(shard, id);
             return self.work(life, shard, id, Task::Drain, 5 * MS);
         }

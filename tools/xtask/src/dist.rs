@@ -41,8 +41,12 @@ pub(crate) fn build() -> Result<PathBuf> {
     run(&mut client)?;
     let target = root()?.join("target");
     let (made, dir) = (target.join(&host).join("dist/rnx"), target.join("dist"));
-    ensure_static(&made)?;
-    say_how_old_the_order_is(&made)?;
+    let failed = || format!("read {}", made.display());
+    let bytes = fs::read(&made).with_context(failed)?;
+    let program = object::File::parse(&*bytes).with_context(failed)?;
+    let asks_for_a_loader = program.section_by_name(".interp").is_some();
+    ensure!(!asks_for_a_loader, "{} is not static", made.display());
+    say_how_old_the_order_is(&functions_of(&program))?;
     // Not over it: what is there may have another name in cargo's own directory.
     let place = dir.join("rnx");
     if place.exists() {
@@ -52,21 +56,11 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn ensure_static(program: &Path) -> Result<()> {
-    let failed = || format!("read {}", program.display());
-    let bytes = fs::read(program).with_context(failed)?;
-    let file = object::File::parse(&*bytes).with_context(failed)?;
-    let asks_for_a_loader = file.section_by_name(".interp").is_some();
-    ensure!(!asks_for_a_loader, "{} is not static", program.display());
-    Ok(())
-}
-
 /// Another compiler or other dependencies give functions other names, and those go where the linker likes.
-fn say_how_old_the_order_is(program: &Path) -> Result<()> {
+fn say_how_old_the_order_is(there: &[Function]) -> Result<()> {
     let path = root()?.join(ORDER);
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let ordered: Vec<&str> = names(&text).collect();
-    let there = functions(program)?;
     let there: HashSet<&str> = there.iter().map(|one| one.name.as_str()).collect();
     let known = ordered.iter().filter(|name| there.contains(*name)).count();
     eprintln!(
@@ -92,7 +86,11 @@ pub(crate) fn functions(program: &Path) -> Result<Vec<Function>> {
     let failed = || format!("read {}", program.display());
     let bytes = fs::read(program).with_context(failed)?;
     let file = object::File::parse(&*bytes).with_context(failed)?;
-    let texts = file.symbols().filter(|symbol| {
+    Ok(functions_of(&file))
+}
+
+fn functions_of(program: &object::File<'_>) -> Vec<Function> {
+    let texts = program.symbols().filter(|symbol| {
         symbol.is_definition() && symbol.kind() == SymbolKind::Text && symbol.address() != 0
     });
     let mut functions: Vec<Function> = texts
@@ -104,7 +102,7 @@ pub(crate) fn functions(program: &Path) -> Result<Vec<Function>> {
         })
         .collect();
     functions.sort_by(|a, b| (a.address, &a.name).cmp(&(b.address, &b.name)));
-    Ok(functions)
+    functions
 }
 
 #[cfg(test)]

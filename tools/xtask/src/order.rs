@@ -8,7 +8,6 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     os::unix::fs::FileExt,
-    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -148,10 +147,7 @@ struct Traps {
 impl Traps {
     fn set(pid: Pid, functions: &[Function]) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
-        let memory = File::options()
-            .read(true)
-            .write(true)
-            .open(Path::new(&path));
+        let memory = File::options().read(true).write(true).open(&path);
         let memory = memory.with_context(|| format!("open {path}"))?;
         let mut places: HashMap<u64, (u8, Vec<String>)> = HashMap::new();
         for Function { address, name } in functions {
